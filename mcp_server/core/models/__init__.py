@@ -1,0 +1,1 @@
+"""Result and request models, one shape for CLI, MCP and tests."""

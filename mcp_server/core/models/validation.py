@@ -1,0 +1,25 @@
+"""The linter's result."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mcp_server.core.models.base import Frozen, Severity
+
+
+class Finding(Frozen):
+    code: str = Field(examples=["MM101"])
+    severity: Severity
+    message: str
+    where: str = Field(default="", description="path inside the recipe, such as slices[0].sources[1]")
+    fix: str = ""
+
+
+class Validation(Frozen):
+    """`ok` is false exactly when a finding is an error."""
+
+    ok: bool
+    findings: list[Finding]
+    level: str = Field(description="yaml | checkpoints | planner: how deep the checks could go")
+    fixed_recipe: str | None = None
+    changes: list[str] = Field(default_factory=list)
