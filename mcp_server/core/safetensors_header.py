@@ -1,10 +1,10 @@
 """Read and check a safetensors header: names, dtypes, shapes and offsets, without touching a weight.
 
-The file is 8 bytes of little-endian header length N, N bytes of JSON, then the tensors' bytes. Every number in that JSON comes from
-somebody else, so each is checked before anything trusts it: a header is refused that is too long, names a tensor twice, claims a
-size its shape does not have, leaves holes, overlaps, or points outside the file. This is the only parser of the format in the package.
+The file is 8 bytes of little-endian header length N, N bytes of JSON, then the tensors' bytes. Every number in that JSON comes
+from somebody else, so each is checked before anything trusts it: a header is refused that is too long, names a tensor twice,
+claims a size its shape does not have, leaves holes, overlaps, or points outside the file. No other module parses the format.
 
-Source of the rules: the safetensors format description and its reference implementation (100 MB header limit, no holes, no overlap).
+Source of the rules: the safetensors format description and its reference implementation (100 MB header, no holes, no overlap).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Header:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Parse and check the header of one safetensors file. Raises `NotFound` or `Malformed`, naming the file and what was found."""
+    """Parse and check the header of one safetensors file. Raises `NotFound` or `Malformed`, naming file and fault."""
     file = Path(path)
     try:
         with file.open("rb") as stream:
