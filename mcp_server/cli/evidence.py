@@ -1,0 +1,162 @@
+"""compare, verify, evaluate, sweep, report: what the numbers say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mcp_server.cli.console import Json, emit, stderr, table
+from mcp_server.cli.merging import finish, foreground
+from mcp_server.core.models.evidence import Evaluation, Verification
+from mcp_server.core.models.job import JobKind, JobRequest
+from mcp_server.core.report import write_report
+
+EXIT_OF_VERIFICATION = {"verified": 0, "failed": 1, "unreadable": 2, "inconclusive": 3}
+EXIT_OF_EVALUATION = {"passed": 0, "adjust": 1, "failed": 1, "inconclusive": 3}
+
+
+def register(app: typer.Typer) -> None:
+    for command in (compare, verify, evaluate, sweep, report):
+        app.command()(command)
+
+
+def run_job(kind: JobKind, parameters: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """Run a worker in the foreground and return its result."""
+    ended = foreground(JobRequest(kind=kind, parameters=parameters), kind, quiet=quiet)
+    if code := finish(ended):
+        raise typer.Exit(code)
+    return ended.result or {}
+
+
+def compare(
+    base: Annotated[str, typer.Argument(help="the base model")],
+    refs: Annotated[list[str], typer.Argument(help="fine-tunes or adapters of it")],
+    sample: Annotated[bool, typer.Option(help="a quick look at a part of every tensor")] = False,
+    json: Json = False,
+) -> int:
+    """How the task vectors of sources stand to each other. Facts for a plan; none of them can clear a merge."""
+    import json as encoder
+
+    result = run_job("compare", {"base": base, "refs": refs, "sample": sample}, quiet=json)
+    if json:
+        print(encoder.dumps(result, ensure_ascii=False, indent=2))
+        return 0
+    overall = [(key, value) for key, value in result.get("overall", {}).items()]
+    table("Overall", ("", ""), overall)
+    layers = result.get("layers", [])
+    if layers:
+        columns = list(layers[0])
+        table("Layers that stand out", columns, [[layer.get(c) for c in columns] for layer in layers])
+    stderr.print(f"everything: {result.get('path')}", markup=False)
+    return 0
+
+
+def verify(
+    out: Annotated[Path, typer.Argument(help="a merged model or adapter")],
+    full: Annotated[bool, typer.Option(help="read every weight again, and trust no provenance")] = False,
+    recipe: Annotated[Path | None, typer.Option(help="recipe, when the folder holds none")] = None,
+    json: Json = False,
+) -> int:
+    """Whether a merge is what its recipe says: structure, weights, provenance, loading."""
+    parameters = {"out": str(out.resolve()), "full": full, "recipe": recipe and str(recipe.resolve())}
+    found = Verification.model_validate(run_job("verify", parameters, quiet=json))
+    emit(found, json, lambda: show_verification(found))
+    return EXIT_OF_VERIFICATION[found.verdict]
+
+
+def show_verification(found: Verification) -> None:
+    mark = {True: "passed", False: "FAILED", None: "unknown"}
+    table("Verification", ("check", "", "detail"), [(c.name, mark[c.passed], c.detail) for c in found.checks])
+    for name, share in found.landed.items():
+        loss = found.rounding_loss.get(name)
+        lost = "" if loss is None else f", {loss:.1%} of its energy lost in rounding"
+        stderr.print(f"delta of {name}: {'unknown' if share is None else f'{share:.2f}'} landed{lost}", markup=False)
+    stderr.print(found.verdict, style="bold")
+
+
+def evaluate(
+    out: Annotated[Path, typer.Argument(help="a merged model")],
+    suite: Annotated[list[str] | None, typer.Option(help="suite or lm-eval task; repeat for more")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="NAME=REF of base or source; default: from the provenance")] = None,
+    cross: Annotated[bool, typer.Option(help="each source alone on the others' prompts")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N prompts of every suite")] = None,
+    split: Annotated[str, typer.Option(help="dev or test")] = "test",
+    endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible URL that serves the merged model")] = None,
+    json: Json = False,
+) -> int:
+    """Measure a merge against its sources and its base, capability by capability."""
+    parameters = {
+        "out": str(out.resolve()),
+        "suites": suite or [],
+        "against": against or [],
+        "cross": cross,
+        "limit": limit,
+        "split": split,
+        "endpoint": endpoint,
+    }
+    found = Evaluation.model_validate(run_job("evaluate", parameters, quiet=json))
+    emit(found, json, lambda: show_evaluation(found))
+    return EXIT_OF_EVALUATION[found.verdict]
+
+
+def show_evaluation(found: Evaluation) -> None:
+    names = list(dict.fromkeys(name for c in found.capabilities.values() for name in c.sources))
+    rows = [
+        (label, c.metric, c.n, c.base, *(c.sources.get(n) for n in names), c.merged, c.retention, c.gain_recovered)
+        for label, c in found.capabilities.items()
+    ]
+    columns = ("capability", "metric", "n", "base", *names, "merged", "retention", "gain recovered")
+    table("Evaluation", columns, rows, right=range(2, len(columns)))
+    if found.cross_context:
+        contexts = list(dict.fromkeys(c for row in found.cross_context.values() for c in row))
+        cross = [(name, *(row.get(c) for c in contexts)) for name, row in found.cross_context.items()]
+        table("Breaks into its own behaviour in foreign contexts (rate)", ("source", *contexts), cross)
+    for line in found.why:
+        stderr.print(line, markup=False)
+    stderr.print(found.verdict, style="bold")
+    if found.next:
+        stderr.print(f"next: {found.next}", markup=False)
+
+
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="plan YAML")],
+    out: Annotated[Path, typer.Argument(help="folder for the table and the winner")],
+    suite: Annotated[list[str] | None, typer.Option(help="suite; repeat for more")] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="KEY=V1,V2,… ; default: the plan's shortlist")] = None,
+    limit: Annotated[int | None, typer.Option(min=1)] = None,
+    ray: Annotated[str | None, typer.Option(help="address of a Ray cluster (extra: ray)")] = None,
+    json: Json = False,
+) -> int:
+    """Merge and evaluate several candidates, choose on the dev split, report once on the test split."""
+    import json as encoder
+
+    parameters = {
+        "plan": str(plan.resolve()),
+        "out": str(out.resolve()),
+        "suites": suite or [],
+        "grid": grid or [],
+        "limit": limit,
+        "ray": ray,
+    }
+    result = run_job("sweep", parameters, quiet=json)
+    if json:
+        print(encoder.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        candidates = result.get("candidates", [])
+        columns = ("name", "recipe", "scores", "pareto", "stopped")
+        table("Candidates (dev split)", columns, [[c.get(k) for k in columns] for c in candidates])
+        stderr.print(f"winner: {result.get('winner')}", markup=False)
+    return 0 if result.get("winner") else 1
+
+
+def report(
+    out: Annotated[Path, typer.Argument(help="a merged model with its evidence")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="default: OUT/report.html")] = None,
+    json: Json = False,
+) -> int:
+    """One self-contained HTML page: rationale, sources, recipe, verification, evaluation."""
+    written = write_report(out.resolve(), output)
+    emit(written, json, lambda: stderr.print(f"wrote {written.html}", markup=False))
+    return 0

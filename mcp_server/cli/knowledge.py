@@ -1,0 +1,186 @@
+"""inspect, recommend, render, validate, estimate: what is known before a byte of weights is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from mcp_server.cli.console import Json, emit, size, stderr, table
+from mcp_server.core.checkpoint import inspect_models
+from mcp_server.core.errors import NotFound, OutputExists
+from mcp_server.core.estimate import estimate as estimate_recipe
+from mcp_server.core.models.estimation import Estimate
+from mcp_server.core.models.inspect import Inspection
+from mcp_server.core.models.plan import Plan
+from mcp_server.core.models.validation import Validation
+from mcp_server.core.recommend import recommend as recommend_for
+from mcp_server.core.render import parse_overrides, read_plan
+from mcp_server.core.render import render as render_plan
+from mcp_server.core.scenario_reader import read_scenario
+from mcp_server.core.validate import fix as fix_recipe
+from mcp_server.core.validate import validate as validate_recipe
+
+
+def register(app: typer.Typer) -> None:
+    for command in (inspect, recommend, render, validate, estimate):
+        app.command()(command)
+
+
+def read_text(path: Path, what: str) -> str:
+    if not path.is_file():
+        raise NotFound(f"there is no {what} at {path}", f"give the path of a {what} file")
+    return path.read_text(encoding="utf-8")
+
+
+def write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
+    if path.exists() and not overwrite:
+        raise OutputExists(f"{path} exists already", "choose another path, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    stderr.print(f"wrote {path}", markup=False)
+
+
+def inspect(
+    refs: Annotated[list[str], typer.Argument(help="local folders or hub ids in the local cache")],
+    base: Annotated[str | None, typer.Option(help="the base model, if it is not one of the sources")] = None,
+    json: Json = False,
+) -> int:
+    """What the sources are and whether they can be merged, from headers alone."""
+    found = inspect_models(refs, base=base)
+    emit(found, json, lambda: show_inspection(found))
+    return 1 if found.compatible is False else 0
+
+
+def show_inspection(found: Inspection) -> None:
+    rows = [
+        (s.ref, s.kind, s.architecture, s.layers, s.hidden, s.vocabulary, s.dtype, size(s.bytes), s.adapter and s.adapter.ranks)
+        for s in found.sources
+    ]
+    table("Sources", ("source", "kind", "architecture", "layers", "hidden", "vocabulary", "dtype", "size", "rank"), rows)
+    if found.differences:
+        differences = [
+            (d.field, ", ".join(f"{k}: {v}" for k, v in d.values.items()), d.meaning, d.why) for d in found.differences
+        ]
+        table("Differences", ("field", "values", "meaning", "why"), differences)
+    for source in found.sources:
+        if source.detail:
+            stderr.print(f"{source.ref}: {source.detail}", markup=False)
+    for line in found.licences:
+        stderr.print(f"licence: {line}", markup=False)
+    answer = {True: "yes", False: "no", None: "unknown"}[found.compatible]
+    stderr.print(f"mergeable with each other: {answer}", markup=False)
+
+
+def recommend(
+    scenario: Annotated[Path, typer.Argument(help="scenario YAML")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="save the plan here")] = None,
+    json: Json = False,
+) -> int:
+    """Merge or not, how, and why."""
+    plan = recommend_for(read_scenario(scenario))
+    if output:
+        write_new(output, yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
+    emit(plan, json, lambda: show_plan(plan))
+    return 1 if plan.verdict == "cannot_merge" else 0
+
+
+def show_plan(plan: Plan) -> None:
+    rows: list[tuple[str, object]] = [("verdict", plan.verdict)]
+    if plan.strategy:
+        parameters = ", ".join(f"{k}={v}" for k, v in plan.strategy.parameters.items())
+        rows.append(("strategy", plan.strategy.id + (f" ({parameters})" if parameters else "")))
+    if plan.weights:
+        rows.append(("weights", ", ".join(f"{k} {v:.2f}" for k, v in plan.weights.items())))
+    if plan.engine:
+        fits = {True: "fits", False: "does not fit", None: "size unknown"}[plan.engine.fits]
+        rows.append(("engine", f"{plan.engine.id}, {fits}. {plan.engine.note}".rstrip()))
+    rows += [(f"then try {n}", f"{r.strategy}: {r.why}") for n, r in enumerate(plan.runner_up, 1)]
+    rows += [("evaluate", f"{step.suite} ({step.when}): {step.why}") for step in plan.evaluation]
+    rows += [("because", f"{rule.because} [{rule.id}; {rule.source}]") for rule in plan.rules]
+    rows += [("differs", line) for line in plan.differences]
+    rows += [(f"warning {w.code}", w.message) for w in plan.warnings]
+    rows += [("question", question) for question in plan.questions]
+    table("Plan", ("", ""), rows)
+
+
+def render(
+    plan: Annotated[Path, typer.Argument(help="plan YAML, as `recommend -o` wrote it")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as sources.persona.weight=0.7")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="save the recipe here")] = None,
+    json: Json = False,
+) -> int:
+    """Turn a plan into a recipe that any folder can run."""
+    rendered = render_plan(read_plan(plan), parse_overrides(set_ or []))
+    if output:
+        write_new(output, rendered.recipe)
+        rendered = rendered.model_copy(update={"path": str(output.resolve())})
+    for warning in rendered.warnings:
+        stderr.print(f"warning {warning.code}: {warning.message}", markup=False)
+    emit(rendered, json, lambda: None if output else print(rendered.recipe, end=""))
+    return 0
+
+
+def validate(
+    recipe: Annotated[Path, typer.Argument(help="recipe YAML")],
+    fix: Annotated[
+        bool, typer.Option("--fix", help="correct what can be corrected; the old file is kept as RECIPE.orig")
+    ] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="also ask mergekit's own planner (slow start)")] = False,
+    ram_gib: Annotated[float | None, typer.Option(help="memory that the merge may use")] = None,
+    json: Json = False,
+) -> int:
+    """Find what would fail late or silently, before anything runs."""
+    text = read_text(recipe, "recipe")
+    if fix:
+        found = fix_recipe(text, folder=recipe.resolve().parent)
+        if found.fixed_recipe is not None and found.fixed_recipe != text:
+            keep = recipe.with_name(recipe.name + ".orig")
+            write_new(keep, text)
+            write_new(recipe, found.fixed_recipe, overwrite=True)
+    else:
+        found = validate_recipe(text, folder=recipe.resolve().parent, deep=deep, ram_gib=ram_gib)
+    emit(found, json, lambda: show_validation(found))
+    return 0 if found.ok else 1
+
+
+def show_validation(found: Validation) -> None:
+    if found.findings:
+        rows = [(f.severity, f.code, f.where, f.message, f.fix) for f in found.findings]
+        table(f"Findings (level: {found.level})", ("", "code", "where", "what", "fix"), rows)
+    for change in found.changes:
+        stderr.print(f"changed: {change}", markup=False)
+    stderr.print(f"{'valid' if found.ok else 'invalid'} (checked as far as: {found.level})", markup=False)
+
+
+def estimate(
+    recipe: Annotated[Path, typer.Argument(help="recipe YAML")],
+    ram_gib: Annotated[float | None, typer.Option(help="memory to fit into")] = None,
+    out: Annotated[Path | None, typer.Option(help="where the output would go; its free disk is checked")] = None,
+    json: Json = False,
+) -> int:
+    """What the merge will cost, per engine: memory, disk, time."""
+    found = estimate_recipe(read_text(recipe, "recipe"), ram_gib=ram_gib, out=out, folder=recipe.resolve().parent)
+    emit(found, json, lambda: show_estimate(found))
+    return 1 if all(engine.fits is False for engine in found.engines.values()) else 0
+
+
+def show_estimate(found: Estimate) -> None:
+    rows = [
+        (
+            name,
+            size(e.peak_anon_bytes),
+            size(e.page_cache_bytes),
+            size(e.disk_bytes),
+            f"{e.seconds.low:.0f}–{e.seconds.high:.0f} s",
+            e.fits,
+            "; ".join(e.why_not) or ", ".join(f"{k}: {size(v)}" for k, v in e.breakdown.items()),
+        )
+        for name, e in found.engines.items()
+    ]
+    columns = ("engine", "memory needed", "page cache (optional)", "disk", "time", "fits", "made of")
+    table("Estimate (upper bounds)", columns, rows)
+    for note in found.notes:
+        stderr.print(note, markup=False)

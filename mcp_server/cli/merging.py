@@ -1,0 +1,192 @@
+"""merge and the commands that serve every kind of job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mcp_server import jobs as store
+from mcp_server.cli.console import Json, cell, emit, progress_of, size, stderr, table
+from mcp_server.cli.knowledge import read_text
+from mcp_server.core.errors import BadInput, from_dict
+from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest, MergeResult
+
+EXIT_INTERRUPTED = 130
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(merge)
+    app.command("jobs")(list_jobs)
+    for command in (status, logs, cancel, resume):
+        app.command()(command)
+
+
+def finish(status: JobStatus) -> int:
+    """The exit code of a job that has been waited for; its failure is raised in our words."""
+    if status.state == "succeeded":
+        return 0
+    if status.state == "interrupted":
+        stderr.print(f"interrupted; go on with: model-merging resume {status.job_id}", markup=False)
+        return EXIT_INTERRUPTED
+    raise from_dict(status.error or {"message": f"job {status.job_id} ended as {status.state}", "next_step": status.next_step})
+
+
+def foreground(request: JobRequest | MergeRequest, title: str, *, quiet: bool = False) -> JobStatus:
+    """Start a job, follow it with a progress bar and return how it ended."""
+    started = store.start_merge(request) if isinstance(request, MergeRequest) else store.start(request)
+    with progress_of(title, quiet=quiet) as follow:
+        return store.follow(started.job_id, on_progress=follow)
+
+
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="recipe YAML")],
+    out: Annotated[Path, typer.Argument(help="folder to write; must not exist")],
+    engine: Annotated[str, typer.Option(help="auto, stream or mergekit")] = "auto",
+    output: Annotated[str, typer.Option(help="model, or adapter: LoRAs of one base become one LoRA")] = "model",
+    rank: Annotated[int | None, typer.Option(help="rank of an adapter made by truncated SVD")] = None,
+    ram_gib: Annotated[float | None, typer.Option(help="memory that the merge may use")] = None,
+    seed: Annotated[int | None, typer.Option(help="for DARE and DELLA; recorded in any case")] = None,
+    threads: Annotated[int | None, typer.Option(help="worker threads; the result does not depend on them")] = None,
+    shard_size: Annotated[str, typer.Option(help="largest output file, such as 500MB or 5GB")] = "5GB",
+    allow_nonfinite: Annotated[bool, typer.Option(help="go on when a source holds NaN or infinity")] = False,
+    hash_: Annotated[str, typer.Option("--hash", help="headers, or full: SHA-256 of every input")] = "headers",
+    overwrite: Annotated[bool, typer.Option(help="replace the output folder")] = False,
+    detach: Annotated[bool, typer.Option(help="start it, print the job id and return")] = False,
+    json: Json = False,
+) -> int:
+    """Run a recipe as a background job; the output appears only when it is whole."""
+    request = MergeRequest.model_validate(
+        {
+            "recipe": read_text(recipe, "recipe"),
+            "recipe_folder": str(recipe.resolve().parent),
+            "out": str(out.resolve()),
+            "engine": engine,
+            "output": output,
+            "rank": rank,
+            "ram_gib": ram_gib,
+            "seed": seed,
+            "threads": threads,
+            "shard_size": parse_size(shard_size),
+            "overwrite": overwrite,
+            "allow_nonfinite": allow_nonfinite,
+            "hash": hash_,
+        }
+    )
+    if detach:
+        started = store.start_merge(request)
+        emit(started, json, lambda: show_status(started))
+        return 0
+    ended = foreground(request, "merge", quiet=json)
+    code = finish(ended)
+    if ended.result is not None:
+        result = MergeResult.model_validate(ended.result)
+        emit(result, json, lambda: show_merge(result))
+    return code
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '5GB', '500MB' or '1000000'."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
+    number = text.strip().upper()
+    unit = next((u for u in sorted(units, key=len, reverse=True) if number.endswith(u)), "")
+    try:
+        value = float(number.removesuffix(unit)) * units.get(unit, 1)
+    except ValueError:
+        value = 0
+    if not value >= 1:
+        raise BadInput(f"{text!r} is not a size", "write it as 500MB, 5GB or a number of bytes")
+    return int(value)
+
+
+def show_merge(result: MergeResult) -> None:
+    rows: list[tuple[str, object]] = [
+        ("output", result.output),
+        ("engine", result.engine),
+        ("time", f"{result.wall_seconds:.1f} s"),
+        ("peak memory", size(result.peak_anon_bytes)),
+        ("written", size(result.bytes)),
+        ("seed", result.seed),
+    ]
+    rows += [(f"delta of {name} landed", value) for name, value in result.landed.items()]
+    rows += [(f"delta of {name} lost in rounding", value) for name, value in result.rounding_loss.items()]
+    rows += [("warning", warning) for warning in result.warnings]
+    table("Merged", ("", ""), rows)
+
+
+def list_jobs(
+    prune: Annotated[bool, typer.Option(help="remove finished jobs' folders (never outputs)")] = False,
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+    offset: Annotated[int, typer.Option(min=0)] = 0,
+    json: Json = False,
+) -> int:
+    """Jobs of this store, newest first."""
+    if prune:
+        removed = store.prune()
+        stderr.print(f"removed {removed} finished jobs", markup=False)
+    found = store.list_jobs(offset=offset, limit=limit)
+    rows = [(j.job_id, j.kind, j.state, j.created, j.output) for j in found.jobs]
+    emit(found, json, lambda: table(f"Jobs ({found.total})", ("job", "kind", "state", "created", "output"), rows))
+    return 0
+
+
+def show_status(job: JobStatus) -> None:
+    rows: list[tuple[str, object]] = [(name, getattr(job, name)) for name in ("job_id", "kind", "state", "engine", "output")]
+    if job.progress:
+        rows.append(
+            ("progress", f"{job.progress.stage} {cell(job.progress.done)}/{cell(job.progress.total)} {job.progress.unit}")
+        )
+    if job.error:
+        rows.append(("error", job.error.get("message")))
+    rows += [("log", job.log_path), ("next", job.next_step)]
+    table("Job", ("", ""), rows)
+
+
+def status(
+    job_id: Annotated[str, typer.Argument()],
+    json: Json = False,
+) -> int:
+    """State and progress of a job."""
+    found = store.status(job_id)
+    emit(found, json, lambda: show_status(found))
+    return 0
+
+
+def logs(
+    job_id: Annotated[str, typer.Argument()],
+    offset: Annotated[int, typer.Option(min=0)] = 0,
+    json: Json = False,
+) -> int:
+    """What the worker printed."""
+    page = store.logs(job_id, offset=offset)
+    emit(page, json, lambda: print(page.text, end=""))
+    return 0
+
+
+def cancel(
+    job_id: Annotated[str, typer.Argument()],
+    keep: Annotated[bool, typer.Option(help="keep the partial output")] = False,
+    json: Json = False,
+) -> int:
+    """End a job and remove its partial output."""
+    ended = store.cancel(job_id, keep=keep)
+    emit(ended, json, lambda: show_status(ended))
+    return 0
+
+
+def resume(
+    job_id: Annotated[str, typer.Argument()],
+    detach: Annotated[bool, typer.Option(help="do not wait for it")] = False,
+    json: Json = False,
+) -> int:
+    """Go on with an interrupted or failed job."""
+    resumed = store.resume(job_id)
+    if not detach:
+        with progress_of(resumed.kind, quiet=json) as follow:
+            resumed = store.follow(job_id, on_progress=follow)
+        code = finish(resumed)
+        emit(resumed, json, lambda: show_status(resumed))
+        return code
+    emit(resumed, json, lambda: show_status(resumed))
+    return 0
