@@ -1,0 +1,89 @@
+"""Evaluate a parameter setting the way mergekit does: scalar, gradient over the layers, or a list of filters.
+
+    0.5                                              the same everywhere
+    [0, 0.5, 1]                                      a gradient: interpolated over the layers of the output slice
+    [{filter: mlp, value: 0.7}, {value: 0.5}]        the first entry whose filter is part of the tensor's name
+
+Source: mergekit 0.1.5, `config.evaluate_setting` and `parameter_resolver.resolve_parameter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+SCALARS = (bool, int, float, str)
+MISSING: Any = object()
+
+
+def is_scalar(value: object) -> bool:
+    return isinstance(value, SCALARS)
+
+
+def is_gradient(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(is_scalar(item) for item in value)
+
+
+def is_filters(value: object) -> bool:
+    entries = value if isinstance(value, list) else [value]
+    return bool(entries) and all(isinstance(entry, dict) and "value" in entry for entry in entries)
+
+
+def scalars(setting: Any) -> Iterator[Any]:
+    """Every scalar inside a setting, whatever its form."""
+    if is_scalar(setting):
+        yield setting
+    elif isinstance(setting, dict):
+        yield from scalars(setting.get("value"))
+    elif isinstance(setting, list):
+        for item in setting:
+            yield from scalars(item)
+
+
+def has_fallback(setting: Any) -> bool:
+    """Whether the setting gives a value for every tensor: filters do so only with an entry that matches all."""
+    if not is_filters(setting):
+        return setting is not None and setting != []
+    entries = setting if isinstance(setting, list) else [setting]
+    return any(entry.get("filter") in (None, "*") and has_fallback(entry["value"]) for entry in entries)
+
+
+def evaluate(setting: Any, tensor: str, t: float = 0.0) -> Any:
+    """The value for one tensor at position `t` in [0, 1] of its slice, or `MISSING` when no filter matches."""
+    if is_gradient(setting):
+        return _interpolate(setting, t)
+    if is_filters(setting):
+        for entry in setting if isinstance(setting, list) else [setting]:
+            wanted = entry.get("filter")
+            if wanted in (None, "*") or str(wanted) in tensor:
+                return evaluate(entry["value"], tensor, t)
+        return MISSING
+    return setting if is_scalar(setting) else MISSING
+
+
+def resolve(settings: Iterable[Any], tensor: str, t: float = 0.0, default: Any = MISSING) -> Any:
+    """The first of `settings` (nearest scope first) that has a value for this tensor, else `default`."""
+    for setting in settings:
+        value = evaluate(setting, tensor, t)
+        if value is not MISSING:
+            return value
+    return default
+
+
+def as_number(value: Any) -> float | None:
+    """A scalar as mergekit reads it for a numeric parameter: YAML 1.1 leaves `1e-5` a string, which still counts."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _interpolate(values: list[Any], t: float) -> Any:
+    numbers = [None if isinstance(v, bool) else as_number(v) for v in values]
+    if any(n is None for n in numbers):
+        return values[int(t * (len(values) - 1))]
+    position = t * (len(values) - 1)
+    low = int(position)
+    high = min(len(values) - 1, low + 1)
+    share = position - low
+    return (1 - share) * float(numbers[low] or 0.0) + share * float(numbers[high] or 0.0)
