@@ -1,0 +1,63 @@
+"""Files that are whole or absent: atomic replaces, fsync, and folders that appear by a rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` atomically and durably; a reader sees the old or the new content, never a part.
+
+    A failed write (disk full, read-only folder) raises `OSError` and leaves neither a temporary file nor a changed `path`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """`write_text` of a JSON document."""
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file below `folder` to the disk, then the folders themselves."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(Path(root) / name, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(root))
+
+
+def tree_bytes(folder: Path) -> int:
+    """Sum of the sizes of the regular files below `folder`."""
+    return sum((Path(root) / name).lstat().st_size for root, _, names in os.walk(folder) for name in names)
