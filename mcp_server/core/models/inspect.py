@@ -52,7 +52,7 @@ class SourceInfo(Frozen):
 class Difference(Frozen):
     field: str
     values: dict[str, Any] = Field(description="source ref → value")
-    meaning: Literal["fatal", "needs_tokenizer_block", "harmless"]
+    meaning: Literal["fatal", "needs_tokenizer_block", "caution", "harmless"]
     why: str = ""
 
 

@@ -1,0 +1,22 @@
+"""Reading checkpoints from headers and JSON alone: what a source is, and whether sources fit each other."""
+
+from mcp_server.core.checkpoint.adapter import describe_adapter, factors, module_rank
+from mcp_server.core.checkpoint.differences import inspect_models
+from mcp_server.core.checkpoint.source import Adapter, Checkpoint, inspect_source, locate, open_adapter, open_checkpoint
+from mcp_server.core.checkpoint.tensors import StoredTensor, StoredTensors, read_tensors
+
+__all__ = [
+    "Adapter",
+    "Checkpoint",
+    "StoredTensor",
+    "StoredTensors",
+    "describe_adapter",
+    "factors",
+    "inspect_models",
+    "inspect_source",
+    "locate",
+    "module_rank",
+    "open_adapter",
+    "open_checkpoint",
+    "read_tensors",
+]
