@@ -4,11 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-full bench test-clients lint types docs check clean
+.PHONY: help setup demo test test-full bench test-clients lint types docs check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(VENV)/.made  ## install model-merging and its MCP server into .venv
 
 demo: $(VENV)/.demo  ## merge two real adapters and see the evidence (about 5 minutes)
 	$(BIN)/model-merging demo $(ARGS)

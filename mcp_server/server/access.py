@@ -1,0 +1,109 @@
+"""What an agent names, turned into what may be opened: every path passes the operator's policy before anything below sees it.
+
+Relative paths start from the folder in which the client started the server, or from the recipe's own folder inside a recipe file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcp_server.core import settings as operator
+from mcp_server.core.errors import BadInput, Malformed, NotFound
+from mcp_server.core.models.scenario import Scenario
+from mcp_server.core.policy import Policy, for_agent
+from mcp_server.core.recipe import Recipe as ParsedRecipe
+from mcp_server.core.recipe import parse_recipe
+from mcp_server.core.refs import resolve_ref
+from mcp_server.core.yaml_io import MAX_BYTES
+
+TOKENIZER_WORDS = frozenset({"union", "base"})
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One call's view of the file system."""
+
+    policy: Policy
+    folder: Path
+
+    @classmethod
+    def now(cls) -> Access:
+        """The operator's settings as they are at this moment: a changed file applies to the next call."""
+        return cls(for_agent(operator.load()), Path.cwd())
+
+    def ref(self, text: str, folder: Path | None = None) -> str:
+        """A model reference, resolved; `base+adapter` is checked part by part."""
+        parts = [self._one(part, folder or self.folder) for part in text.split("+")]
+        return "+".join(parts)
+
+    def _one(self, text: str, folder: Path) -> str:
+        resolved = resolve_ref(text, folder)
+        return str(self.policy.check_read(resolved)) if Path(resolved).is_absolute() else resolved
+
+    def file(self, text: str, what: str) -> Path:
+        """A file to read."""
+        path = self.policy.check_read(self.folder / Path(text).expanduser())
+        if not path.is_file():
+            raise NotFound(f"there is no {what} at {path}", f"give the path of a {what} file, or its text")
+        if path.stat().st_size > MAX_BYTES:
+            raise BadInput(f"{path} has {path.stat().st_size:,} bytes, more than any {what}", "is it the right file?")
+        return path
+
+    def existing_folder(self, text: str) -> Path:
+        """A merged model's folder."""
+        path = self.policy.check_read(self.folder / Path(text).expanduser())
+        if not path.is_dir():
+            raise NotFound(f"there is no folder {path}", "give the folder that launch_merge wrote; list_merges shows them")
+        return path
+
+    def output(self, text: str) -> Path:
+        """A folder or file to write."""
+        return self.policy.check_write(self.folder / Path(text).expanduser())
+
+    def recipe(self, text_or_path: str) -> tuple[str, Path]:
+        """The recipe's text and the folder that its relative paths start from; every model in it passes the policy."""
+        if is_text(text_or_path):
+            text, folder = text_or_path, self.folder
+        else:
+            path = self.file(text_or_path, "recipe")
+            text, folder = path.read_text(encoding="utf-8"), path.parent
+        for name in _models_in(text):
+            self._one(name, folder)
+        return text, folder
+
+    def scenario(self, scenario: Scenario, folder: Path | None = None) -> Scenario:
+        """The same scenario with every local path absolute and allowed."""
+        where = folder or self.folder
+        sources = [
+            source.model_copy(
+                update={
+                    "ref": source.ref and self.ref(source.ref, where),
+                    "base": source.base and self.ref(source.base, where),
+                }
+            )
+            for source in scenario.sources or []
+        ]
+        base = scenario.base_model and self.ref(scenario.base_model, where)
+        return scenario.model_copy(update={"sources": sources if scenario.sources is not None else None, "base_model": base})
+
+
+def _models_in(text: str) -> list[str]:
+    """Every model, adapter and tokenizer that the recipe names. Text that cannot be parsed names none: the linter says why."""
+    try:
+        recipe, _problems = parse_recipe(text)
+    except Malformed:
+        return []
+    models = [part for ref in recipe.references() for part in (ref.base, ref.adapter) if part is not None]
+    return models + _tokenizers_in(recipe)
+
+
+def _tokenizers_in(recipe: ParsedRecipe) -> list[str]:
+    sources = [recipe.tokenizer_source, (recipe.tokenizer or {}).get("source")]
+    sources += [name for stage in recipe.stages for name in _tokenizers_in(stage)]
+    return [name.removeprefix("model:") for name in sources if isinstance(name, str) and name not in TOKENIZER_WORDS]
+
+
+def is_text(recipe: str) -> bool:
+    """Text has lines or a `key: value`; anything else is a path."""
+    return "\n" in recipe.strip() or ": " in recipe

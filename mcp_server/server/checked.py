@@ -1,0 +1,127 @@
+"""One place where every tool call is checked on its way in and its result on its way out.
+
+In: an argument that the tool does not have is an error that names the nearest one (the SDK would ignore it), and a value of
+the wrong type or outside its bounds is reported as argument, problem and value found. Out: a `MergingError` becomes a
+`ToolError` with its next step, the only form whose text reaches the model; results longer than the limit are shortened
+(`bounds`). Bugs stay bugs: the model reads that the call failed, the log has the traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, ValidationError
+
+from mcp_server.core.errors import MergingError, did_you_mean
+from mcp_server.server.bounds import MAX_CHARACTERS, ROOM_FOR_NOTE, compact, keep_whole_result, shorten
+
+
+class CheckedTool(Tool):
+    """A tool of the SDK whose calls go through the checks above."""
+
+    async def run(self, arguments: dict[str, Any], context: Any, convert_result: bool = False) -> Any:
+        known = self.parameters.get("properties", {})
+        self._refuse_unknown(arguments, known)
+        try:
+            self.fn_metadata.validate_arguments(arguments)
+        except ValidationError as error:
+            raise ToolError("\n".join(_problems(error, self.fn_metadata.arg_model))) from error
+        try:
+            result = await super().run(arguments, context, convert_result=convert_result)
+        except UnexpectedToolError as error:
+            if isinstance(cause := error.__cause__, MergingError):
+                raise ToolError(_limited(str(cause))) from cause
+            raise
+        return self._bounded(result) if isinstance(result, CallToolResult) else result
+
+    def _refuse_unknown(self, arguments: dict[str, Any], known: dict[str, Any]) -> None:
+        for name in arguments:
+            if name not in known:
+                takes = f"{self.name} takes {', '.join(known)}" if known else f"{self.name} takes no arguments"
+                raise ToolError(f"{self.name} has no argument {name!r}.{did_you_mean(name, known)}\n→ {takes}")
+
+    def _bounded(self, result: CallToolResult) -> CallToolResult:
+        data = result.structured_content
+        if data is None or result.is_error:
+            return result
+        text = compact(data)
+        if len(text) <= MAX_CHARACTERS:
+            return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=data)
+        shorter, cuts = shorten(data, MAX_CHARACTERS - ROOM_FOR_NOTE)
+        whole = keep_whole_result(self.name, data)
+        note = f"Shortened ({'; '.join(cuts[:6])}). The whole result is in {whole}"
+        self.fn_metadata.convert_result(shorter)
+        return CallToolResult(
+            content=[TextContent(type="text", text=compact(shorter)), TextContent(type="text", text=note)],
+            structured_content=shorter,
+            _meta={"model-merging/shortened": cuts, "model-merging/whole_result": str(whole)},
+        )
+
+
+def checked(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) -> CheckedTool:
+    """Register `fn` under its own name; its docstring is what the model reads, its return model is the output schema."""
+    tool = Tool.from_function(
+        fn, title=title, description=_one_paragraph(fn.__doc__), annotations=annotations, structured_output=True
+    )
+    parameters = {**tool.parameters, "additionalProperties": False}
+    fields = {name: getattr(tool, name) for name in Tool.model_fields}
+    return CheckedTool(**{**fields, "parameters": parameters})
+
+
+def _one_paragraph(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _limited(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
+
+
+def _problems(error: ValidationError, arguments: type[BaseModel]) -> Iterator[str]:
+    """One line a problem: where, what, the value found, and for a misspelt field the nearest right one. Eight lines at most."""
+    problems = error.errors(include_url=False)
+    for problem in problems[:8]:
+        where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+        if problem["type"] == "extra_forbidden":
+            siblings = _fields_at(arguments, problem["loc"][:-1])
+            hint = did_you_mean(str(problem["loc"][-1]), siblings) or (f" Known: {', '.join(siblings)}." if siblings else "")
+            yield f"{where}: there is no such field.{hint}"
+        elif problem["type"] == "missing":
+            yield f"{where}: this argument is required"
+        else:
+            expected = problem.get("ctx", {}).get("expected", "")
+            near = did_you_mean(str(problem["input"]), [part.strip(" '") for part in expected.replace(" or ", ",").split(",")])
+            yield f"{where}: {problem['msg']}, found {_shown(problem['input'])}.{near}"
+    if len(problems) > 8:
+        yield f"… and {len(problems) - 8} more problems"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _fields_at(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model at `where`, found through its JSON schema; empty when it is no model."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+    node: dict[str, Any] = schema
+    for part in where:
+        options = _alternatives(node, definitions)
+        step = [o["items"] for o in options if "items" in o] if isinstance(part, int) else []
+        step += [o["properties"][part] for o in options if part in o.get("properties", {})]
+        if not step:
+            continue  # the name of a union's member, which is no step in the schema
+        node = step[0]
+    return [name for option in _alternatives(node, definitions) for name in option.get("properties", {})]
+
+
+def _alternatives(node: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    if "$ref" in node:
+        return _alternatives(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions)
+    if "anyOf" in node:
+        return [found for option in node["anyOf"] for found in _alternatives(option, definitions)]
+    return [node]

@@ -1,0 +1,78 @@
+"""The same server over streamable HTTP, for one machine or for a machine that the operator guards with a token.
+
+It listens on loopback. Another address is refused until the operator sets `http_token`; then every request must carry it.
+Host and Origin are checked always, so that a web page cannot reach the server through the user's browser (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from typing import Final
+
+from mcp.server.transport_security import TransportSecuritySettings
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mcp_server.core.errors import NotAllowed
+from mcp_server.core.settings import Settings
+from mcp_server.server.build import MergingServer
+
+LOOPBACK_NAMES: Final = ["127.0.0.1", "localhost", "[::1]"]
+MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
+
+
+def http_app(server: MergingServer, settings: Settings, port: int) -> ASGIApp:
+    """The ASGI application. Raises `NotAllowed` for an address that others can reach when no token is set."""
+    if not is_loopback(settings.http_host) and settings.http_token is None:
+        raise NotAllowed(
+            f"the HTTP address {settings.http_host} can be reached by others and no token is set",
+            "set MODEL_MERGING_HTTP_TOKEN (16 characters or more), or serve on 127.0.0.1",
+        )
+    app: ASGIApp = server.streamable_http_app(
+        host=settings.http_host, transport_security=security(settings, port), max_request_body_size=MAX_REQUEST_BYTES
+    )
+    return app if settings.http_token is None else TokenGate(app, settings.http_token.get_secret_value())
+
+
+def serve_http(server: MergingServer, settings: Settings, port: int) -> None:
+    """Serve until stopped."""
+    import uvicorn
+
+    uvicorn.run(http_app(server, settings, port), host=settings.http_host, port=port, log_level="warning")
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def security(settings: Settings, port: int) -> TransportSecuritySettings:
+    """Which Host and Origin headers are accepted: loopback's, the configured address's, and the operator's own."""
+    names = [*LOOPBACK_NAMES] if is_loopback(settings.http_host) else [settings.http_host]
+    hosts = [f"{name}:{port}" for name in names] + settings.http_allowed_hosts
+    origins = [f"http://{name}:{port}" for name in names] + settings.http_allowed_origins
+    return TransportSecuritySettings(enable_dns_rebinding_protection=True, allowed_hosts=hosts, allowed_origins=origins)
+
+
+class TokenGate:
+    """Answers 401 to every HTTP request without the token, before anything of it is read."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app = app
+        self.expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._carries_token(scope):
+            headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": b'{"error":"this server needs its bearer token"}'})
+            return
+        await self.app(scope, receive, send)
+
+    def _carries_token(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        return len(given) == 1 and hmac.compare_digest(given[0], self.expected)

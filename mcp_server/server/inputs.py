@@ -1,0 +1,58 @@
+"""The arguments that several tools share, each with its description, examples and bounds in one place."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+MAX_RECIPE_CHARACTERS = 1_000_000
+MAX_WAIT_SECONDS = 50
+"""Clients give up on a call after 60 s."""
+
+Ref = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=4096,
+        description="A model or adapter: local folder, or hub id whose files are in the local Hugging Face cache. "
+        "`demo:smollm2-135m-instruct` is the demo's base.",
+        examples=["./persona_adapter", "meta-llama/Llama-3.2-3B-Instruct"],
+    ),
+]
+Recipe = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_RECIPE_CHARACTERS,
+        description="mergekit YAML as text (`render_config` returns it), or the path of a file that holds it.",
+        examples=["./recipe.yml"],
+    ),
+]
+RamGib = Annotated[
+    float | None,
+    Field(
+        gt=0, le=100_000, description="Memory that the merge may use, in GiB. Default: the operator's setting, else what is free."
+    ),
+]
+Out = Annotated[
+    str,
+    Field(min_length=1, max_length=4096, description="The merged model's folder.", examples=["./merged"]),
+]
+JobId = Annotated[
+    str,
+    Field(min_length=1, max_length=200, description="Id that the tool which started the job returned; `list_merges` lists them."),
+]
+Suites = Annotated[
+    list[str] | None,
+    Field(
+        max_length=20,
+        description="Evaluation suites or lm-eval tasks, one for each capability. Default: those that the recipe's plan names.",
+        examples=[["taskmaster_persona", "task_api_tools", "perplexity"]],
+    ),
+]
+Limit = Annotated[
+    int | None, Field(ge=1, le=100_000, description="Only the first N prompts of each suite. Default: all of them.")
+]
+Offset = Annotated[int, Field(ge=0, description="Where the page starts: 0, or the `next_offset` of the page before.")]
+PageSize = Annotated[int, Field(ge=1, le=50, description="Entries on a page.")]

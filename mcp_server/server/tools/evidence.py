@@ -1,0 +1,89 @@
+"""What proves a merge: verification, evaluation, report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mcp_server import jobs
+from mcp_server.core.models.evidence import ReportResult
+from mcp_server.core.models.job import JobRequest, JobStatus
+from mcp_server.core.report import write_report as write_html
+from mcp_server.server.access import Access
+from mcp_server.server.annotations import REPEATABLE, STARTS
+from mcp_server.server.checked import CheckedTool, checked
+from mcp_server.server.inputs import Limit, Out, Recipe, Ref, Suites
+
+
+def tools() -> list[CheckedTool]:
+    return [
+        checked(verify_merge, "Verify a merged model", STARTS),
+        checked(evaluate_merge, "Evaluate a merged model", STARTS),
+        checked(write_report, "Write the report", REPEATABLE),
+    ]
+
+
+def verify_merge(
+    out: Out,
+    full: Annotated[bool, Field(description="Read every weight again and trust no provenance.")] = False,
+    recipe: Annotated[Recipe | None, Field(description="Path of the recipe, when the folder does not hold its own.")] = None,
+) -> JobStatus:
+    """Start a job that checks whether a merged model is what its recipe says: structure, finite weights, how far each
+    source's delta landed, what rounding lost, that it loads and generates. Its verdict is verified, failed, unreadable or
+    inconclusive. Follow it with merge_status.
+    """
+    access = Access.now()
+    parameters = {
+        "out": str(access.existing_folder(out)),
+        "full": full,
+        "recipe": str(access.file(recipe, "recipe")) if recipe is not None else None,
+    }
+    return jobs.start(JobRequest(kind="verify", parameters=parameters))
+
+
+def evaluate_merge(
+    out: Out,
+    suites: Suites = None,
+    against: Annotated[
+        dict[str, Ref] | None,
+        Field(
+            max_length=12,
+            description="Models to compare with, by name: `base` and the sources. Default: those in the merge's provenance.",
+            examples=[{"base": "demo:smollm2-135m-instruct", "persona": "./persona_adapter"}],
+        ),
+    ] = None,
+    cross: Annotated[
+        bool, Field(description="Also run each source on the others' prompts: predicts trouble that weights hide.")
+    ] = False,
+    limit: Limit = None,
+    split: Annotated[Literal["dev", "test"], Field(description="dev while choosing, test once at the end.")] = "test",
+) -> JobStatus:
+    """Start a job that measures the merge, its sources and its base on the same prompts, capability by capability:
+    retention, gain recovered with confidence intervals, perplexity against the best source, and the next recipe to try. This
+    is the evidence; nothing else clears a merge. Takes minutes. Follow it with merge_status.
+    """
+    access = Access.now()
+    parameters = {
+        "out": str(access.existing_folder(out)),
+        "suites": suites or [],
+        "against": [f"{name}={access.ref(ref)}" for name, ref in (against or {}).items()],
+        "cross": cross,
+        "limit": limit,
+        "split": split,
+        "endpoint": None,
+    }
+    return jobs.start(JobRequest(kind="evaluate", parameters=parameters))
+
+
+def write_report(
+    out: Out,
+    path: Annotated[
+        str | None, Field(description="Where to write it. Default: report.html in the merged model's folder.")
+    ] = None,
+) -> ReportResult:
+    """Write one self-contained HTML page about a merge from its evidence: rationale, source inventory, recipe, verification,
+    evaluation against base and sources, and what to do next. Replaces an earlier report.
+    """
+    access = Access.now()
+    return write_html(access.existing_folder(out), access.output(path) if path is not None else None)

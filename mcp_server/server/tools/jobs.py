@@ -1,0 +1,86 @@
+"""Watch and steer jobs of every kind. State lives on disk, so any server of this store can answer for any job."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import anyio.to_thread
+from mcp.server.mcpserver import Context
+from pydantic import Field
+
+from mcp_server import jobs
+from mcp_server.core.models.job import JobList, JobStatus, LogPage
+from mcp_server.server.annotations import ENDS, READS, REPEATABLE
+from mcp_server.server.checked import CheckedTool, checked
+from mcp_server.server.inputs import MAX_WAIT_SECONDS, JobId, Offset, PageSize
+
+POLL_SECONDS = 0.25
+RUNNING = frozenset({"queued", "running"})
+PAGE_CHARACTERS = 6_000
+
+
+def tools() -> list[CheckedTool]:
+    return [
+        checked(merge_status, "Status of a job", READS),
+        checked(list_merges, "List jobs", READS),
+        checked(merge_logs, "Read a job's log", READS),
+        checked(cancel_merge, "Cancel a job", ENDS),
+        checked(resume_merge, "Resume a job", REPEATABLE),
+    ]
+
+
+async def merge_status(
+    job_id: JobId,
+    ctx: Context,
+    wait_seconds: Annotated[
+        int, Field(ge=0, le=MAX_WAIT_SECONDS, description="Wait this long for the job to end, reporting progress meanwhile.")
+    ] = 0,
+) -> JobStatus:
+    """State, progress, result or error of a job (merge, compare, verify, evaluate, sweep), with the next step. Use
+    wait_seconds=50 rather than asking again and again; if it comes back still running, call again.
+    """
+    begin = time.monotonic()
+    status = await anyio.to_thread.run_sync(jobs.status, job_id)
+    while status.state in RUNNING and (waited := time.monotonic() - begin) < wait_seconds:
+        await ctx.report_progress(round(waited, 1), wait_seconds, described(status))
+        await anyio.sleep(min(POLL_SECONDS, wait_seconds - waited))
+        status = await anyio.to_thread.run_sync(jobs.status, job_id)
+    return status
+
+
+def described(status: JobStatus) -> str:
+    """One line for a progress bar: "merge running: layers 12/30 tensors"."""
+    line = f"{status.kind} {status.state}"
+    if (progress := status.progress) is None:
+        return line
+    total = f"/{progress.total:g}" if progress.total is not None else ""
+    return f"{line}: {progress.stage} {progress.done:g}{total} {progress.unit}".rstrip()
+
+
+def list_merges(offset: Offset = 0, limit: PageSize = 10) -> JobList:
+    """List the jobs of this store, newest first, in pages. Results are left out: merge_status(job_id) has them."""
+    found = jobs.list_jobs(offset=offset, limit=limit)
+    return found.model_copy(update={"jobs": [job.model_copy(update={"result": None}) for job in found.jobs]})
+
+
+def merge_logs(job_id: JobId, offset: Offset = 0) -> LogPage:
+    """Read what a job's worker printed, a page at a time; `next_offset` continues, null means the end so far."""
+    return jobs.logs(job_id, offset=offset, limit=PAGE_CHARACTERS)
+
+
+def cancel_merge(
+    job_id: JobId,
+    keep: Annotated[bool, Field(description="Keep the partial output instead of removing it.")] = False,
+) -> JobStatus:
+    """End a running or queued job and remove its partial output. A finished output is never touched. Cancelling twice is
+    harmless.
+    """
+    return jobs.cancel(job_id, keep=keep)
+
+
+def resume_merge(job_id: JobId) -> JobStatus:
+    """Go on with an interrupted or failed job: the stream engine continues where it stopped, other jobs start again. Follow
+    it with merge_status.
+    """
+    return jobs.resume(job_id)

@@ -1,0 +1,146 @@
+"""The tools that only look: sources, strategy, recipe, findings, cost. No process is started and nothing is written."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from mcp_server.core.catalog import load as load_catalog
+from mcp_server.core.checkpoint import inspect_models as inspect_checkpoints
+from mcp_server.core.errors import BadInput
+from mcp_server.core.estimate import estimate
+from mcp_server.core.models.estimation import Estimate
+from mcp_server.core.models.inspect import Inspection
+from mcp_server.core.models.plan import Plan, Rendered
+from mcp_server.core.models.scenario import Scenario
+from mcp_server.core.models.validation import Validation
+from mcp_server.core.recommend import recommend
+from mcp_server.core.render import parse_overrides, read_plan, render
+from mcp_server.core.scenario_reader import read_scenario
+from mcp_server.core.validate import fix as fix_recipe
+from mcp_server.core.validate import validate
+from mcp_server.server.access import Access
+from mcp_server.server.annotations import READS
+from mcp_server.server.checked import CheckedTool, checked
+from mcp_server.server.inputs import Offset, Out, PageSize, RamGib, Recipe, Ref
+from mcp_server.server.strategies import StrategyPage, page_of_strategies
+
+
+def tools() -> list[CheckedTool]:
+    return [
+        checked(inspect_models, "Inspect models and adapters", READS),
+        checked(recommend_strategy, "Recommend merge, retrain or route", READS),
+        checked(list_strategies, "List merge strategies", READS),
+        checked(render_config, "Render the merge recipe", READS),
+        checked(validate_config, "Validate a merge recipe", READS),
+        checked(estimate_ram, "Estimate memory, disk and time", READS),
+    ]
+
+
+def inspect_models(
+    refs: Annotated[list[Ref], Field(min_length=1, max_length=12, description="The sources that might be merged.")],
+    base: Annotated[Ref | None, Field(description="The base model, when it is not one of the sources.")] = None,
+) -> Inspection:
+    """Say what models and LoRA adapters are, from headers and configs alone (no weights are read): architecture and its
+    hash, layers, parameters, dtype, adapter rank and base, tokenizer, licence. `compatible` is true, false or null (not
+    enough is known), and `differences` names every field that stands in the way. Call this first.
+    """
+    access = Access.now()
+    return inspect_checkpoints([access.ref(ref) for ref in refs], base=base and access.ref(base))
+
+
+def recommend_strategy(
+    scenario: Annotated[
+        Scenario | None,
+        Field(
+            description="What is to be merged and why. Leave out what you do not know: unknown answers come back as questions.",
+            examples=[
+                {
+                    "sources": [
+                        {"name": "persona", "ref": "./persona_adapter", "kind": "lora", "training_examples": 200},
+                        {"name": "tools", "ref": "./tools_adapter", "kind": "lora", "training_examples": 500},
+                    ],
+                    "base_model": "meta-llama/Meta-Llama-3-8B",
+                    "constraints": {"ram_gib": 12},
+                }
+            ],
+        ),
+    ] = None,
+    scenario_file: Annotated[str | None, Field(description="Path of a scenario YAML file, instead of `scenario`.")] = None,
+) -> Plan:
+    """Decide between merge, merge_with_caution, retrain_combined, route, distill, train_first and cannot_merge, and when
+    merging choose strategy, parameters, weights and engine. Every answer carries the rules that fired with their sources,
+    warnings, and the questions whose answers would change it: ask the user those before going on. Hand the whole plan to
+    render_config.
+    """
+    access = Access.now()
+    if (scenario is None) == (scenario_file is None):
+        found = "neither" if scenario is None else "both"
+        raise BadInput(f"one of scenario and scenario_file is needed, found {found}", "give what you know as `scenario`")
+    if scenario is not None:
+        return recommend(access.scenario(scenario))
+    path = access.file(scenario_file or "", "scenario")
+    return recommend(access.scenario(read_scenario(path), path.parent))
+
+
+def list_strategies(offset: Offset = 0, limit: PageSize = 20) -> StrategyPage:
+    """List the merge strategies: idea, how many inputs, whether a base is needed, when to use each and when not. The resource
+    merge://strategies/{id} has parameters, legal ranges and sources of one; merge://templates/{id} its recipe."""
+    return page_of_strategies(load_catalog(), offset, limit)
+
+
+def render_config(
+    plan: Annotated[Plan | None, Field(description="The plan that recommend_strategy returned, as it is.")] = None,
+    plan_file: Annotated[str | None, Field(description="Path of a saved plan (YAML), instead of `plan`.")] = None,
+    overrides: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Changes to the plan, by dotted name.",
+            examples=[{"sources.persona.weight": 0.7, "parameters.lambda": 0.8, "strategy": "ties"}],
+        ),
+    ] = None,
+) -> Rendered:
+    """Turn a plan into a mergekit recipe (YAML text) with absolute paths, and warn about what it leaves open. Validate the
+    recipe, then launch it. Writes nothing.
+    """
+    access = Access.now()
+    if (plan is None) == (plan_file is None):
+        found = "neither" if plan is None else "both"
+        raise BadInput(f"one of plan and plan_file is needed, found {found}", "give the plan that recommend_strategy returned")
+    chosen = plan if plan is not None else read_plan(access.file(plan_file or "", "plan"))
+    allowed = chosen.model_copy(update={"scenario": access.scenario(chosen.scenario)})
+    return render(allowed, parse_overrides([f"{name}={_as_text(value)}" for name, value in (overrides or {}).items()]))
+
+
+def validate_config(
+    recipe: Recipe,
+    fix: Annotated[
+        bool, Field(description="Also return the recipe with everything corrected that can be (`fixed_recipe`).")
+    ] = False,
+    ram_gib: RamGib = None,
+) -> Validation:
+    """Find in a recipe what mergekit would report late or never: wrong method or parameter names and ranges, missing base,
+    layer ranges past the model's end, architectures and tokenizers that differ, ignored keys. `ok` is false exactly when a
+    finding is an error. Each finding has a code, a place and a fix.
+    """
+    text, folder = Access.now().recipe(recipe)
+    return fix_recipe(text, folder=folder) if fix else validate(text, folder=folder, ram_gib=ram_gib)
+
+
+def estimate_ram(
+    recipe: Recipe,
+    ram_gib: RamGib = None,
+    out: Annotated[Out | None, Field(description="Where the output would go; its free disk is checked.")] = None,
+) -> Estimate:
+    """Say what a merge will cost before it runs, for each engine: peak memory that cannot be reclaimed (an upper bound, with its
+    parts), disk, seconds, whether it fits, and the settings that make it fit."""
+    access = Access.now()
+    text, folder = access.recipe(recipe)
+    return estimate(text, ram_gib=ram_gib, out=access.output(out) if out else None, folder=folder)
+
+
+def _as_text(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,156 @@
+"""Start work in the background: merges, comparisons, sweeps. Each returns at once with a job id."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from mcp_server import jobs
+from mcp_server.core.errors import BadInput
+from mcp_server.core.models.base import Engine, Verdict
+from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
+from mcp_server.core.models.plan import Plan
+from mcp_server.server.access import Access
+from mcp_server.server.annotations import REPLACES, STARTS
+from mcp_server.server.checked import CheckedTool, checked
+from mcp_server.server.consent import LaunchConsent, require_consent
+from mcp_server.server.inputs import Limit, Out, RamGib, Recipe, Ref, Suites
+
+
+def tools() -> list[CheckedTool]:
+    return [
+        checked(compare_models, "Compare task vectors", STARTS),
+        checked(launch_merge, "Start a merge", REPLACES),
+        checked(sweep_merges, "Merge and evaluate several candidates", STARTS),
+    ]
+
+
+def compare_models(
+    base: Ref,
+    refs: Annotated[list[Ref], Field(min_length=1, max_length=12, description="Fine-tunes or adapters of that base.")],
+    sample: Annotated[bool, Field(description="A quick look at a part of every tensor.")] = False,
+) -> JobStatus:
+    """Start a job that measures how task vectors relate: norms, cosine, sign disagreement, redundancy, per layer. Its result
+    gives `relation` facts for recommend_strategy. Norm ratios decide who wins a merge; none of these numbers can clear one.
+    Follow it with merge_status.
+    """
+    access = Access.now()
+    parameters = {"base": access.ref(base), "refs": [access.ref(ref) for ref in refs], "sample": sample}
+    return jobs.start(JobRequest(kind="compare", parameters=parameters))
+
+
+def launch_merge(
+    recipe: Recipe,
+    out: Annotated[Out, Field(description="Folder for the merged model; it appears there only when it is whole.")],
+    consent: LaunchConsent,
+    engine: Annotated[
+        Engine,
+        Field(description="auto: `stream` (memory does not grow with the model) where it covers the recipe, else `mergekit`."),
+    ] = "auto",
+    output: Annotated[
+        Literal["model", "adapter"],
+        Field(
+            description="adapter: LoRAs of one base become one LoRA, in seconds and megabytes (linear, task_arithmetic: exact)."
+        ),
+    ] = "model",
+    rank: Annotated[int | None, Field(ge=1, le=4096, description="Rank of an adapter output whose method needs an SVD.")] = None,
+    ram_gib: RamGib = None,
+    seed: Annotated[
+        int | None, Field(ge=0, description="For dare_* and della*, which drop at random; recorded in any case.")
+    ] = None,
+    threads: Annotated[
+        int | None, Field(ge=1, le=1024, description="Worker threads; the result does not depend on them.")
+    ] = None,
+    shard_size: Annotated[int, Field(ge=1_000_000, description="Largest output file, in bytes.")] = 5_000_000_000,
+    allow_nonfinite: Annotated[bool, Field(description="Go on when a source holds NaN or infinity.")] = False,
+    hash: Annotated[
+        Literal["headers", "full"], Field(description="full: record the SHA-256 of every input (reads them twice).")
+    ] = "headers",
+    overwrite: Annotated[bool, Field(description="Replace `out` if it exists. Only with the user's consent.")] = False,
+    verdict: Annotated[
+        Verdict | None,
+        Field(description="The plan's verdict, so that a merge which the recommendation opposes is not started unasked."),
+    ] = None,
+    proceed_anyway: Annotated[
+        bool, Field(description="Start although the verdict is against it. Only with the user's consent.")
+    ] = False,
+) -> JobStatus:
+    """Start a merge as a background job and return its job id at once; the job outlives this call, the client and the server. Run
+    validate_config and estimate_ram first. Then merge_status(job_id, wait_seconds=50) until the state is succeeded or failed. An
+    existing output is never replaced unasked."""
+    access = Access.now()
+    text, folder = access.recipe(recipe)
+    target = access.output(out)
+    replace = require_consent(consent, out, overwrite, verdict, proceed_anyway)
+    request: dict[str, Any] = {
+        "recipe": text,
+        "recipe_folder": str(folder),
+        "out": str(target),
+        "engine": engine,
+        "output": output,
+        "rank": rank,
+        "ram_gib": ram_gib,
+        "seed": seed,
+        "threads": threads,
+        "shard_size": shard_size,
+        "allow_nonfinite": allow_nonfinite,
+        "hash": hash,
+        "overwrite": replace,
+    }
+    return jobs.start_merge(MergeRequest(**request))
+
+
+def sweep_merges(
+    out: Annotated[Out, Field(description="Folder for the table of candidates and the winner.")],
+    plan: Annotated[Plan | None, Field(description="The plan that recommend_strategy returned.")] = None,
+    plan_file: Annotated[str | None, Field(description="Path of a saved plan (YAML), instead of `plan`.")] = None,
+    suites: Suites = None,
+    grid: Annotated[
+        dict[str, list[float | int | str]] | None,
+        Field(
+            max_length=6,
+            description="Values to try, by dotted name. Default: the plan's own shortlist.",
+            examples=[{"parameters.lambda": [0.5, 0.7, 1.0], "strategy": ["task_arithmetic", "dare_ties"]}],
+        ),
+    ] = None,
+    limit: Limit = None,
+) -> JobStatus:
+    """Start a job that merges and evaluates several candidates of one plan, chooses on the development split and reports the
+    winner once on the test split. Only a bake-off can say which method and scale keep the skills. Follow it with
+    merge_status.
+    """
+    access = Access.now()
+    if (plan is None) == (plan_file is None):
+        found = "neither" if plan is None else "both"
+        raise BadInput(f"one of plan and plan_file is needed, found {found}", "give the plan that recommend_strategy returned")
+    target = access.output(out)
+    source = str(access.file(plan_file, "plan")) if plan_file is not None else saved_plan(access, plan)
+    parameters = {
+        "plan": source,
+        "out": str(target),
+        "suites": suites or [],
+        "grid": [f"{name}={','.join(map(str, values))}" for name, values in (grid or {}).items()],
+        "limit": limit,
+        "ray": None,
+    }
+    return jobs.start(JobRequest(kind="sweep", parameters=parameters))
+
+
+def saved_plan(access: Access, plan: Plan | None) -> str:
+    """The path of the plan, written into the store under its content's hash: a job's parameters name files, not objects."""
+    import hashlib
+
+    import yaml
+
+    from mcp_server.core import paths
+
+    if plan is None:
+        raise BadInput("there is no plan", "give the plan that recommend_strategy returned")
+    allowed = plan.model_copy(update={"scenario": access.scenario(plan.scenario)})
+    text = yaml.safe_dump(allowed.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    folder = paths.home() / "plans"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
+    target.write_text(text, encoding="utf-8")
+    return str(target)
