@@ -48,9 +48,22 @@ class Capability(Frozen):
     detail: dict[str, Any] = Field(default_factory=dict, description="secondary metrics per model")
 
 
+class Generation(Frozen):
+    """How one model answered: what was computed now, and how fast. Remembered answers cost nothing and are not timed."""
+
+    asked: int
+    computed: int
+    tokens_per_second: float | None = Field(default=None, description="over computed generations, batched; null: nothing generated")
+    seconds: float = 0.0
+
+
 class Evaluation(Frozen):
     capabilities: dict[str, Capability]
-    cross_context: dict[str, dict[str, float]] = Field(default_factory=dict)
+    cross_context: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="source → context → share of replies that show the source's own behaviour"
+    )
+    cross_context_ci: dict[str, dict[str, Interval]] = Field(default_factory=dict)
+    own_context: dict[str, str] = Field(default_factory=dict, description="source → the context that it was trained for")
     perplexity_ratio: float | None = Field(default=None, description="merged ÷ best source; above 1.1 adjust, above 2 failed")
     verdict: Literal["passed", "adjust", "failed", "inconclusive"]
     why: list[str] = Field(default_factory=list)
@@ -58,6 +71,14 @@ class Evaluation(Frozen):
     models: dict[str, str] = Field(default_factory=dict, description="label → folder")
     limit: int | None = None
     seconds: float | None = None
+    split: Literal["dev", "test"] = "test"
+    limits: dict[str, int | None] = Field(default_factory=dict, description="suite → prompts used; null: all")
+    generation: dict[str, Generation] = Field(default_factory=dict, description="label → speed")
+    peak_rss_bytes: int | None = Field(default=None, description="of the measuring process, all models one after the other")
+    numerics: str = Field(default="", description="dtype, batch and device of the measurement")
+    tables: dict[str, dict[str, Any]] = Field(default_factory=dict, description="suite → label → confusion counts")
+    notes: list[str] = Field(default_factory=list)
+    path: str | None = Field(default=None, description="evaluation.json, this result as a file")
 
 
 class ReportResult(Frozen):

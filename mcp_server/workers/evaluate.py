@@ -1,0 +1,184 @@
+"""Measure base, sources and merge on the same prompts with lm-eval, and judge the merge.
+
+Worker inputs   request.json parameters:
+    out             the merged folder; null measures sources only (the cross-context check before a merge)
+    suites          names, folders or lm-eval tasks; default: perplexity and what the shipped suites cover
+    base, sources   refs; default: what the merged folder's own record says
+    against         more refs to measure beside them
+    cross           also count each source's own behaviour on every other source's prompts
+    limit           prompts per suite; `quick: true` takes each suite's own small number
+    split           test (default) or dev
+    backend         hf (default) or openai, with endpoint, served {label: model name} and tokenizer (folder)
+    batch_size, dtype, threads, suite_folders, offline
+Worker outputs  result.json: `Evaluation`; evaluation.json beside the merge; evaluation_samples.json in the job folder
+Not covered     multimodal suites, sampling (answers are greedy), suites that execute generated code.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from mcp_server.core.errors import BadInput
+from mcp_server.core.evaluation import SuiteSamples
+from mcp_server.core.evaluation.assemble import Measured, assemble
+from mcp_server.core.evaluation.lineage import Lineage, read_lineage
+from mcp_server.core.models.base import Frozen
+from mcp_server.core.models.evidence import Evaluation, Generation
+from mcp_server.core.suites import Split, Suite, find_suite
+from mcp_server.workers.evaluating.quiet import quiet
+from mcp_server.workers.protocol import Job, run_worker, write_json
+
+DEFAULT_SUITES = ("perplexity", "taskmaster_persona", "task_api_tools")
+BATCH = 16
+RESULT_FILE = "evaluation.json"
+
+
+class Request(Frozen):
+    """What the worker takes; unknown keys are errors."""
+
+    out: str | None = None
+    suites: list[str] = Field(default_factory=lambda: list(DEFAULT_SUITES))
+    base: str | None = None
+    sources: dict[str, str] | None = None
+    against: list[str] = Field(default_factory=list)
+    cross: bool = False
+    limit: int | None = Field(default=None, ge=1)
+    quick: bool = False
+    split: Split = "test"
+    backend: Literal["hf", "openai"] = "hf"
+    endpoint: str | None = None
+    served: dict[str, str] = Field(default_factory=dict, description="label → model name at the endpoint")
+    tokenizer: str | None = None
+    batch_size: int = Field(default=BATCH, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    suite_folders: list[str] = Field(default_factory=list)
+    offline: bool = True
+
+
+def main(job: Job) -> Evaluation:
+    try:
+        request = Request.model_validate(job.parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "see `model-merging evaluate --help`") from error
+    return measure(request, job)
+
+
+def measure(request: Request, job: Job) -> Evaluation:
+    """Measure every model on every suite, then score. Each model is loaded at most once, and not at all if its answers are known."""
+    start = time.monotonic()
+    lineage = read_lineage(Path(request.out)) if request.out else Lineage()
+    refs = _models(request, lineage)
+    suites = [find_suite(name, request.suite_folders) for name in request.suites]
+    limits = {suite.name: _limit(request, suite) for suite in suites}
+    job.progress("starting", 0, 1, message="loading lm-eval and the tasks")
+
+    quiet(request.offline)
+    from mcp_server.workers.evaluating import harness as lm
+
+    harness = lm.Harness(suites, request.split, limits)
+    if request.backend == "openai":
+        from mcp_server.workers.evaluating.served import served_models
+
+        models = served_models(request, refs, job.folder)
+    else:
+        from mcp_server.workers.evaluating.local import local_models
+
+        models = local_models(refs, request.dtype, request.batch_size, request.threads)
+    samples: dict[str, dict[str, SuiteSamples]] = {suite.name: {} for suite in suites}
+    speeds: dict[str, Generation] = {}
+    for number, (label, opened) in enumerate(models.items()):
+        model_start = time.monotonic()
+        model = opened.model
+        for suite in suites:
+            model.told = _teller(job, f"{label}: {suite.title or suite.name}", number, len(models))
+            samples[suite.name][label] = harness.run(suite, model)
+        speeds[label] = Generation(
+            asked=model.asked,
+            computed=model.computed,
+            tokens_per_second=model.generated_tokens / model.generation_seconds if model.generated_tokens else None,
+            seconds=round(time.monotonic() - model_start, 2),
+        )
+        opened.release()
+    job.progress("scoring", len(models), len(models), unit="models")
+    write_json(
+        job.folder / "evaluation_samples.json",
+        {suite: {label: found.model_dump(mode="json") for label, found in by.items()} for suite, by in samples.items()},
+    )
+    measured = Measured(
+        suites={suite.name: suite for suite in suites},
+        samples=samples,
+        sources=[name for name in refs if name not in ("base", "merged") and name in (request.sources or lineage.sources)],
+        behaviours={suite.name: found for suite in suites if (found := lm.behaviour(suite))},
+        cross=request.cross,
+        tried=lineage.tried,
+    )
+    evaluation = assemble(measured).model_copy(
+        update={
+            "models": {label: str(ref) for label, ref in refs.items()},
+            "limit": request.limit,
+            "limits": limits,
+            "split": request.split,
+            "seconds": round(time.monotonic() - start, 2),
+            "generation": speeds,
+            "peak_rss_bytes": _peak_rss_bytes(),
+            "numerics": next(iter(models.values())).numerics if models else "",
+        }
+    )
+    if request.out and Path(request.out).is_dir():
+        evaluation = evaluation.model_copy(update={"path": str(Path(request.out) / RESULT_FILE)})
+        write_json(Path(request.out) / RESULT_FILE, evaluation.model_dump(mode="json"))
+    return evaluation
+
+
+def _models(request: Request, lineage: Lineage) -> dict[str, str]:
+    """label → ref, in the order in which they are measured: base, sources, others, merge."""
+    base = request.base or lineage.base
+    sources = request.sources if request.sources is not None else lineage.sources
+    if reserved := {"base", "merged"} & set(sources):
+        raise BadInput(f"a source is called {sorted(reserved)[0]!r}, which has a meaning here", "rename that source")
+    found = {"base": base} if base else {}
+    found |= {name: _with_base(ref, base) for name, ref in sources.items()}
+    for ref in request.against:
+        name = Path(ref.rpartition("+")[2]).name
+        found[name if name not in found else ref] = _with_base(ref, base)
+    if request.out:
+        found["merged"] = _with_base(request.out, base)
+    if not found:
+        raise BadInput("there is nothing to measure", "name a merged folder, or a base and sources")
+    return found
+
+
+def _with_base(ref: str, base: str | None) -> str:
+    """An adapter folder becomes `base+adapter`; everything else stays."""
+    if base and "+" not in ref and Path(ref).joinpath("adapter_config.json").is_file():
+        return f"{base}+{ref}"
+    return ref
+
+
+def _limit(request: Request, suite: Suite) -> int | None:
+    return request.limit or (suite.demo_limit if request.quick else None)
+
+
+def _teller(job: Job, stage: str, done_models: int, models: int) -> Any:
+    def tell(done: int, total: int, kind: str) -> None:
+        job.progress(stage, done, total, unit="prompts", message=f"model {done_models + 1} of {models}, {kind}")
+
+    return tell
+
+
+def _peak_rss_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))

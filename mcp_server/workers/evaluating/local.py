@@ -1,0 +1,74 @@
+"""Models that run in this process, on transformers."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mcp_server.core import paths
+from mcp_server.workers.evaluating import models as loading
+from mcp_server.workers.evaluating.harness import WINDOW_TOKENS
+from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore
+
+
+@dataclass
+class Opened:
+    """A model ready to answer; `release` gives its memory back before the next one is loaded."""
+
+    model: RememberingLM
+    numerics: str
+
+    def release(self) -> None:
+        self.model.release()
+        gc.collect()
+
+
+def local_models(refs: Mapping[str, str], dtype: str, batch_size: int, threads: int | None) -> dict[str, Opened]:
+    """Open every ref by label without loading weights. An adapter alone is folded into the base of the group."""
+    found = {label: loading.find_model(ref, refs.get("base")) for label, ref in refs.items()}
+    chosen = loading.choose_dtype(dtype)
+    numerics = f"{chosen}-{_device()}-w{WINDOW_TOKENS}"
+    opened = {}
+    for label, ref in found.items():
+        tokenizer = loading.load_tokenizer(_tokenizer_folder(ref))
+        store = ResponseStore(paths.cache_dir() / "evaluations" / loading.content_hash(ref)[:32] / f"{numerics}.jsonl")
+        load = partial(_load, ref, chosen, threads, tokenizer, batch_size)
+        opened[label] = Opened(RememberingLM(store, load, tokenizer, str(ref), batch_size), f"{numerics}, batch {batch_size}")
+    return opened
+
+
+def _tokenizer_folder(ref: loading.ModelRef) -> Any:
+    """The adapter's own tokenizer when it brings one (a changed chat template), else the base's."""
+    if ref.adapter is not None and (ref.adapter / "tokenizer_config.json").is_file():
+        return ref.adapter
+    return ref.folder
+
+
+def _load(ref: loading.ModelRef, dtype: str, threads: int | None, tokenizer: Any, batch_size: int) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    loading.check_fits(ref, dtype)
+    loading.use_threads(threads)
+    return HFLM(
+        pretrained=loading.load_model(ref, dtype),
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        max_length=_window(ref),
+        backend="causal",
+    )
+
+
+def _window(ref: loading.ModelRef) -> int:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(ref.folder), local_files_only=True)
+    return min(int(getattr(config, "max_position_embeddings", WINDOW_TOKENS)), WINDOW_TOKENS)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
