@@ -18,11 +18,10 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import Field
 
-from mcp_server.core.errors import Malformed, NotAModel, NotFound
+from mcp_server.core.errors import NotAModel, NotFound
 from mcp_server.core.files import write_json, write_text
 from mcp_server.core.models.base import EngineId, Frozen
 from mcp_server.core.safetensors_header import read_header
-from mcp_server.core.yaml_io import load_yaml
 
 PROVENANCE_FILE: Final = "merge_provenance.json"
 RECIPE_FILE: Final = "mergekit_config.yml"
@@ -102,22 +101,6 @@ def _file(path: Path, hash: Literal["headers", "full"]) -> FileIdentity:
             digest.update(block)
             size += len(block)
     return FileIdentity(name=path.name, bytes=size, sha256=digest.hexdigest())
-
-
-def licence_of(folder: Path) -> str | None:
-    """The licence that the folder's model card states in its front matter, or None. Nothing is guessed from file names."""
-    card = folder / CARD_FILE
-    if not card.is_file():
-        return None
-    text = card.read_text(encoding="utf-8", errors="replace")[:100_000]
-    if not text.startswith("---"):
-        return None
-    try:
-        front = load_yaml(text[3:].split("\n---", 1)[0], "the model card")
-    except Malformed:
-        return None
-    licence = front.get("license") if isinstance(front, dict) else None
-    return licence if isinstance(licence, str) else None
 
 
 def write_provenance(folder: Path, provenance: Provenance) -> Path:

@@ -6,35 +6,38 @@ out   events.jsonl   one JSON object a line; progress is {"event": "progress", "
       error.json     `MergingError.as_dict()` when the work failed in a way we know
 
 The exit status is 0 or the error's own. Anything else that is raised is a bug: its traceback goes to stderr (the job's log)
-and the exit status is 70.
+and the exit status is 70. A worker dies with the process that started it, so that nobody works on an output unwatched.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import json
 import os
+import shutil
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 
-from mcp_server.core.errors import MergingError
+from mcp_server.core.errors import BadInput, DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed
+from mcp_server.core.files import write_json
 
-EXIT_BUG = 70
+__all__ = ["EXIT_BUG", "Job", "die_with_parent", "run_worker", "write_json"]
 
-
-def write_json(path: Path, data: Any) -> None:
-    """Replace `path` atomically and durably; a reader sees the old or the new content, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(data, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+EXIT_BUG: Final = 70
+_EVENTS_BYTES: Final = 4_000_000
+_PR_SET_PDEATHSIG: Final = 1
+RUNNER_PID: Final = "MODEL_MERGING_RUNNER_PID"
+"""Set by the runner; a worker that a person starts by hand has none and is tied to nothing."""
 
 
 class Job:
@@ -45,12 +48,19 @@ class Job:
         request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
         self.kind: str = request["kind"]
         self.parameters: dict[str, Any] = request["parameters"]
+        self.trust_remote_code: bool = bool(request.get("trust_remote_code", False))
+        """The operator's word; False unless the settings say otherwise."""
         self._last = 0.0
 
     def event(self, event: str, **fields: Any) -> None:
+        """Append one line. The file is bounded: when it is full it starts again, because only the end is ever read."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "events.jsonl"
+        with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+            full = file.tell() > _EVENTS_BYTES
+        if full:
+            path.replace(path.with_name("events.1.jsonl"))
 
     def progress(
         self,
@@ -70,17 +80,75 @@ class Job:
         self.event("progress", stage=stage, done=done, total=total, unit=unit, message=message)
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent dies. Linux; elsewhere `_watch_parent` does it within a second."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _watch_parent(parent: int) -> None:
+    """Where the kernel does not tell: leave when the parent is no longer the one that started us."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _tie_to_parent(runner: int) -> None:
+    parent = os.getppid()
+    die_with_parent()
+    try:
+        os.kill(runner, 0)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)  # it died before we could ask
+    if sys.platform != "linux":
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+
+
 def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
     """`sys.exit(run_worker(main))` is the last line of every worker; argv[1] is the job folder."""
+    if runner := os.environ.get(RUNNER_PID):
+        _tie_to_parent(int(runner))
     job = Job(Path(sys.argv[1]))
     try:
         result = work(job)
+        write_json(job.folder / "result.json", result.model_dump(mode="json") if isinstance(result, BaseModel) else result)
     except MergingError as error:
-        write_json(job.folder / "error.json", error.as_dict())
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return _report(job, error)
+    except MemoryError as error:
+        traceback.print_exc()
+        return _report(job, OutOfMemory(f"the worker could not get the memory it asked for ({error or 'no size given'})"))
+    except OSError as error:
+        traceback.print_exc()
+        return _report(job, _in_our_words(error, job))
     except Exception:  # noqa: BLE001 - the process boundary: the traceback goes to the log, the exit status says "bug"
         traceback.print_exc()
         return EXIT_BUG
-    write_json(job.folder / "result.json", result.model_dump(mode="json") if isinstance(result, BaseModel) else result)
     return 0
+
+
+def _report(job: Job, error: MergingError) -> int:
+    print(error, file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk: the log and the exit status still tell
+        write_json(job.folder / "error.json", error.as_dict())
+    return error.exit_code
+
+
+def _in_our_words(error: OSError, job: Job) -> MergingError:
+    """What the operating system refused, with what it was about."""
+    where = str(error.filename or job.parameters.get("partial") or job.folder)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(Path(where).parent).free
+            return DiskFull(
+                f"the disk is full at {where} ({free:,} bytes free)", "free some space and resume the job", free_bytes=free
+            )
+        return DiskFull(f"the disk is full at {where}", "free some space and resume the job")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return NotAllowed(f"{where}: {error.strerror}", "choose a folder that you may write, or change its rights")
+    if error.errno == errno.ENOENT:
+        return BadInput(f"{where} is not there (any more): {error.strerror}", "put it back and resume the job")
+    if error.errno == errno.EIO:
+        return RunFailed(
+            f"the disk reported an input/output error at {where}", "check the disk; copy the file elsewhere and resume the job"
+        )
+    return RunFailed(f"{where}: {error.strerror or error}", "see the log, put it right and resume the job")

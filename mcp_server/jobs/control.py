@@ -1,0 +1,245 @@
+"""What can be asked of a job: its state, its log, to stop, to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.core import files
+from mcp_server.core.errors import BadInput, RunFailed
+from mcp_server.core.models.job import JobList, JobStatus, LogPage
+from mcp_server.jobs import claims, publish, queue, store
+from mcp_server.jobs.events import last_progress
+from mcp_server.jobs.locks import is_held, try_lock
+from mcp_server.jobs.logs import read_page
+from mcp_server.jobs.process import end_group, is_alive
+from mcp_server.jobs.store import TERMINAL, Record
+
+CANCEL_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.2
+LOG_PAGE_BYTES: Final = 6_000
+
+
+def status(job_id: str) -> JobStatus:
+    """The truth about a job now: a runner that was killed is noticed here. Raises `NotFound`."""
+    folder = store.find(job_id)
+    record = queue.note_if_dead(folder, store.read(folder))
+    if record.state == "queued":
+        store.mark_active(folder, True)  # its starter may have been killed before it could
+        queue.dispatch()
+        record = store.read(folder)
+    return public(folder, record)
+
+
+def list_jobs(offset: int = 0, limit: int = 20, state: str | None = None, kind: str | None = None) -> JobList:
+    """Newest first. Results are left out: `status` has them. Reads only the page unless a state is asked for."""
+    queue.dispatch()
+    folders = [f for f in store.folders() if kind is None or f.name.startswith(f"{kind}-")]
+    if state is None:
+        page = [(f, _read(f)) for f in folders[offset : offset + limit]]
+        total = len(folders)
+    else:
+        matching = [(f, r) for f in folders if (r := _read(f)).state == state]
+        page, total = matching[offset : offset + limit], len(matching)
+    jobs = [public(folder, record, with_result=False) for folder, record in page]
+    return JobList(jobs=jobs, total=total, next_offset=offset + limit if offset + limit < total else None)
+
+
+def _read(folder: Path) -> Record:
+    record = queue.note_if_dead(folder, store.read(folder))
+    if record.state == "queued":
+        store.mark_active(folder, True)
+    return record
+
+
+def logs(job_id: str, offset: int = 0, limit: int = LOG_PAGE_BYTES) -> LogPage:
+    """A page of the worker's log from byte `offset`; the page names the next offset."""
+    if offset < 0 or limit < 1:
+        raise BadInput(f"offset {offset} and limit {limit} name no page", "offset counts from 0, limit from 1")
+    return read_page(store.find(job_id), offset, limit)
+
+
+def cancel(job_id: str, keep: bool = False) -> JobStatus:
+    """End a job and everything it started within five seconds; its partial output goes unless `keep`.
+
+    A job that is over is returned as it is. Raises `RunFailed` when something could not be ended.
+    """
+    folder = store.find(job_id)
+    record = queue.note_if_dead(folder, store.read(folder))
+    if record.state in ("succeeded", "failed", "cancelled"):
+        return public(folder, record)
+    files.write_json(folder / "cancel.json", {"keep": keep})
+    if record.state == "running":
+        _stop(folder, record)
+        record = store.read(folder)
+    if record.state not in ("succeeded", "failed", "cancelled"):
+        _cancel_here(folder, record)
+    return public(folder, store.read(folder))
+
+
+def interrupt(job_id: str) -> JobStatus:
+    """Stop a job so that it can be resumed."""
+    folder = store.find(job_id)
+    record = store.read(folder)
+    if record.state == "queued":
+        with_lock = try_lock(folder / "runner.lock", wait_seconds=1.0)
+        if with_lock is not None:
+            record = record.model_copy(update={"state": "interrupted", "finished": store.now()})
+            store.write(folder, record)
+            store.mark_active(folder, False)
+            os.close(with_lock)
+    elif record.state == "running":
+        _stop(folder, record)
+    return status(job_id)
+
+
+def _stop(folder: Path, record: Record) -> None:
+    """Ask the runner to end its worker, wait for it, and force both when it does not answer."""
+    deadline = time.monotonic() + CANCEL_SECONDS - 1.0
+    lock = folder / "runner.lock"
+    signalled = False
+    while is_held(lock) and time.monotonic() < deadline:
+        record = store.read(folder)
+        if not signalled and is_alive(record.runner) and record.runner is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.runner.pid, signal.SIGTERM)
+            signalled = True
+        time.sleep(0.02)
+    if is_held(lock):
+        record = store.read(folder)
+        end_group(record.worker, 0.3)
+        end_group(record.runner, 0.3)
+    queue.note_if_dead(folder, store.read(folder))
+
+
+def _cancel_here(folder: Path, record: Record) -> None:
+    """Cancel a job that nobody runs: it waits in the queue, or its runner is dead."""
+    handle = try_lock(folder / "runner.lock", wait_seconds=2.0)
+    if handle is None:
+        raise RunFailed(f"job {record.job_id} could not be ended", f"its processes are named in {folder / 'status.json'}")
+    try:
+        end_group(record.worker)
+        record = record.model_copy(
+            update={"state": "cancelled", "finished": store.now(), "worker": None, "runner": None, "error": None}
+        )
+        publish.discard(folder, record)
+        _release(record)
+        store.write(folder, record)
+        store.mark_active(folder, False)
+    finally:
+        os.close(handle)
+
+
+def _release(record: Record) -> None:
+    if record.output is not None:
+        claims.release(Path(record.output), record.job_id)
+
+
+def resume(job_id: str) -> JobStatus:
+    """Put an interrupted, failed or cancelled job back into the queue; the stream engine goes on where it was.
+
+    Raises `BadInput` when there is nothing to resume.
+    """
+    folder = store.find(job_id)
+    record = queue.note_if_dead(folder, store.read(folder))
+    if record.state == "succeeded":
+        raise BadInput(f"job {job_id} has succeeded", "nothing is left to resume")
+    if record.state in ("queued", "running"):
+        return public(folder, record)
+    if record.output is not None:
+        claims.claim(Path(record.output), job_id)
+    (folder / "cancel.json").unlink(missing_ok=True)
+    store.write(
+        folder,
+        record.model_copy(
+            update={"state": "queued", "finished": None, "error": None, "exit_code": None, "runner": None, "worker": None}
+        ),
+    )
+    store.mark_active(folder, True)
+    return status(job_id)
+
+
+def wait(job_id: str, seconds: float | None = None, on_progress: Callable[[JobStatus], None] | None = None) -> JobStatus:
+    """The job's state when it is over, or after `seconds`. `on_progress` is called about five times a second."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    pause = 0.02
+    while True:
+        found = status(job_id)
+        if on_progress is not None:
+            on_progress(found)
+        left = _POLL_SECONDS if deadline is None else deadline - time.monotonic()
+        if found.state in TERMINAL or left <= 0:
+            return found
+        time.sleep(min(pause, left))
+        pause = min(pause * 1.5, _POLL_SECONDS)
+
+
+def follow(job_id: str, on_progress: Callable[[JobStatus], None] | None = None) -> JobStatus:
+    """`wait` in the foreground: Ctrl-C stops the job so that it can be resumed, and returns it as interrupted."""
+    try:
+        return wait(job_id, on_progress=on_progress)
+    except KeyboardInterrupt:
+        return interrupt(job_id)
+
+
+def prune(older_than_seconds: float = 0.0) -> int:
+    """Remove the folders of jobs that are over, their leftovers beside outputs included, never outputs. Returns how many.
+
+    Interrupted jobs stay while their partial output is there: they can still be resumed.
+    """
+    removed = 0
+    for folder in store.folders():
+        record = _read(folder)
+        if record.state not in TERMINAL or store.age_seconds(folder) < older_than_seconds:
+            continue
+        if record.state == "interrupted" and record.partial is not None and Path(record.partial).exists():
+            continue
+        if record.state != "interrupted" and record.partial is not None:
+            shutil.rmtree(record.partial, ignore_errors=True)
+        if record.state != "succeeded":
+            _release(record)
+        shutil.rmtree(folder, ignore_errors=True)
+        removed += 1
+    return removed
+
+
+def public(folder: Path, record: Record, *, with_result: bool = True) -> JobStatus:
+    """The stored record as faces show it."""
+    result: dict[str, Any] | None = None
+    if with_result and record.state == "succeeded":
+        with contextlib.suppress(OSError, ValueError):
+            result = files.read_json(folder / "result.json")
+    return JobStatus(
+        job_id=record.job_id,
+        kind=record.kind,
+        state=record.state,
+        created=record.created,
+        started=record.started,
+        finished=record.finished,
+        output=record.output,
+        engine=record.engine,
+        progress=last_progress(folder),
+        error=record.error,
+        exit_code=record.exit_code,
+        log_path=str(folder / "log.txt"),
+        next_step=_next_step(record),
+        result=result,
+    )
+
+
+def _next_step(record: Record) -> str:
+    if record.state in ("queued", "running"):
+        return "ask for its status again, or cancel it"
+    if record.state == "interrupted":
+        return f"resume it: model-merging resume {record.job_id}"
+    if record.state == "failed":
+        return str((record.error or {}).get("next_step") or f"see its log, then: model-merging resume {record.job_id}")
+    if record.state == "succeeded" and record.kind == "merge":
+        return f"verify the result: model-merging verify {record.output}"
+    return ""

@@ -1,0 +1,153 @@
+"""Starting work: everything that can be known before is checked before, then the job is a folder and the queue has it."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.core import files, policy, settings
+from mcp_server.core.errors import NotFound, OutputExists
+from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
+from mcp_server.core.policy import Policy
+from mcp_server.core.recipe import ModelRef, Recipe, read_recipe
+from mcp_server.core.recipe_refs import rewrite_refs
+from mcp_server.core.refs import is_hub_id, resolve_ref
+from mcp_server.jobs import claims, engines, queue, store
+from mcp_server.jobs.control import status
+from mcp_server.jobs.store import Record
+
+_GIB: Final = 1 << 30
+WORKERS: Final = {
+    "compare": "mcp_server.workers.compare",
+    "verify": "mcp_server.workers.verify",
+    "evaluate": "mcp_server.workers.evaluate",
+    "sweep": "mcp_server.workers.sweep",
+    "prepare": "mcp_server.workers.demo_base",
+}
+
+
+def start(request: JobRequest, *, policy: Policy | None = None, worker: str | None = None) -> JobStatus:
+    """Start a job of any kind but a merge (those go through `start_merge`) and return at once.
+
+    Every absolute path among the parameters must lie under the policy's roots. `worker` names another worker module, for
+    work that is not ours; faces never pass it on. Raises `BadInput`, `NotAllowed`, `DiskFull`.
+    """
+    if request.kind == "merge":
+        return start_merge(MergeRequest.model_validate(request.parameters), policy=policy)
+    rules = policy or _default_policy()
+    refs = list(_strings(request.parameters))
+    for text in refs:
+        for part in text.split("+"):
+            if part.startswith("/"):
+                rules.check_read(part)
+    with store.creating(request.kind) as folder:
+        online = not rules.offline and any(is_hub_id(text) and not Path(text).exists() for text in refs)
+        _write_request(folder, request.kind, request.parameters, worker or WORKERS[request.kind], rules, online=online)
+        store.write(folder, Record(job_id=folder.name, kind=request.kind, state="queued", created=store.now()))
+        store.mark_active(folder, True)
+    queue.dispatch()
+    return status(folder.name)
+
+
+def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: str | None = None) -> JobStatus:
+    """Start a merge and return at once. The recipe's paths become absolute, `auto` becomes an engine, a missing seed a number.
+
+    Raises `BadInput` and its kin before anything is written, `OutputExists` when the output is there or another job writes it,
+    `DoesNotFit` when no engine fits the memory or the disk.
+    """
+    rules = policy or _default_policy()
+    out = rules.check_write(request.out)
+    if out.exists() and not request.overwrite and not (out.is_dir() and not any(out.iterdir())):
+        raise OutputExists(f"{out} exists", "name another output folder, or ask for it to be overwritten")
+    if out.exists() and not out.is_dir():
+        raise OutputExists(f"{out} is a file", "name a folder as the output")
+    recipe, online = resolve(request.recipe, Path(request.recipe_folder or Path.cwd()), rules)
+    seed = request.seed if request.seed is not None else secrets.randbelow(1 << 31)
+    request = request.model_copy(update={"recipe": recipe.text, "recipe_folder": None, "out": str(out), "seed": seed})
+    choice = engines.choose(recipe, request)
+    with store.creating("merge") as folder:
+        partial = out.with_name(f"{out.name}.partial-{folder.name}")
+        parameters = {
+            **request.model_dump(mode="json"),
+            "engine": choice.engine,
+            "partial": str(partial),
+            "job_id": folder.name,
+            "shard_size": choice.shard_size,
+        }
+        _write_request(folder, "merge", parameters, worker or choice.worker, rules, online=online)
+        record = Record(
+            job_id=folder.name,
+            kind="merge",
+            state="queued",
+            created=store.now(),
+            output=str(out),
+            partial=str(partial),
+            engine=choice.engine,
+            seed=seed,
+            estimate_bytes=choice.estimate_bytes,
+            budget_bytes=int(request.ram_gib * _GIB) if request.ram_gib else None,
+        )
+        store.write(folder, record)
+        claims.claim(out, folder.name)
+        store.mark_active(folder, True)
+    queue.dispatch()
+    return status(folder.name)
+
+
+def resolve(text: str, folder: Path, rules: Policy) -> tuple[Recipe, bool]:
+    """The recipe with absolute paths, and whether its merge must go online for hub ids that are not in the local cache."""
+    online = False
+
+    def absolute(ref: ModelRef) -> ModelRef:
+        nonlocal online
+        found = {}
+        for name, path in (("base", ref.base), ("adapter", ref.adapter)):
+            if path is None:
+                continue
+            resolved = resolve_ref(path, folder)
+            if is_hub_id(resolved) and not Path(resolved).is_absolute():
+                if rules.offline:
+                    raise NotFound(
+                        f"{resolved} is not in the local cache, and the network is switched off",
+                        "fetch it first, or name a folder",
+                    )
+                online = True
+            else:
+                rules.check_read(resolved)
+                if not Path(resolved).exists():
+                    raise NotFound(
+                        f"{resolved} does not exist", "correct the path in the recipe (relative paths start at its folder)"
+                    )
+            found[name] = resolved
+        return ref.model_copy(update=found)
+
+    read_recipe(text)
+    return read_recipe(rewrite_refs(text, absolute)), online
+
+
+def _write_request(folder: Path, kind: str, parameters: dict[str, Any], worker: str, rules: Policy, *, online: bool) -> None:
+    files.write_json(
+        folder / "request.json",
+        {
+            "kind": kind,
+            "parameters": parameters,
+            "worker": worker,
+            "online": online,
+            "trust_remote_code": rules.trust_remote_code,
+        },
+    )
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _strings(item)]
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _strings(item)]
+    return []
+
+
+def _default_policy() -> Policy:
+    return policy.for_person(settings.load())

@@ -1,0 +1,125 @@
+"""A job's log: bounded, rotated, without secrets, and readable by pages whose offsets stay valid.
+
+The log is one stream of bytes. `log.txt` holds its end; when that reaches the limit it becomes `log.<k>.txt`, the k-th chunk, and
+only the newest such chunk is kept. An offset counts from the start of the stream, so that rotation moves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from mcp_server.core.models.job import LogPage
+
+_CHUNK: Final = re.compile(r"^log\.(\d+)\.(\d+)\.txt$")
+_TOKEN: Final = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,})|(?i:(bearer\s+)[A-Za-z0-9._~+/=-]{16,})"
+)
+_SECRET_NAME: Final = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL)", re.IGNORECASE)
+
+
+def secrets_of(environment: Mapping[str, str]) -> list[str]:
+    """Values of variables whose names say that they are secret (short ones are left: they would blank ordinary words)."""
+    return sorted({v for k, v in environment.items() if _SECRET_NAME.search(k) and len(v) >= 8}, key=len, reverse=True)
+
+
+def redact(text: str, known: list[str]) -> str:
+    for value in known:
+        text = text.replace(value, "[secret]")
+    return _TOKEN.sub(lambda m: f"{m.group(2) or ''}[secret]", text)
+
+
+class LogWriter:
+    """Appends lines to the log of one job; used by its runner only."""
+
+    def __init__(self, folder: Path, limit_bytes: int, environment: Mapping[str, str] | None = None) -> None:
+        self.folder, self.limit = folder, limit_bytes
+        self.secrets = secrets_of(os.environ if environment is None else environment)
+        self.start = _chunks(folder)[-1][1] if _chunks(folder) else 0
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Write the whole lines of `data`; the rest waits for its end. A carriage return (progress bars) ends a line too."""
+        lines = (self._rest + data).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > 65_536:
+            lines, self._rest = [*lines, self._rest], b""
+        if lines:
+            self._append(b"\n".join(lines).decode("utf-8", errors="replace") + "\n")
+
+    def line(self, text: str) -> None:
+        """One line of the runner's own."""
+        self.feed(f"[model-merging] {text}\n".encode())
+
+    def close(self) -> None:
+        if self._rest:
+            self.feed(b"\n")
+
+    def _append(self, text: str) -> None:
+        path = self.folder / "log.txt"
+        with path.open("ab") as file:
+            file.write(redact(text, self.secrets).encode("utf-8", errors="replace"))
+            size = file.tell()
+        if size >= self.limit:
+            for old, _, _ in _chunks(self.folder):
+                old.unlink(missing_ok=True)
+            path.rename(self.folder / f"log.{self.start}.{self.start + size}.txt")
+            self.start += size
+
+
+def _chunks(folder: Path) -> list[tuple[Path, int, int]]:
+    """(path, end, start) of the rotated chunks, oldest first."""
+    found = []
+    for path in folder.glob("log.*.*.txt"):
+        if match := _CHUNK.match(path.name):
+            found.append((path, int(match.group(2)), int(match.group(1))))
+    return sorted(found, key=lambda c: c[1])
+
+
+def read_page(folder: Path, offset: int, limit: int) -> LogPage:
+    """At most `limit` bytes from `offset`, cut at a line's end. `next_offset` is None at the end of what there is."""
+    pieces = [(start, path) for path, _, start in _chunks(folder)]
+    ends = [end for _, end, _ in _chunks(folder)]
+    pieces.append((ends[-1] if ends else 0, folder / "log.txt"))
+    oldest = pieces[0][0]
+    at = max(offset, oldest)
+    note = f"[{oldest - offset} bytes of older log were dropped]\n" if offset < oldest else ""
+    data = b""
+    for start, path in pieces:
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if start + size > at + len(data) and len(data) < limit:
+                file.seek(at + len(data) - start)
+                data += file.read(limit - len(data))
+            end = start + size
+    end = _end(pieces)
+    if at + len(data) < end and b"\n" in data:
+        data = data[: data.rindex(b"\n") + 1]
+    following = at + len(data)
+    return LogPage(
+        job_id=folder.name,
+        text=note + data.decode("utf-8", errors="replace"),
+        next_offset=following if following < end else None,
+        path=str(folder / "log.txt"),
+    )
+
+
+def _end(pieces: list[tuple[int, Path]]) -> int:
+    start, path = pieces[-1]
+    return start + (path.stat().st_size if path.is_file() else 0)
+
+
+def tail(folder: Path, lines: int = 5) -> str:
+    """The last lines, for an error message."""
+    path = folder / "log.txt"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+        found = [line for line in file.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
+    return "\n".join(found[-lines:])

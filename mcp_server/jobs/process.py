@@ -1,0 +1,110 @@
+"""Processes by identity, and what they use: read from /proc where there is one, from `ps` elsewhere.
+
+A pid alone says little: it may have been given to another process since. With its start time it names one process for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mcp_server.core.models.base import Frozen
+
+_LINUX = sys.platform == "linux"
+
+
+class ProcessId(Frozen):
+    """`start` is opaque: it is compared, never computed with (clock ticks since boot plus the boot's id, or ps's lstart)."""
+
+    pid: int
+    start: str
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The process that has this pid now, or None. A zombie counts as gone."""
+    start = _start(pid)
+    return ProcessId(pid=pid, start=start) if start else None
+
+
+def is_alive(process: ProcessId | None) -> bool:
+    return process is not None and _start(process.pid) == process.start
+
+
+def _start(pid: int) -> str | None:
+    if not _LINUX:
+        line = subprocess.run(["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        state, _, started = line.stdout.strip().partition(" ")
+        return None if not state or state.startswith("Z") else started.strip()
+    try:
+        # The command name is in parentheses and may hold anything; fields are counted from after the last one.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else f"{fields[19]}@{_boot_id()}"
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def end_group(leader: ProcessId | None, grace_seconds: float = 2.0) -> bool:
+    """End the process group that `leader` leads: SIGTERM, then SIGKILL after the grace. True when the leader is gone.
+
+    Does nothing when the leader's pid belongs to another process by now.
+    """
+    if leader is None or not is_alive(leader):
+        return True
+    _signal_group(leader.pid, signal.SIGTERM)
+    _wait_gone(leader, grace_seconds)
+    _signal_group(leader.pid, signal.SIGKILL)  # also for members that outlived a leader that left in peace
+    return _wait_gone(leader, 2.0)
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _wait_gone(process: ProcessId, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_alive(process):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def tree(pid: int) -> list[int]:
+    """`pid` and its living descendants (Linux; elsewhere only `pid`)."""
+    found = [pid]
+    for each in found:
+        for task in _children_files(each):
+            with contextlib.suppress(OSError):
+                found += [int(child) for child in task.read_text(encoding="ascii").split()]
+    return found
+
+
+def _children_files(pid: int) -> list[Path]:
+    try:
+        return [task / "children" for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return []
+
+
+def anon_bytes(pid: int) -> int | None:
+    """Memory of the process tree that cannot be reclaimed (RssAnon + RssShmem); None where the system does not tell."""
+    if not _LINUX:
+        return None
+    total = 0
+    for each in tree(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{each}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+                if line.startswith("RssAnon:"):
+                    total += int(line.split()[1]) * 1024
+                    break
+    return total

@@ -1,0 +1,213 @@
+"""The store of jobs: one folder each, the state in `status.json`, the unfinished ones listed in `active/`.
+
+    HOME/jobs/<job>/     request.json  status.json  events.jsonl  log.txt  result.json | error.json  cancel.json  runner.lock
+    HOME/jobs/.active/<job>     an empty file for every job that is queued or running (so the queue never reads finished ones)
+    HOME/jobs/.queue.lock       held while the queue is looked at or changed
+
+Only the holder of a job's `runner.lock` changes its state; the dispatcher takes that lock first and hands it to the runner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import Field, ValidationError
+
+from mcp_server.core import files, paths
+from mcp_server.core.errors import DiskFull, NotAllowed, NotFound, RunFailed, did_you_mean
+from mcp_server.core.models.base import EngineId, Frozen
+from mcp_server.core.models.job import JobKind, JobState
+from mcp_server.jobs.locks import is_held
+from mcp_server.jobs.process import ProcessId
+
+TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
+SPARE_BYTES: Final = 65_536
+_ID: Final = re.compile(r"^[a-z]+-\d{8}-\d{6}-[0-9a-z]{4}$")
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Record(Frozen):
+    """What `status.json` holds: the public state and what the runner and the queue need to know."""
+
+    job_id: str
+    kind: JobKind
+    state: JobState
+    created: str
+    started: str | None = None
+    finished: str | None = None
+    attempt: int = 0
+    output: str | None = None
+    partial: str | None = Field(default=None, description="where the worker writes; renamed to output when whole")
+    engine: EngineId | None = None
+    seed: int | None = None
+    estimate_bytes: int | None = Field(default=None, description="upper bound of the worker's memory that cannot be reclaimed")
+    budget_bytes: int | None = Field(default=None, description="what the user gave this job")
+    runner: ProcessId | None = None
+    worker: ProcessId | None = None
+    error: dict[str, Any] | None = None
+    exit_code: int | None = None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def new_folder(kind: str) -> Path:
+    """Make the folder of a new job. The id sorts by time (to about a millisecond) and is easy to read out."""
+    paths.jobs_dir().mkdir(parents=True, exist_ok=True)
+    while True:
+        moment = datetime.now(UTC)
+        fraction = moment.microsecond * 1296 // 1_000_000
+        tail = _DIGITS[fraction // 36] + _DIGITS[fraction % 36] + secrets.choice(_DIGITS) + secrets.choice(_DIGITS)
+        folder = paths.jobs_dir() / f"{kind}-{moment:%Y%m%d-%H%M%S}-{tail}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            return folder
+
+
+def find(job_id: str) -> Path:
+    """The folder of a job. Raises `NotFound`; an id that could leave the store is not looked up."""
+    folder = paths.jobs_dir() / job_id
+    if _ID.match(job_id) and folder.is_dir():
+        return folder
+    near = did_you_mean(job_id, [f.name for f in folders()]) if len(job_id) < 100 else ""
+    raise NotFound(f"no job {job_id[:100]!r} in {paths.jobs_dir()}.{near}", "list the jobs to see their ids")
+
+
+def folders() -> list[Path]:
+    """Every job's folder, newest first."""
+    try:
+        names = [entry.name for entry in paths.jobs_dir().iterdir() if _ID.match(entry.name)]
+    except FileNotFoundError:
+        return []
+    names.sort(key=lambda name: name.split("-", 1)[1], reverse=True)
+    return [paths.jobs_dir() / name for name in names]
+
+
+def write(folder: Path, record: Record) -> None:
+    """Replace `status.json`. On a full disk the spare block that every job keeps is given up for it."""
+    data = record.model_dump(mode="json")
+    try:
+        files.write_json(folder / "status.json", data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        (folder / ".spare").unlink(missing_ok=True)
+        files.write_json(folder / "status.json", data)
+
+
+def read(folder: Path) -> Record:
+    """The stored record; one that cannot be read is rebuilt from the other files and says so."""
+    try:
+        return Record.model_validate_json((folder / "status.json").read_bytes())
+    except FileNotFoundError as missing:
+        if not folder.is_dir():
+            raise NotFound(f"job {folder.name} was removed", "list the jobs to see what is there") from missing
+        return _rebuilt(folder, "is missing")
+    except ValidationError:
+        return _rebuilt(folder, "is corrupt")
+
+
+def _rebuilt(folder: Path, what: str) -> Record:
+    """A record from the evidence that is left: the request, the locks, and whether a result or an error was written."""
+    parameters: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        parameters = dict(files.read_json(folder / "request.json")["parameters"])
+    if is_held(folder / "runner.lock"):
+        state: JobState = "running"
+    else:
+        state = "interrupted"
+    error = RunFailed(
+        f"the state of job {folder.name} is lost: its status.json {what}", "resume the job, or start it again and remove this one"
+    )
+    moment = datetime.strptime(folder.name.split("-", 1)[1][:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    return Record.model_validate(
+        {
+            "job_id": folder.name,
+            "kind": folder.name.split("-", 1)[0],
+            "state": state,
+            "created": moment.isoformat().replace("+00:00", "Z"),
+            "output": parameters.get("out"),
+            "partial": parameters.get("partial"),
+            "engine": parameters.get("engine") if parameters.get("engine") in ("stream", "mergekit") else None,
+            "error": None if state == "running" else error.as_dict(),
+        }
+    )
+
+
+def mark_active(folder: Path, active: bool) -> None:
+    mark = folder.parent / ".active" / folder.name
+    if active:
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+    else:
+        mark.unlink(missing_ok=True)
+
+
+def active() -> list[Path]:
+    """Folders of the jobs that are queued or running, oldest first. Marks of jobs that are gone are cleaned up."""
+    marks = paths.jobs_dir() / ".active"
+    try:
+        names = sorted((m.name for m in marks.iterdir() if _ID.match(m.name)), key=lambda name: name.split("-", 1)[1])
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        folder = paths.jobs_dir() / name
+        if folder.is_dir():
+            found.append(folder)
+        else:
+            (marks / name).unlink(missing_ok=True)
+    return found
+
+
+def queue_lock() -> Path:
+    return paths.jobs_dir() / ".queue.lock"
+
+
+@contextlib.contextmanager
+def creating(kind: str) -> Iterator[Path]:
+    """A new job folder that vanishes again when its creation fails; a store that cannot be written is said in our words."""
+    folder: Path | None = None
+    try:
+        folder = new_folder(kind)
+        (folder / ".spare").write_bytes(os.urandom(SPARE_BYTES))
+        yield folder
+    except OSError as error:
+        _discard(folder)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"the job store {paths.home()} is on a full disk", "free some space, or set MODEL_MERGING_HOME"
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            what = f"cannot write {error.filename or paths.home()}: {error.strerror}"
+            raise NotAllowed(what, "choose a folder that you may write, or set MODEL_MERGING_HOME") from error
+        raise
+    except BaseException:
+        _discard(folder)
+        raise
+
+
+def _discard(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        mark_active(folder, False)
+
+
+def age_seconds(folder: Path) -> float:
+    """Seconds since the job's state last changed; never negative, whatever the clock did."""
+    try:
+        changed = (folder / "status.json").stat().st_mtime
+    except OSError:
+        changed = folder.stat().st_mtime
+    return max(0.0, time.time() - changed)

@@ -1,0 +1,133 @@
+"""Fold a LoRA adapter into its base for an engine that needs whole models, through a cache that is keyed by content.
+
+The base's files are copied and the adapted tensors are patched in place, block by block: shapes and dtypes do not change, so
+their offsets do not either. Memory is one block whatever the model's size; the arithmetic is float32 with one rounding.
+
+The key is a hash of every byte of base and adapter (remembered per file by size, time and inode), so a retrained adapter at the
+same path is another entry. A folder appears in the cache by a rename: it is complete or absent, never half.
+
+Not covered: adapters that `engine.adapters` refuses by name (DoRA, other PEFT types); they are merged with PEFT by their owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mcp_server.core import paths
+from mcp_server.core.errors import DiskFull
+from mcp_server.core.files import read_json, sync_tree, write_json
+from mcp_server.engine.adapters import Change, open_adapter
+from mcp_server.engine.blocks import split
+from mcp_server.engine.checkpoint import ITEM_BYTES, Checkpoint, StoredTensor, open_checkpoint
+from mcp_server.engine.codecs import encode
+from mcp_server.engine.deltas import Factors
+from mcp_server.engine.reader import Reader
+from mcp_server.engine.team import Workspace
+
+Report = Callable[[int, int], None]
+_FORMAT: Final = "folded-1"
+_TOKENIZER: Final = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template.jinja", "generation_config.json", "config.json", "model.safetensors.index.json",
+)  # fmt: skip
+
+
+def folded(base: str, adapter: str, report: Report) -> Path:
+    """The folder of `base` with `adapter` folded in, made now or found in the cache. `report(done, total)` counts tensors."""
+    checkpoint = open_checkpoint(base)
+    changes = open_adapter(adapter, checkpoint.tensors)
+    key = content_key([*checkpoint.headers, *changes.headers, changes.folder / "adapter_config.json"])
+    target = paths.cache_dir() / "folded" / key[:32]
+    if target.is_dir():
+        report(1, 1)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(header.file_bytes for header in checkpoint.headers.values())
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise DiskFull(
+            f"folding {adapter} into its base needs {needed / 1e9:.1f} GB in {target.parent}, {free / 1e9:.1f} GB are free",
+            "free some space or set MODEL_MERGING_HOME; the stream engine needs no folded copies",
+        )
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir()
+        _write(checkpoint, changes.changes, partial, report)
+        write_json(partial / "folded.json", {"base": str(checkpoint.folder), "adapter": str(changes.folder), "key": key})
+        sync_tree(partial)
+        with contextlib.suppress(OSError):
+            partial.rename(target)  # somebody else may have made the same folder meanwhile: then theirs is as good
+        if not target.is_dir():
+            raise OSError(f"{target} could not be made")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _write(checkpoint: Checkpoint, changes: dict[str, Change], partial: Path, report: Report) -> None:
+    for name in _TOKENIZER:
+        source = checkpoint.folder / name
+        if source.is_file():
+            shutil.copyfile(source, partial / name)
+    for file in checkpoint.headers:
+        shutil.copyfile(file, partial / file.name)
+    reader, workspace = Reader(), Workspace()
+    try:
+        for done, (name, change) in enumerate(changes.items()):
+            report(done, len(changes))
+            stored = checkpoint.tensors[name]
+            with (partial / stored.file.name).open("r+b", buffering=0) as out:
+                _patch(stored, change, reader, workspace, out.fileno())
+        report(len(changes), len(changes))
+    finally:
+        reader.close()
+
+
+def _patch(stored: StoredTensor, change: Change, reader: Reader, workspace: Workspace, out: int) -> None:
+    """Replace and update one tensor in the copied file, at its own offset."""
+    factors = Factors.read(change.low_rank, reader) if change.low_rank else None
+    size = ITEM_BYTES[stored.dtype]
+    for block in split(stored.shape):
+        values = workspace.take("values", block.count)
+        reader.values(change.replacement or stored, block, workspace, values)
+        if factors is not None:
+            update = workspace.take("update", block.count)
+            factors.rows_into(block, update)
+            np.add(values, update, out=values)
+        raw = workspace.take("encoded", block.count * size, np.uint8)
+        encode(values, stored.dtype, raw)
+        os.pwrite(out, raw.tobytes(), stored.offset + block.start * size)
+
+
+def content_key(files: list[Path]) -> str:
+    """SHA-256 over names and contents."""
+    lines = [f"{path.name} {file_sha256(path)}" for path in sorted(files)]
+    return hashlib.sha256("\n".join([_FORMAT, *lines]).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Of the whole file. Remembered in the cache by path, size, modification time and inode, so that a base is read once."""
+    stat = path.stat()
+    identity = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    memory = paths.cache_dir() / "hashes" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known: dict[str, Any] = read_json(memory)
+        if known["file"] == identity:
+            return str(known["sha256"])
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    write_json(memory, {"file": identity, "sha256": digest.hexdigest()})
+    return digest.hexdigest()

@@ -1,0 +1,149 @@
+"""The reference engine: a recipe run by mergekit itself, as a subprocess of the same environment.
+
+Worker inputs   request.json parameters: a `MergeRequest` with absolute paths, `partial` (the folder to write) and `job_id`
+Worker outputs  the folder `partial`: weights, config, tokenizer, mergekit_config.yml, merge_provenance.json, README.md;
+                result.json: what the runner completes to a `MergeResult`
+
+`mergekit-moe` and `mergekit-multi` recipes run here too. Adapters are folded by our own pass (`folding`), never by mergekit's
+cache, which is keyed by path and stays broken when it is interrupted.
+
+Not covered: resuming (it starts again), counting what landed (verify reads the weights), pickle checkpoints (refused).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mcp_server.core.checkpoint.licence import read_licence
+from mcp_server.core.errors import RunFailed
+from mcp_server.core.files import tree_bytes, write_text
+from mcp_server.core.models.job import MergeRequest
+from mcp_server.core.provenance import Identity, Provenance, SourceRecord, identify, write_model_card, write_provenance
+from mcp_server.core.recipe import ModelRef, Recipe, read_recipe
+from mcp_server.core.recipe_refs import rewrite_refs
+from mcp_server.core.safetensors_header import read_header
+from mcp_server.engine.checkpoint import open_checkpoint
+from mcp_server.workers import mergekit_process
+from mcp_server.workers.protocol import Job, run_worker
+
+_STAGES = ".stages"
+_SCRIPT = {"merge": "mergekit-yaml", "moe": "mergekit-moe", "multi": "mergekit-multi"}
+
+
+def main(job: Job) -> dict[str, Any]:
+    request = MergeRequest.model_validate({k: v for k, v in job.parameters.items() if k in MergeRequest.model_fields})
+    partial = Path(job.parameters["partial"])
+    recipe = read_recipe(request.recipe)
+    sources = _identify(recipe, request)
+    text = rewrite_refs(request.recipe, _folder(job))
+    write_text(job.folder / "recipe.yml", text)
+    transcript = mergekit_process.run(job, _command(job, recipe, request, partial))
+    shutil.rmtree(partial / _STAGES, ignore_errors=True)
+    tensors = _check(partial, job.folder / "log.txt")
+    warnings = _warnings(transcript.warnings, partial)
+    record = Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        job_id=str(job.parameters.get("job_id", "")),
+        product=f"model-merging {version('model-merging')}",
+        engine="mergekit",
+        engine_version=f"mergekit {version('mergekit')}",
+        method=recipe.method or recipe.kind,
+        recipe=request.recipe,
+        settings={"dtype": recipe.out_precision, "shard_size": request.shard_size, "threads": request.threads},
+        seed=request.seed,
+        sources=sources,
+        output=identify(partial, request.hash),
+        warnings=warnings,
+    )
+    write_provenance(partial, record)
+    write_model_card(partial, record, name=Path(request.out).name)
+    return {"seed": request.seed, "tensors": tensors, "bytes": tree_bytes(partial), "warnings": warnings}
+
+
+def _command(job: Job, recipe: Recipe, request: MergeRequest, partial: Path) -> list[str]:
+    config = str(job.folder / "recipe.yml")
+    arguments = mergekit_process.command(_SCRIPT[recipe.kind])
+    if recipe.kind == "multi":
+        intermediate = partial / _STAGES
+        arguments += [config, "--out-path", str(partial), "--intermediate-dir", str(intermediate), "--no-lazy"]
+    else:
+        arguments += [config, str(partial)]
+    arguments += ["--no-write-model-card", "--safe-serialization", "--out-shard-size", str(request.shard_size)]
+    if request.seed is not None:
+        arguments += ["--random-seed", str(request.seed)]
+    if request.threads is not None:
+        arguments += ["--num-threads", str(request.threads)]
+    if job.trust_remote_code:
+        arguments += ["--trust-remote-code"]
+    return arguments
+
+
+def _folder(job: Job) -> Callable[[ModelRef], ModelRef]:
+    """Replaces `base+adapter` by the folder of the folded model."""
+
+    def fold(ref: ModelRef) -> ModelRef:
+        if ref.adapter is None:
+            return ref
+        from mcp_server.workers.folding import folded
+
+        name = Path(ref.adapter).name
+        target = folded(
+            ref.base_ref, ref.adapter_ref or ref.adapter, lambda done, total: job.progress(f"fold {name}", done, total)
+        )
+        return ModelRef(base=str(target), override_architecture=ref.override_architecture)
+
+    return fold
+
+
+def _identify(recipe: Recipe, request: MergeRequest) -> list[SourceRecord]:
+    """What goes in, before anything runs; a source that is no sound safetensors checkpoint stops the job here."""
+    stages = {stage.name for stage in recipe.stages}
+    found: dict[str, SourceRecord] = {}
+    for ref in recipe.references():
+        if ref.base in stages:
+            continue
+        base_role = ref.adapter is not None or ref == recipe.base
+        if ref.base_ref not in found:
+            found[ref.base_ref] = _record(ref.base_ref, "base" if base_role else "model", request)
+        if ref.adapter_ref is not None:
+            found[str(ref)] = _record(ref.adapter_ref, "adapter", request, whole=str(ref), base=ref.base_ref)
+    return list(found.values())
+
+
+def _record(ref: str, role: Any, request: MergeRequest, whole: str | None = None, base: str | None = None) -> SourceRecord:
+    folder = Path(ref)
+    identity: Identity | None = None
+    if folder.is_dir():
+        if role != "adapter":
+            open_checkpoint(ref)
+        identity = identify(folder, request.hash)
+    licence = read_licence(folder) if folder.is_dir() else None
+    return SourceRecord(name=folder.name, ref=whole or ref, role=role, identity=identity, licence=licence, base=base)
+
+
+def _check(partial: Path, log: Path) -> int:
+    """Count the tensors that were written; headers that do not parse or no weights at all are a failed run."""
+    weights = sorted(partial.glob("*.safetensors"))
+    if not weights or not (partial / "config.json").is_file():
+        what = "no weights" if not weights else "no config.json"
+        raise RunFailed(f"mergekit reported success but wrote {what}", f"see {log}")
+    return sum(len(read_header(path).tensors) for path in weights)
+
+
+def _warnings(said: list[str], partial: Path) -> list[str]:
+    """mergekit's warnings, with the one that matters most in our words."""
+    ours = []
+    if not any((partial / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        ours.append("the output has no tokenizer: the sources have none that could be copied; add one before you use the model")
+        said = [line for line in said if "copy tokenizer" not in line]
+    return ours + [f"mergekit: {line}" for line in said]
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))
