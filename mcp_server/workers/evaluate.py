@@ -19,46 +19,21 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from mcp_server.core.errors import BadInput
 from mcp_server.core.evaluation import SuiteSamples
 from mcp_server.core.evaluation.assemble import Measured, assemble
 from mcp_server.core.evaluation.lineage import Lineage, read_lineage
-from mcp_server.core.models.base import Frozen
 from mcp_server.core.models.evidence import Evaluation, Generation
-from mcp_server.core.suites import Split, Suite, find_suite
+from mcp_server.core.suites import Suite, find_suite
 from mcp_server.workers.evaluating.quiet import quiet
+from mcp_server.workers.evaluating.request import Request
 from mcp_server.workers.protocol import Job, run_worker, write_json
 
-DEFAULT_SUITES = ("perplexity", "taskmaster_persona", "task_api_tools")
-BATCH = 16
 RESULT_FILE = "evaluation.json"
-
-
-class Request(Frozen):
-    """What the worker takes; unknown keys are errors."""
-
-    out: str | None = None
-    suites: list[str] = Field(default_factory=lambda: list(DEFAULT_SUITES))
-    base: str | None = None
-    sources: dict[str, str] | None = None
-    against: list[str] = Field(default_factory=list)
-    cross: bool = False
-    limit: int | None = Field(default=None, ge=1)
-    quick: bool = False
-    split: Split = "test"
-    backend: Literal["hf", "openai"] = "hf"
-    endpoint: str | None = None
-    served: dict[str, str] = Field(default_factory=dict, description="label → model name at the endpoint")
-    tokenizer: str | None = None
-    batch_size: int = Field(default=BATCH, ge=1)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
-    suite_folders: list[str] = Field(default_factory=list)
-    offline: bool = True
 
 
 def main(job: Job) -> Evaluation:
@@ -71,7 +46,7 @@ def main(job: Job) -> Evaluation:
 
 
 def measure(request: Request, job: Job) -> Evaluation:
-    """Measure every model on every suite, then score. Each model is loaded at most once, and not at all if its answers are known."""
+    """Measure every model on every suite, then score. A model is loaded at most once, and not at all if its answers are known."""
     start = time.monotonic()
     lineage = read_lineage(Path(request.out)) if request.out else Lineage()
     refs = _models(request, lineage)

@@ -18,7 +18,7 @@ from mcp_server.core.suites import Suite
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that was measured. `samples[suite][label]`; labels `base` and `merged` and the names in `sources` have a role."""
+    """Everything that was measured. `samples[suite][label]`; `base`, `merged` and the names in `sources` have a role."""
 
     suites: Mapping[str, Suite]
     samples: Mapping[str, Mapping[str, SuiteSamples]]
@@ -73,7 +73,7 @@ def _cross(measured: Measured, scored: Mapping[str, Capability]) -> CrossContext
 
 
 def _tables(samples: Mapping[str, Mapping[str, SuiteSamples]]) -> dict[str, dict[str, Any]]:
-    """Confusion counts of suites whose samples carry `expected` and `chosen` labels: suite → label → expected → chosen → count."""
+    """Confusion counts of suites whose samples are labelled `expected` and `chosen`: suite → label → expected → chosen → n."""
     found: dict[str, dict[str, Any]] = {}
     for suite, by in samples.items():
         for label, one in by.items():

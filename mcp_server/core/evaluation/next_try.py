@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pydantic import Field
+
 from mcp_server.core.evaluation.cross import CrossContext, leaks
 from mcp_server.core.evaluation.verdict import Outcome, Thresholds, perplexity_ratio
 from mcp_server.core.models.base import Frozen
@@ -26,7 +28,7 @@ class Tried(Frozen):
     method: str | None = None
     lambda_: float | None = None
     normalize: bool | None = None
-    weights: dict[str, float] = {}
+    weights: dict[str, float] = Field(default_factory=dict)
 
 
 def suggest_next(
@@ -49,7 +51,9 @@ def suggest_next(
             "why": "give the base and the sources, and a suite on which a source is better than the base",
         }
     weak = _weak(capabilities, limits)
-    worst_ratio = max((r for c in capabilities.values() if not _counts(c) and (r := perplexity_ratio(c)) is not None), default=1.0)
+    worst_ratio = max(
+        (r for c in capabilities.values() if not _counts(c) and (r := perplexity_ratio(c)) is not None), default=1.0
+    )
     leaking = leaks(cross, limits.cross_context_leak) if cross else []
     strategy = tried.method or "task_arithmetic"
     if leaking and weak:
@@ -58,9 +62,9 @@ def suggest_next(
             "action": "retrain",
             "strategy": strategy,
             "sweep": True,
-            "why": f"{source} alone already shows its own behaviour in {rate:.0%} of the {context} prompts, which no recipe removes: "
-            "retrain it with replay of the base's answers to such prompts, or keep the adapters apart and route; until then a sweep "
-            "over λ finds the best compromise",
+            "why": f"{source} alone already shows its own behaviour in {rate:.0%} of the {context} prompts, which no recipe "
+            "removes: retrain it with replay of the base's answers to such prompts, or keep the adapters apart and route; "
+            "until then a sweep over λ finds the best compromise",
         }
     if worst_ratio > limits.perplexity_adjust and tried.method != "linear":
         value = round((tried.lambda_ or 1.0) * LAMBDA_STEP, 2)
@@ -105,8 +109,8 @@ def suggest_next(
         "action": "change_method",
         "strategy": "dare_ties" if strategy != "dare_ties" else "task_arithmetic",
         "sweep": True,
-        "why": f"every skill fell under {strategy} although perplexity is fine: which method keeps both depends on how the adapters "
-        "were trained, so compare the shortlist",
+        "why": f"every skill fell under {strategy} although perplexity is fine: which method keeps both depends on how the "
+        "adapters were trained, so compare the shortlist",
     }
 
 

@@ -16,7 +16,7 @@ class Metric(Frozen):
     """One metric of one model on one suite.
 
     `mean`        `values` are scores per prompt; the figure is their mean
-    `perplexity`  `values` are log-likelihoods per document (natural log), `weights` their token counts; exp(−Σ values / Σ weights)
+    `perplexity`  `values` are natural log-likelihoods per document, `weights` their token counts; exp(−Σ values / Σ weights)
     `point`       only the aggregate `value` is known (an aggregation of lm-eval that is not a mean): no interval
     """
 

@@ -123,7 +123,7 @@ def _primary(suite: Suite, metrics: Mapping[str, Metric]) -> str:
     if suite.metric:
         if suite.metric not in metrics:
             raise Malformed(
-                f"the suite {suite.name} decides by {suite.metric!r}, but its tasks give {', '.join(sorted(metrics)) or 'nothing'}",
+                f"the suite {suite.name} decides by {suite.metric!r}, its tasks give {', '.join(sorted(metrics)) or 'nothing'}",
                 "correct `metric` in its suite.yaml",
             )
         return suite.metric

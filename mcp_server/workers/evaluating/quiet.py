@@ -1,4 +1,4 @@
-"""The environment of a measuring process. Call `quiet` before transformers, datasets or lm-eval are imported: they read it once."""
+"""The environment of a measuring process, set before transformers, datasets or lm-eval are imported: they read it once."""
 
 from __future__ import annotations
 

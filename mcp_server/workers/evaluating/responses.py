@@ -51,7 +51,7 @@ def request_key(kind: str, arguments: Any) -> str:
     return hashlib.sha256(json.dumps([kind, *arguments], ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
-class _Hook(CacheHook):  # type: ignore[misc]
+class _Hook(CacheHook):
     """lm-eval calls this for each finished request; that is what makes an interrupted batch run resumable."""
 
     def __init__(self, owner: RememberingLM) -> None:
@@ -62,7 +62,7 @@ class _Hook(CacheHook):  # type: ignore[misc]
         self.owner.answered(attr, req, res)
 
 
-class RememberingLM(LM):  # type: ignore[misc]
+class RememberingLM(LM):
     """Wraps an lm-eval model that `load` makes on the first request that the store cannot answer."""
 
     def __init__(self, store: ResponseStore, load: Loader, tokenizer: Any, name: str, batch_size: int) -> None:
@@ -77,7 +77,7 @@ class RememberingLM(LM):  # type: ignore[misc]
         self._inner: Any = None
         self._name = name
         self._batch_size = batch_size
-        self.told: Told = lambda done, total, kind: None
+        self.told: Told = lambda *_: None
         self._stage: tuple[int, int] = (0, 0)
 
     @property
@@ -94,7 +94,7 @@ class RememberingLM(LM):  # type: ignore[misc]
             )
         )
 
-    def chat_template(self, chat_template: bool | str = False) -> str:
+    def chat_template(self, chat_template: bool | str = False) -> str:  # noqa: ARG002 - the name is lm-eval's
         return str(self.tokenizer.chat_template or "")
 
     def generate_until(self, requests: list[Any]) -> list[str]:

@@ -1,0 +1,36 @@
+"""What an evaluation is asked to do."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import Field
+
+from mcp_server.core.models.base import Frozen
+from mcp_server.core.suites import Split
+
+DEFAULT_SUITES: Final = ("perplexity", "taskmaster_persona", "task_api_tools")
+BATCH: Final = 16
+
+
+class Request(Frozen):
+    """What the worker takes; unknown keys are errors."""
+
+    out: str | None = None
+    suites: list[str] = Field(default_factory=lambda: list(DEFAULT_SUITES))
+    base: str | None = None
+    sources: dict[str, str] | None = None
+    against: list[str] = Field(default_factory=list)
+    cross: bool = False
+    limit: int | None = Field(default=None, ge=1)
+    quick: bool = False
+    split: Split = "test"
+    backend: Literal["hf", "openai"] = "hf"
+    endpoint: str | None = None
+    served: dict[str, str] = Field(default_factory=dict, description="label → model name at the endpoint")
+    tokenizer: str | None = None
+    batch_size: int = Field(default=BATCH, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    suite_folders: list[str] = Field(default_factory=list)
+    offline: bool = True
