@@ -1,0 +1,90 @@
+"""bf16 and fp16 to float32 and back, on raw bits: exact on the way in, one rounding (to nearest, ties to even) on the way out.
+
+numpy has no bf16 and converts fp16 one element at a time; these loops of integer arithmetic are what a compiler turns into SIMD.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from mcp_server.engine.checkpoint import ITEM_BYTES
+
+Array = np.ndarray[Any, Any]
+
+_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+def stored_name(dtype: str) -> str:
+    """'BF16' for 'bfloat16': the safetensors name of a torch dtype name."""
+    return _NAMES[dtype]
+
+
+@njit(nogil=True, cache=True)
+def _widen_bf16(raw: Array, bits: Array) -> None:
+    for i in range(raw.size):
+        bits[i] = np.uint32(raw[i]) << np.uint32(16)
+
+
+@njit(nogil=True, cache=True)
+def _narrow_bf16(bits: Array, raw: Array) -> None:
+    for i in range(bits.size):
+        u = bits[i]
+        rounded = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        quiet_nan = (u >> np.uint32(16)) | np.uint32(0x40)
+        is_nan = (u & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        raw[i] = np.uint16(quiet_nan if is_nan else rounded)
+
+
+@njit(nogil=True, cache=True)
+def _widen_f16(raw: Array, bits: Array, values: Array) -> None:
+    scale = np.float32(2.0**112)  # moves a half's exponent bias (15) to a float's (127); exact, for subnormals too
+    for i in range(raw.size):
+        bits[i] = (np.uint32(raw[i]) & np.uint32(0x7FFF)) << np.uint32(13)
+    for i in range(raw.size):
+        values[i] = values[i] * scale
+    for i in range(raw.size):
+        h = np.uint32(raw[i])
+        special = np.uint32(0x7F800000) if (h & np.uint32(0x7C00)) == np.uint32(0x7C00) else np.uint32(0)
+        bits[i] = bits[i] | special | ((h & np.uint32(0x8000)) << np.uint32(16))
+
+
+@njit(nogil=True, cache=True)
+def _narrow_f16(values: Array, bits: Array, raw: Array) -> None:
+    for i in range(bits.size):
+        u = bits[i]
+        sign = (u >> np.uint32(16)) & np.uint32(0x8000)
+        a = u & np.uint32(0x7FFFFFFF)
+        if a >= np.uint32(0x47800000):  # at or above 2**16, infinite, or not a number
+            out = np.uint32(0x7E00) if a > np.uint32(0x7F800000) else np.uint32(0x7C00)
+        elif a < np.uint32(0x38800000):  # below the smallest normal half: count in units of 2**-24
+            out = np.uint32(np.rint(np.float64(abs(values[i])) * 16777216.0))
+        else:
+            out = (a - np.uint32(0x38000000) + np.uint32(0xFFF) + ((a >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
+        raw[i] = np.uint16(out | sign)
+
+
+def decode(raw: Array, dtype: str, out: Array) -> None:
+    """Bytes of `dtype` (safetensors name) to float32 in `out`; both hold out.size elements."""
+    if dtype == "BF16":
+        _widen_bf16(raw.view(np.uint16), out.view(np.uint32))
+    elif dtype == "F16":
+        _widen_f16(raw.view(np.uint16), out.view(np.uint32), out)
+    else:
+        np.copyto(out, raw.view(np.float32))
+
+
+def encode(values: Array, dtype: str, raw: Array) -> None:
+    """float32 `values` to bytes of `dtype` in `raw`, rounded once."""
+    if dtype == "BF16":
+        _narrow_bf16(values.view(np.uint32), raw.view(np.uint16))
+    elif dtype == "F16":
+        _narrow_f16(values, values.view(np.uint32), raw.view(np.uint16))
+    else:
+        np.copyto(raw.view(np.float32), values)
+
+
+def encoded_bytes(count: int, dtype: str) -> int:
+    return count * ITEM_BYTES[dtype]

@@ -1,0 +1,87 @@
+"""Which recipes this engine does, and why not the others. Imports no numpy: the server asks this before any job starts."""
+
+from __future__ import annotations
+
+from mcp_server.core.errors import Malformed, MergingError, Unsupported
+from mcp_server.engine.checkpoint import read_json
+from mcp_server.engine.plan import Source, make_plan, open_sources
+from mcp_server.engine.recipe import ModelRef, Recipe, parse_recipe
+from mcp_server.engine.signatures import SIGNATURES
+
+_ELSEWHERE = "use --engine mergekit"
+
+
+def covers(recipe: str | Recipe, *, headers: bool = True) -> list[str]:
+    """Reasons why this engine cannot do a recipe; empty when it can.
+
+    With `headers`, models that are here are looked into as well (stacks of layers, dtypes, vocabularies). A recipe that is wrong
+    for every engine raises what is wrong with it.
+    """
+    parsed = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    reasons = _from_text(parsed)
+    if headers and not reasons:
+        try:
+            sources = open_sources(parsed)
+            reasons += _from_tokenizers(parsed, sources)
+            make_plan(parsed, sources)
+        except Unsupported as error:
+            reasons.append(error.message)
+    return reasons
+
+
+def require_coverage(recipe: Recipe) -> None:
+    """Raise `Unsupported` with the reasons, unless this engine does the recipe."""
+    if reasons := _from_text(recipe):
+        raise Unsupported("; ".join(reasons), _ELSEWHERE)
+    if reasons := _from_tokenizers(recipe, open_sources(recipe) if _names_tokenizer(recipe) else {}):
+        raise Unsupported("; ".join(reasons), _ELSEWHERE)
+
+
+def _names_tokenizer(recipe: Recipe) -> str | None:
+    return recipe.tokenizer_source or (str(recipe.tokenizer["source"]) if recipe.tokenizer.get("source") else None)
+
+
+def _from_text(recipe: Recipe) -> list[str]:
+    reasons = []
+    if recipe.method not in SIGNATURES:
+        reasons.append(f"merge_method {recipe.method} is done by mergekit only")
+    if recipe.has_modules:
+        reasons.append("`modules` (models of several parts) is done by mergekit only")
+    for name, dtype in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
+        if dtype not in (None, "bfloat16", "float16", "float32"):
+            reasons.append(f"{name} {dtype} is done by mergekit only")
+    if recipe.tokenizer.get("tokens"):
+        reasons.append("per-token tokenizer settings are done by mergekit only")
+    if recipe.tokenizer.get("pad_to_multiple_of"):
+        reasons.append("padding the vocabulary is done by mergekit only")
+    if _names_tokenizer(recipe) == "union":
+        reasons.append("a union of vocabularies is made by mergekit only")
+    if recipe.chat_template and "{" not in recipe.chat_template:
+        reasons.append(f"the named chat template {recipe.chat_template!r} comes with mergekit only; give the template's text")
+    return reasons
+
+
+def _from_tokenizers(recipe: Recipe, sources: dict[ModelRef, Source]) -> list[str]:
+    """A named tokenizer source is a plain copy only while every model numbers its tokens alike."""
+    if not _names_tokenizer(recipe):
+        return []
+    known: dict[str, object] = {}
+    for ref, source in sources.items():
+        try:
+            known[str(ref)] = _vocabulary(source)
+        except MergingError:
+            known[str(ref)] = None
+    if None in known.values():
+        missing = next(ref for ref, vocabulary in known.items() if vocabulary is None)
+        return [f"{missing} has no readable tokenizer.json, so its vocabulary cannot be compared"]
+    first, *others = known.items()
+    return [f"{ref} and {first[0]} number their tokens differently" for ref, vocabulary in others if vocabulary != first[1]]
+
+
+def _vocabulary(source: Source) -> object:
+    data = read_json(source.checkpoint.folder / "tokenizer.json")
+    model = data.get("model")
+    if not isinstance(model, dict):
+        raise Malformed("tokenizer.json holds no model", "use the tokenizer that came with the model")
+    added = {entry["content"]: entry["id"] for entry in data.get("added_tokens", [])}
+    return model.get("vocab"), added

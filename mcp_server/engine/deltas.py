@@ -1,0 +1,117 @@
+"""One tensor of a merge, block by block: its reference and every source's delta, as float32.
+
+A delta is what a source adds to the reference. For a full model that is a subtraction. For a LoRA source on the same base it is
+the update ΔW itself, formed for the rows of the block only: no full ΔW, no rounding through the base's precision, and the base
+need not even be read. Without a reference the "delta" is the source's own value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mcp_server.engine import kernels
+from mcp_server.engine.adapters import LowRank
+from mcp_server.engine.blocks import Block, split
+from mcp_server.engine.plan import Input, TensorPlan
+from mcp_server.engine.reader import Reader
+from mcp_server.engine.team import Workspace
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """B (scaled) and A of one low-rank update, in memory, arranged so that a block of rows is `left[rows] @ right`."""
+
+    left: Array
+    right: Array
+
+    @classmethod
+    def read(cls, update: LowRank, reader: Reader) -> Factors:
+        a, b = reader.whole(update.a), reader.whole(update.b)
+        b *= np.float32(update.scale)
+        return cls(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)) if update.transposed else cls(b, a)
+
+    def rows_into(self, block: Block, out: Array) -> None:
+        """ΔW of the block's rows. The product's shape depends on the block alone, so its rounding does too."""
+        np.matmul(self.left[block.row : block.row + block.rows], self.right, out=out.reshape(block.rows, block.columns))
+
+
+class OpenTensor:
+    """A tensor plan with its low-rank factors loaded; shared by all threads, which bring their own workspaces."""
+
+    def __init__(self, plan: TensorPlan, reader: Reader) -> None:
+        self.plan, self.reader = plan, reader
+        self.blocks = split(plan.shape)
+        self.reference = plan.reference
+        self.deltas = [entry for i, entry in enumerate(plan.inputs) if i != plan.base]
+        self.parameters = [values for i, values in enumerate(plan.per_source) if i != plan.base]
+        self._factors: dict[int, Factors] = {}
+        for entry in (*self.deltas, *([self.reference] if self.reference else [])):
+            if entry.low_rank is not None:
+                self._factors[id(entry.low_rank)] = Factors.read(entry.low_rank, reader)
+
+    def nonfinite_factors(self) -> dict[str, int]:
+        """Sources whose low-rank factors hold values that are not finite, and how many."""
+        found = {}
+        for entry in self.deltas:
+            if entry.low_rank is not None:
+                factors = self._factors[id(entry.low_rank)]
+                bad = sum(int(part.size - np.isfinite(part).sum()) for part in (factors.left, factors.right))
+                if bad:
+                    found[entry.source] = bad
+        return found
+
+    def needs_reference(self, index: int) -> bool:
+        """Whether a delta cannot be had without reading the reference."""
+        entry, reference = self.deltas[index], self.reference
+        return reference is not None and (entry.stored != reference.stored or reference.low_rank is not None)
+
+    def load_reference(self, workspace: Workspace, block: Block) -> Array:
+        """The reference's block; empty when there is none."""
+        if self.reference is None:
+            return workspace.take("reference", 0)
+        return self._value(self.reference, workspace, block, workspace.take("reference", block.count))
+
+    def load_delta(self, index: int, workspace: Workspace, block: Block, reference: Array, out: Array) -> int:
+        """Source `index`'s delta into `out`; returns how many of its stored values are not finite."""
+        entry = self.deltas[index]
+        if self.reference is not None and not self.needs_reference(index):
+            if entry.low_rank is None:
+                out[:] = 0
+            else:
+                self._factors[id(entry.low_rank)].rows_into(block, out)
+            return 0
+        self._value(entry, workspace, block, out)
+        bad = int(kernels.count_nonfinite(out.view(np.uint32)))
+        if self.reference is not None:
+            np.subtract(out, reference, out=out)
+        return bad
+
+    def load_all(self, workspace: Workspace, block: Block) -> tuple[Array, Array, dict[str, int]]:
+        """(reference, stack of deltas, sources that hold values that are not finite and how many)."""
+        reference = self.load_reference(workspace, block)
+        stack = workspace.stack("deltas", len(self.deltas), block.count)
+        bad = {}
+        if self.reference is not None and (number := int(kernels.count_nonfinite(reference.view(np.uint32)))):
+            bad[self.reference.source] = number
+        for index, entry in enumerate(self.deltas):
+            if number := self.load_delta(index, workspace, block, reference, stack[index]):
+                bad[entry.source] = number
+        return reference, stack, bad
+
+    def _value(self, entry: Input, workspace: Workspace, block: Block, out: Array) -> Array:
+        self.reader.values(entry.stored, block, workspace, out)
+        if entry.low_rank is not None:
+            update = workspace.take("update", block.count)
+            self._factors[id(entry.low_rank)].rows_into(block, update)
+            np.add(out, update, out=out)
+        return out
+
+    def close(self) -> None:
+        """Give the inputs' pages back, if the reader was told to."""
+        for entry in self.plan.inputs:
+            self.reader.done_with(entry.stored)

@@ -1,0 +1,49 @@
+"""How much memory there is, and how much this process has used at most. Linux is exact; elsewhere unknown is said as such."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory_limit_bytes() -> int:
+    """The smaller of the machine's memory and the limits of this process's memory cgroups."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    candidates = [Path(path) for path in _GROUPS]
+    try:
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            root, file = (
+                ("/sys/fs/cgroup", "memory.max") if not controllers else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            )
+            if not controllers or "memory" in controllers.split(","):
+                candidates.append(Path(root + path) / file)
+    except OSError:
+        pass
+    for limit in candidates:
+        try:
+            text = limit.read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            found.append(int(text))
+    return min(found)
+
+
+class PeakMeter:
+    """The most anonymous memory seen by calls of `sample`. Buffers only grow, so sampling once a tensor is enough."""
+
+    def __init__(self) -> None:
+        self.peak: int | None = None
+
+    def sample(self) -> int | None:
+        """Look now; returns the peak so far in bytes, None where the system does not tell."""
+        try:
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
+        except OSError:
+            return None
+        now = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")), 0)
+        self.peak = max(self.peak or 0, now)
+        return self.peak

@@ -1,0 +1,220 @@
+"""A merge from recipe to finished folder. Start reading here.
+
+    recipe → plan (everything is checked) → layout (where each byte goes) → for each tensor: prepare, merge its blocks → papers
+
+The folder is complete and on disk when `merge` returns; giving it its final name is the caller's business, as are locks and jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mcp_server.core.errors import Malformed
+from mcp_server.engine import kernels
+from mcp_server.engine.blocks import BLOCK_ELEMENTS, Block
+from mcp_server.engine.checkpoint import ITEM_BYTES
+from mcp_server.engine.codecs import decode, encode
+from mcp_server.engine.coverage import require_coverage
+from mcp_server.engine.deltas import OpenTensor
+from mcp_server.engine.evidence import TensorEvidence, total
+from mcp_server.engine.journal import InputFile, Journal, recorded_seed
+from mcp_server.engine.layout import STORED, Layout, plan_layout
+from mcp_server.engine.limits import PeakMeter, memory_limit_bytes
+from mcp_server.engine.merging import prepare
+from mcp_server.engine.papers import write_papers
+from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
+from mcp_server.engine.reader import Reader
+from mcp_server.engine.recipe import parse_recipe
+from mcp_server.engine.team import Team, Workspace
+from mcp_server.engine.writer import Writer
+
+Array = np.ndarray[Any, Any]
+Report = Callable[[str, float, float, str], None]
+"""(stage, done, total, unit): called often; the receiver thins it out."""
+
+ENGINE_VERSION = 1
+"""Raised when the same recipe would give other bytes; a resumed job of another version starts again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to merge and how. `journal` lies outside `folder`, which becomes the output."""
+
+    recipe: str
+    folder: Path
+    journal: Path
+    seed: int | None = None
+    threads: int | None = None
+    shard_bytes: int = 5_000_000_000
+    allow_nonfinite: bool = False
+    hashing: Literal["headers", "full"] = "headers"
+    name: str = ""
+
+
+def merge(request: Request, report: Report) -> dict[str, Any]:
+    """Run the merge, or finish one that was interrupted. Returns the measurements that a merge result needs."""
+    started = time.monotonic()
+    recipe = parse_recipe(request.recipe)
+    require_coverage(recipe)
+    plan = make_plan(recipe)
+    layout = plan_layout(plan.tensors, request.shard_bytes)
+    seed = _seed(request)
+    headers = {path: header for source in plan.sources.values() for path, header in _headers(source).items()}
+    inputs = [InputFile.of(path, header.sha256) for path, header in headers.items()]
+    journal = Journal(request.journal, _fingerprint(plan, layout, seed), seed, inputs)
+    if journal.resumes and not all(_has_size(request.folder / s.file, s.file_bytes) for s in layout.shards):
+        journal.forget()
+    forget = memory_limit_bytes() < layout.file_bytes + sum(entry.bytes for entry in inputs)
+    reader = Reader(forget=forget)
+    writer = Writer(request.folder, layout, journal.on_disk, keep=journal.resumes, forget=forget)
+    team = Team(request.threads or os.cpu_count() or 1)
+    run = _Run(plan, layout, reader, writer, journal, team, seed, request.allow_nonfinite, report)
+    try:
+        run.all_tensors()
+    except BaseException:
+        writer.abandon()
+        raise
+    finally:
+        team.close()
+        reader.close()
+    writer.close()
+    journal.close()
+    landed, lost, nonfinite = total(journal.done[number] for number in range(len(plan.tensors)))
+    measured: dict[str, Any] = {
+        "engine": "stream",
+        "seed": seed,
+        "tensors": len(plan.tensors),
+        "bytes": layout.file_bytes,
+        "landed": landed,
+        "rounding_loss": lost,
+        "nonfinite": nonfinite,
+        "warnings": list(plan.warnings),
+        "resumed": run.skipped > 0,
+    }
+    report("papers", 0, 1, "")
+    measured |= {"wall_seconds": time.monotonic() - started, "peak_anon_bytes": run.meter.sample()}
+    measured["warnings"] += write_papers(request, plan, layout, inputs, measured, report)
+    report("papers", 1, 1, "")
+    return measured
+
+
+class _Run:
+    """The state that the passes over one merge share."""
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        layout: Layout,
+        reader: Reader,
+        writer: Writer,
+        journal: Journal,
+        team: Team,
+        seed: int,
+        allow_nonfinite: bool,
+        report: Report,
+    ) -> None:
+        self.plan, self.layout, self.reader, self.writer, self.journal = plan, layout, reader, writer, journal
+        self.team, self.seed, self.allow_nonfinite, self.report = team, seed, allow_nonfinite, report
+        self.written = 0
+        self.skipped = 0
+        self.meter = PeakMeter()
+
+    def all_tensors(self) -> None:
+        done = set(self.journal.done)
+        for number, tensor in enumerate(self.plan.tensors):
+            if number in done:
+                self.skipped += 1
+                self.written += self.layout.places[number].nbytes
+                continue
+            evidence = self.tensor(number, tensor)
+            self.journal.computed(number, evidence.as_dict())
+            self.writer.finished(number)
+
+    def tensor(self, number: int, plan: TensorPlan) -> TensorEvidence:
+        """Merge one tensor and write it."""
+        tensor = OpenTensor(plan, self.reader)
+        evidence = TensorEvidence()
+        self.check(tensor, tensor.nonfinite_factors(), evidence)
+        merge_block = prepare(self.plan.recipe.method, tensor, self.team, self.seed)
+        stored = STORED[plan.dtype]
+        same_grid = tensor.reference is not None and tensor.reference.stored.dtype == stored and not tensor.reference.low_rank
+
+        def work(workspace: Workspace, block: Block) -> tuple[list[tuple[float, ...]], dict[str, int]]:
+            reference, deltas, bad = tensor.load_all(workspace, block)
+            self.check(tensor, bad)
+            out = workspace.take("out", block.count)
+            merge_block(workspace, block, reference, deltas, out)
+            raw = workspace.take("encoded", block.count * ITEM_BYTES[stored], np.uint8)
+            encode(out, stored, raw)
+            self.writer.write(number, block.start * ITEM_BYTES[stored], raw)
+            self.written += raw.nbytes
+            self.report("merge", self.written, self.layout.weight_bytes, "bytes")
+            rounded = out
+            if stored != "F32":
+                rounded = workspace.take("rounded", block.count)
+                decode(raw, stored, rounded)
+            if count := int(kernels.count_nonfinite(rounded.view(np.uint32))):
+                bad["merged"] = count
+            if tensor.reference is None:
+                return [], bad
+            grid = reference
+            if not same_grid and stored != "F32":
+                grid = workspace.take("grid", block.count)
+                encode(reference, stored, raw)
+                decode(raw, stored, grid)
+            return [kernels.landing(reference, grid, out, rounded, delta) for delta in deltas], bad
+
+        results = self.team.run(work, tensor.blocks)
+        for sums, bad in results:
+            for source, count in bad.items():
+                evidence.nonfinite[source] = evidence.nonfinite.get(source, 0) + count
+            for entry, values in zip(tensor.deltas, sums, strict=False):
+                held = evidence.landing.setdefault(entry.source, [0.0] * 4)
+                for i, value in enumerate(values):
+                    held[i] += value
+        self.meter.sample()
+        tensor.close()
+        return evidence
+
+    def check(self, tensor: OpenTensor, bad: dict[str, int], evidence: TensorEvidence | None = None) -> None:
+        """Stop at the first value that is not finite, unless that was allowed."""
+        if bad and not self.allow_nonfinite:
+            source, count = next(iter(bad.items()))
+            raise Malformed(
+                f"{tensor.plan.name} of {source} holds values that are not finite ({count} in one block)",
+                "train or download that source again; --allow-nonfinite merges it anyway",
+                tensor=tensor.plan.name,
+                source=source,
+            )
+        if evidence:
+            evidence.nonfinite |= bad
+
+
+def _headers(source: Any) -> dict[Path, Any]:
+    return source.checkpoint.headers | (source.adapter.headers if source.adapter else {})
+
+
+def _seed(request: Request) -> int:
+    recorded = recorded_seed(request.journal)
+    if request.seed is not None:
+        return request.seed
+    return recorded if recorded is not None else secrets.randbits(32)
+
+
+def _fingerprint(plan: MergePlan, layout: Layout, seed: int) -> str:
+    """Everything that decides the output's bytes: the plan holds every parameter, scale, path, offset and type."""
+    decides = (ENGINE_VERSION, BLOCK_ELEMENTS, seed, plan.recipe.method, plan.tensors, layout.shards)
+    return hashlib.sha256(repr(decides).encode()).hexdigest()
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

@@ -1,0 +1,154 @@
+"""Thinning: which elements of a delta a method keeps, and by how much the kept ones are scaled up.
+
+magnitude   ties          the k = max(1, floor(density·n)) largest of the tensor
+outliers    breadcrumbs   the largest but for the top gamma·n
+random      dare          each with probability density
+della       della         each with a probability that grows with its rank in its row, density ± epsilon
+
+`rescale` restores the L1 norm of the whole tensor's delta, as mergekit does (the DARE paper divides by density instead). Where
+mergekit sorts, equal magnitudes come in an order of its sort; here the lower index counts as the larger.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from mcp_server.engine import kernels
+from mcp_server.engine.blocks import Block
+from mcp_server.engine.deltas import OpenTensor
+from mcp_server.engine.random_numbers import keep_below, stream_start
+from mcp_server.engine.selection import Cut, largest
+from mcp_server.engine.signatures import SIGNATURES
+from mcp_server.engine.team import Team, Workspace
+
+Array = np.ndarray[Any, Any]
+
+_NEGLIGIBLE = 1e-7
+"""Below this L1 norm mergekit does not rescale."""
+
+
+class Thinner(ABC):
+    """What to keep of each delta of one tensor. `scales` multiply what was kept; 1 where nothing is rescaled."""
+
+    def __init__(self, tensor: OpenTensor) -> None:
+        self.densities = [values["density"] for values in tensor.parameters]
+        self.scales: Array = np.ones(len(self.densities))
+
+    def keep(self, index: int, block: Block, delta: Array, kept: Array) -> None:
+        """Write to `kept` what stays of delta `index`, zero elsewhere."""
+        if self.densities[index] >= 1:
+            kept[:] = delta
+        else:
+            self.thin(index, block, delta, kept)
+
+    @abstractmethod
+    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None: ...
+
+
+def prepare_thinner(method: str, tensor: OpenTensor, team: Team, seed: int) -> Thinner:
+    kind = SIGNATURES[method].sparsify
+    thinner: Thinner
+    if kind == "magnitude":
+        thinner = Largest(tensor, team)
+    elif kind == "outliers":
+        thinner = WithoutOutliers(tensor, team)
+    else:
+        thinner = (Random if kind == "random" else ByRank)(tensor, seed)
+    if tensor.plan.shared["rescale"]:
+        _restore_norms(thinner, tensor, team)
+    return thinner
+
+
+class Largest(Thinner):
+    def __init__(self, tensor: OpenTensor, team: Team) -> None:
+        super().__init__(tensor)
+        count = tensor.plan.count
+        wanted = [(i, max(1, int(d * count))) for i, d in enumerate(self.densities) if d < 1 and count]
+        self.cuts = dict(zip([i for i, _ in wanted], largest(tensor, wanted, team) if wanted else [], strict=True))
+
+    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
+        cut = self.cuts[index]
+        kernels.keep_largest(delta, delta.view(np.uint32), cut.pattern, cut.ties_in(block), kept)
+
+
+class WithoutOutliers(Thinner):
+    """Ranks from `skipped` to `skipped + kept`, counted from the largest; both may be empty."""
+
+    def __init__(self, tensor: OpenTensor, team: Team) -> None:
+        super().__init__(tensor)
+        count = tensor.plan.count
+        wanted, self.cuts = [], {}
+        for i, (density, values) in enumerate(zip(self.densities, tensor.parameters, strict=True)):
+            if density >= 1:
+                continue
+            target = int(density * count)
+            bottom = max(0, count - target - int(values["gamma"] * count))
+            skipped = count - bottom - target
+            wanted += [(i, skipped), (i, skipped + target)]
+        found = iter(largest(tensor, [(i, k) for i, k in wanted if k], team) if any(k for _, k in wanted) else [])
+        cuts: list[Cut | None] = [next(found) if k else None for _, k in wanted]
+        for (i, _), skip, stop in zip(wanted[::2], cuts[::2], cuts[1::2], strict=True):
+            self.cuts[i] = (skip, stop)
+
+    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
+        skip, stop = self.cuts[index]
+        if stop is None:
+            kept[:] = 0
+            return
+        bits = delta.view(np.uint32)
+        kernels.keep_largest(delta, bits, stop.pattern, stop.ties_in(block), kept)
+        if skip is not None:
+            kernels.drop_largest(bits, skip.pattern, skip.ties_in(block), kept)
+
+
+class Random(Thinner):
+    def __init__(self, tensor: OpenTensor, seed: int) -> None:
+        super().__init__(tensor)
+        self.starts = [stream_start(seed, i, tensor.plan.name) for i in range(len(self.densities))]
+        self.below = [keep_below(density) for density in self.densities]
+
+    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
+        kernels.keep_random(delta, self.starts[index], np.uint64(block.start), self.below[index], kept)
+
+
+class ByRank(Random):
+    """DELLA: within each row of the last dimension, the smallest is kept with density − epsilon, the largest with + epsilon."""
+
+    def __init__(self, tensor: OpenTensor, seed: int) -> None:
+        super().__init__(tensor, seed)
+        self.epsilons = [values["epsilon"] for values in tensor.parameters]
+        self.row = tensor.plan.shape[-1] if tensor.plan.shape else 1
+
+    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
+        rows = np.abs(delta).reshape(-1, self.row)
+        ranks = np.empty(rows.shape, np.float64)
+        np.put_along_axis(ranks, np.argsort(rows, axis=1, kind="stable"), np.arange(self.row, dtype=np.float64)[None], axis=1)
+        low, spread = self.densities[index] - self.epsilons[index], 2 * self.epsilons[index]
+        probability = low + ranks.reshape(-1) / (self.row - 1) * spread
+        kernels.keep_with_probability(delta, probability, self.starts[index], np.uint64(block.start), kept)
+
+
+def _restore_norms(thinner: Thinner, tensor: OpenTensor, team: Team) -> None:
+    """Set `scales` so that each thinned delta has the L1 norm of the whole one. One reading pass."""
+    thinned = [i for i, density in enumerate(thinner.densities) if density < 1]
+    if not thinned:
+        return
+    need = any(tensor.needs_reference(i) for i in thinned)
+
+    def work(workspace: Workspace, block: Block) -> list[tuple[float, float]]:
+        reference = tensor.load_reference(workspace, block) if need else workspace.take("reference", 0)
+        delta, kept = workspace.take("deltas", block.count), workspace.take("kept", block.count)
+        sums = []
+        for i in thinned:
+            tensor.load_delta(i, workspace, block, reference, delta)
+            thinner.keep(i, block, delta, kept)
+            sums.append((kernels.absolute_sum(delta), kernels.absolute_sum(kept)))
+        return sums
+
+    totals = np.sum(team.run(work, tensor.blocks), axis=0)
+    for i, (before, after) in zip(thinned, totals.reshape(-1, 2), strict=True):
+        if before >= _NEGLIGIBLE and after >= _NEGLIGIBLE:
+            thinner.scales[i] = before / after

@@ -1,0 +1,47 @@
+"""The streaming merge as a job.
+
+in    request.json: kind "merge", parameters recipe (text), out, partial (the folder to fill), seed, threads, shard_size,
+      allow_nonfinite, hash, output (model | adapter), rank
+out   the folder `partial`, complete and synced; result.json; progress in events.jsonl; journal.jsonl (a rerun continues it)
+
+Not covered: locking OUT, renaming the folder, cancelling: the job layer's business. Recipes outside `engine.coverage` are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# One thread per matrix product: threads share blocks instead, and a product must not round differently with their number.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+    os.environ[_variable] = "1"
+
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from mcp_server.engine.merge import Request, merge  # noqa: E402
+from mcp_server.workers.protocol import Job, run_worker  # noqa: E402
+
+
+def main(job: Job) -> dict[str, Any]:
+    parameters = job.parameters
+    request = Request(
+        recipe=parameters["recipe"],
+        folder=Path(parameters["partial"]),
+        journal=job.folder / "journal.jsonl",
+        seed=parameters.get("seed"),
+        threads=parameters.get("threads"),
+        shard_bytes=parameters.get("shard_size") or 5_000_000_000,
+        allow_nonfinite=bool(parameters.get("allow_nonfinite")),
+        hashing=parameters.get("hash") or "headers",
+        name=Path(parameters["out"]).name,
+    )
+
+    def report(stage: str, done: float, total: float, unit: str) -> None:
+        job.progress(stage, done, total, unit=unit)
+
+    return {"output": parameters["out"], **merge(request, report)}
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))
