@@ -13,7 +13,7 @@ from typing import Final
 from mcp_server.core import paths
 from mcp_server.core.errors import BadInput, did_you_mean
 
-_HUB_ID: Final = re.compile(r"^(?![.-])[A-Za-z0-9_.-]{1,96}/(?![.-])[A-Za-z0-9_.-]{1,96}$")
+_HUB_ID: Final = re.compile(r"^((?![.-])[A-Za-z0-9_.-]{1,96}/)?(?![.-])[A-Za-z0-9_.-]{1,96}$")
 
 
 def demo_aliases() -> dict[str, Path]:
@@ -32,15 +32,23 @@ def resolve_ref(ref: str, relative_to: Path) -> str:
         if ref not in known:
             raise BadInput(f"{ref!r} is not an alias that is known.{did_you_mean(ref, known)}", f"known: {', '.join(known)}")
         return str(known[ref].resolve())
+    anchored = anchor_ref(ref, relative_to)
+    if not is_hub_id(anchored):
+        return anchored
+    return str(snapshot) if (snapshot := cached_snapshot(anchored)) else anchored
+
+
+def anchor_ref(ref: str, relative_to: Path) -> str:
+    """The ref made independent of the current folder: paths absolute, aliases and hub ids as they are."""
     path = Path(ref).expanduser()
     local = path if path.is_absolute() else relative_to / path
-    if local.exists() or not is_hub_id(ref):
-        return str(local.resolve())
-    return str(snapshot) if (snapshot := cached_snapshot(ref)) else ref
+    if ref.startswith("demo:") or (is_hub_id(ref) and not local.exists()):
+        return ref
+    return str(local.resolve())
 
 
 def is_hub_id(ref: str) -> bool:
-    """True for `owner/name` in the hub's alphabet; `./owner/name` and `/owner/name` are paths."""
+    """True for `owner/name` (or an old bare `name`) in the hub's alphabet; `./owner/name` and `/owner/name` are paths."""
     return bool(_HUB_ID.match(ref)) and ".." not in ref and "--" not in ref
 
 

@@ -54,7 +54,7 @@ def test_an_unknown_alias_says_which_was_meant(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ref", "hub"),
-    [("a/b", True), ("./a", False), ("/a/b", False), ("a", False), ("a/b/c", False), ("../a", False), ("a b/c", False)],
+    [("a/b", True), ("./a", False), ("/a/b", False), ("gpt2", True), ("a/b/c", False), ("../a", False), ("a b/c", False)],
 )
-def test_only_owner_slash_name_is_a_hub_id(ref: str, hub: bool) -> None:
+def test_a_hub_id_is_a_name_with_or_without_an_owner(ref: str, hub: bool) -> None:
     assert is_hub_id(ref) is hub

@@ -47,6 +47,9 @@ class Plan(Frozen):
     verdict: Verdict
     strategy: StrategyChoice | None = None
     weights: dict[str, float] = Field(default_factory=dict)
+    source_parameters: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="source → parameters of its own (density, layer_range, gradients); they win over shared ones"
+    )
     engine: EngineChoice | None = None
     runner_up: list[RunnerUp] = Field(default_factory=list)
     evaluation: list[EvaluationStep] = Field(default_factory=list)
@@ -55,6 +58,8 @@ class Plan(Frozen):
     questions: list[str] = Field(default_factory=list)
     differences: list[str] = Field(default_factory=list, description="for cannot_merge: the fields that differ")
     dtype: str | None = None
+    tokenizer: str | None = Field(default=None, description="base | union | a model whose tokenizer is taken")
+    decided: bool = Field(default=True, description="false: too little is known to decide (exit code 3)")
     scenario: Scenario = Field(default_factory=Scenario)
 
 

@@ -24,6 +24,8 @@ class ScenarioSource(Frozen):
     architecture: str | None = Field(default=None, examples=["LlamaForCausalLM"])
     status: Literal["works", "broken", "unevaluated", "missing"] | None = None
     scores: dict[str, float] | None = None
+    prompts: list[str] | None = Field(default=None, description="prompts that belong to it; a mixture of experts routes by them")
+    layer_range: tuple[int, int] | None = Field(default=None, description="layers to take for a deeper model, end exclusive")
 
 
 class Relation(Frozen):
@@ -54,14 +56,18 @@ class Constraints(Frozen):
     quality: Literal["tunable", "critical"] | None = None
     reuse: Literal["modular", "one_time"] | None = None
     iteration: Literal["fast", "slow"] | None = None
+    training_data: Literal["available", "gone"] | None = Field(default=None, description="whether retraining is possible at all")
 
 
-Goal = Literal["balanced", "baseline", "deeper_model", "experts_on_demand"] | Favour
+Goal = Literal["balanced", "baseline", "deeper_model", "smaller_model", "experts_on_demand"] | Favour
 
 
 class Scenario(Frozen):
     sources: list[ScenarioSource] | None = None
-    base_model: str | None = None
+    base_model: str | None = Field(default=None, description="folder or hub id; `none` says that there is no common base")
+    layers: int | None = Field(default=None, ge=1, description="number of layers, where no checkpoint can tell")
+    tokenizer: Literal["base", "union"] | None = Field(default=None, description="which vocabulary the merged model gets")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
     relation: Relation | None = None
     relations: list[PairRelation] | None = None
     goal: Goal | None = None

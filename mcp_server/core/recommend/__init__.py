@@ -1,0 +1,105 @@
+"""Scenario in, plan out: verdict, strategy, weights, engine, what to try next, what to measure, and what to ask.
+
+A pure function of the scenario and the rules. Every line of the result names the rule that put it there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mcp_server.core import catalog
+from mcp_server.core.catalog.models import Catalog, Rule
+from mcp_server.core.catalog.signals import SIGNALS, read_facts, trained
+from mcp_server.core.models.base import Message
+from mcp_server.core.models.plan import EvaluationStep, FiredRule, Plan, RunnerUp, StrategyChoice
+from mcp_server.core.models.scenario import Scenario
+from mcp_server.core.recommend.decide import Decision, as_fired, decide, fill, fired
+from mcp_server.core.recommend.memory import choose_engine
+from mcp_server.core.recommend.questions import questions
+from mcp_server.core.recommend.weights import scaled, shares, starting_parameters
+from mcp_server.core.scenario_reader import read_scenario
+
+__all__ = ["read_scenario", "recommend", "recommend_file"]
+
+
+def recommend(scenario: Scenario) -> Plan:
+    """The plan for a scenario. Raises `NotFound` when it asks for a strategy that does not exist."""
+    rules = catalog.load()
+    if scenario.strategy is not None:
+        catalog.strategy(scenario.strategy)
+    decision = decide(read_facts(scenario), rules)
+    verdict = decision.verdict
+    plan = Plan(
+        verdict=verdict.verdict or "train_first",
+        rules=[as_fired(rule, decision.facts) for rule in (verdict, decision.strategy_rule) if rule],
+        questions=questions(decision, rules),
+        differences=_differences(decision),
+        decided=not any(condition.op == "unknown" for condition in verdict.when),
+        scenario=scenario,
+    )
+    if decision.strategy:
+        plan = _with_strategy(plan, decision, rules)
+    fired_warnings = list(fired(rules, "warning", decision.facts))
+    plan = plan.model_copy(
+        update={
+            "rules": plan.rules + [as_fired(rule, decision.facts) for rule in fired_warnings],
+            "warnings": [Message(code=rule.id, message=fill(rule.warn or "", decision.facts)) for rule in fired_warnings],
+        }
+    )
+    return plan.model_copy(update={"engine": choose_engine(plan)}) if decision.strategy else plan
+
+
+def recommend_file(path: Path) -> Plan:
+    """Read a scenario file and recommend."""
+    return recommend(read_scenario(path))
+
+
+def _with_strategy(plan: Plan, decision: Decision, rules: Catalog) -> Plan:
+    strategy = rules.strategies[decision.strategy or ""]
+    portions, why = shares(plan.scenario)
+    count = len(trained(plan.scenario))
+    weights = scaled(portions, strategy)
+    steps = list(fired(rules, "evaluation", decision.facts))
+    following = list(fired(rules, "runner_up", decision.facts))
+    return plan.model_copy(
+        update={
+            "strategy": StrategyChoice(id=strategy.id, parameters=starting_parameters(strategy, weights, count)),
+            "weights": weights,
+            "dtype": plan.scenario.dtype or "bfloat16",
+            "tokenizer": plan.scenario.tokenizer,
+            "rules": plan.rules + (why if weights else []) + [as_fired(rule, decision.facts) for rule in [*following, *steps]],
+            "runner_up": [_runner_up(rule, rules, portions, count) for rule in following],
+            "evaluation": [_step(rule, decision) for rule in steps],
+        }
+    )
+
+
+def _runner_up(rule: Rule, rules: Catalog, portions: dict[str, float], count: int) -> RunnerUp:
+    assert rule.runner_up is not None  # the rule's model guarantees it for this stage
+    strategy = rules.strategies[rule.runner_up.strategy]
+    start = starting_parameters(strategy, scaled(portions, strategy), count)
+    return RunnerUp(strategy=strategy.id, why=" ".join(rule.because.split()), parameters={**start, **rule.runner_up.parameters})
+
+
+def _step(rule: Rule, decision: Decision) -> EvaluationStep:
+    assert rule.evaluate is not None
+    return EvaluationStep(suite=rule.evaluate.suite, when=rule.evaluate.when, why=fill(rule.because, decision.facts))
+
+
+def _differences(decision: Decision) -> list[str]:
+    """For `cannot_merge`: the fields that differ, with the values found."""
+    if decision.facts["verdict"] != "cannot_merge":
+        return []
+    found = []
+    for field, detail in (("same_architecture", "architectures"), ("same_base", "base_names")):
+        if decision.facts[field] is False:
+            name = {"same_architecture": "architecture", "same_base": "base_model"}[field]
+            found.append(f"{name} ({decision.facts[detail] or 'as you said'})")
+    return found
+
+
+def explain_signals(rules: list[FiredRule]) -> dict[str, str]:
+    """The signals that the named rules read, with what each means (for `recommend --why` and the report)."""
+    by_id = {rule.id: rule for rule in catalog.load().rules}
+    read = {condition.signal for fired_rule in rules if (rule := by_id.get(fired_rule.id)) for condition in rule.when}
+    return {name: (SIGNALS[name].__doc__ or "").strip() for name in sorted(read & SIGNALS.keys())}

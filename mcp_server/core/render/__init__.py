@@ -1,0 +1,113 @@
+"""Plan in, recipe out: mergekit's YAML from one template per strategy, parsed back and compared with what was meant."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+
+from mcp_server.core import catalog, paths
+from mcp_server.core.catalog.models import Strategy
+from mcp_server.core.errors import Malformed, NotFound
+from mcp_server.core.models.base import Message
+from mcp_server.core.models.plan import Plan, Rendered
+from mcp_server.core.render.example import example_plan
+from mcp_server.core.render.meaning import Meaning, compare
+from mcp_server.core.render.meant import meaning_of
+from mcp_server.core.render.overrides import _strategy, apply
+from mcp_server.core.render.yaml_text import to_yaml
+from mcp_server.core.yaml_io import load_yaml_all
+
+__all__ = ["render", "render_strategy", "template_text"]
+
+
+def render(plan: Plan, overrides: dict[str, str] | None = None, *, relative_to: Path | None = None) -> Rendered:
+    """The recipe of a plan, with `--set` overrides applied (grammar: core/render/overrides.py).
+
+    Refs become absolute paths, or stay hub ids; relative ones count from `relative_to` (default: the current folder). Raises
+    `BadInput` for what is missing or illegal, `Malformed` when a template does not say what the plan means.
+    """
+    plan = apply(plan, overrides or {})
+    strategy = _strategy(plan)
+    meaning = meaning_of(plan, strategy, relative_to or Path.cwd())
+    text = _text(strategy, meaning, paths.templates_dir())
+    return Rendered(strategy=strategy.id, recipe=text, warnings=_warnings(plan, strategy))
+
+
+def render_strategy(strategy_id: str, templates: Path | None = None, strategies: dict[str, Strategy] | None = None) -> Rendered:
+    """The recipe of a strategy for the example sources: what documents show and what golden files hold."""
+    strategy = strategies[strategy_id] if strategies else catalog.strategy(strategy_id)
+    plan = example_plan(strategy)
+    meaning = meaning_of(plan, strategy, Path("/"))
+    return Rendered(strategy=strategy.id, recipe=_text(strategy, meaning, templates or paths.templates_dir()))
+
+
+def template_text(strategy_id: str) -> str:
+    """A strategy's template, for the resource `merge://templates/{id}`."""
+    catalog.strategy(strategy_id)
+    path = paths.templates_dir() / f"{strategy_id}.yaml.j2"
+    if not path.is_file():
+        raise NotFound(f"{path} does not exist", "run `model-merging check`")
+    return path.read_text(encoding="utf-8")
+
+
+@functools.cache
+def _environment(folder: Path) -> SandboxedEnvironment:
+    environment = SandboxedEnvironment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        finalize=_refuse_raw,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["yaml"] = lambda value: _Quoted(to_yaml(value))
+    return environment
+
+
+class _Quoted(str):
+    """Text that went through the `yaml` filter, or that the template itself made."""
+
+
+def _refuse_raw(value: object) -> object:
+    """A template prints values through `| yaml` only; anything raw could break out of its place."""
+    if isinstance(value, _Quoted | jinja2.Undefined) or type(value).__name__ == "Markup":
+        return value
+    raise jinja2.TemplateRuntimeError(f"{value!r} is printed raw; write {{{{ … | yaml }}}}")
+
+
+def _text(strategy: Strategy, meaning: Meaning, templates: Path) -> str:
+    name = f"{strategy.id}.yaml.j2"
+    try:
+        text = (
+            _environment(templates)
+            .get_template(name)
+            .render(
+                method=meaning.method,
+                base=meaning.base,
+                sources=meaning.inputs,
+                parameters=meaning.parameters,
+                dtype=meaning.dtype,
+                tokenizer=meaning.tokenizer,
+                stages=meaning.stages,
+            )
+        )
+    except jinja2.TemplateNotFound as missing:
+        raise NotFound(f"templates/{missing.name} does not exist", f"write it for the strategy {strategy.id!r}") from missing
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f" (line {line})" if line else ""
+        raise Malformed(f"templates/{name}{where}: {error.message}", "correct the template") from error
+    compare(load_yaml_all(text, f"the text of templates/{name}"), meaning, name)
+    return text
+
+
+def _warnings(plan: Plan, strategy: Strategy) -> list[Message]:
+    warnings = [w for w in plan.warnings if w.code in ("ties_blunts_weights", "passthrough_artifacts", "dare_needs_seed")]
+    if strategy.random and not any(w.code == "dare_needs_seed" for w in warnings):
+        text = "this strategy drops entries at random; it repeats only with a seed (merge --seed N)"
+        warnings.append(Message(code="dare_needs_seed", message=text))
+    return warnings

@@ -1,0 +1,207 @@
+"""From a plan to what its recipe means: which models, with which parameters, on which base, over which layers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.core.catalog.models import Strategy
+from mcp_server.core.catalog.signals import trained
+from mcp_server.core.errors import BadInput
+from mcp_server.core.models.plan import Plan
+from mcp_server.core.models.scenario import ScenarioSource
+from mcp_server.core.refs import resolve_ref
+from mcp_server.core.render.meaning import Input, Meaning
+
+BASE: Final = "base"
+"""What the base is called where it goes in as a source of its own."""
+_SPLITS: Final = re.compile(r"[+@]")
+
+
+def meaning_of(plan: Plan, strategy: Strategy, folder: Path) -> Meaning:
+    """What the recipe of this plan must say. Raises `BadInput` with the missing fact and how to give it."""
+    base = _base(plan, folder)
+    inputs = [_input(plan, strategy, name, source, base, folder) for name, source in trained(plan.scenario)]
+    layers = _layers(plan, base, folder) if strategy.id in LAYERED else None
+    if strategy.inputs.base == "one_of_the_sources" and len(inputs) == 1 and base:
+        inputs.insert(0, Input(BASE, _written(base)))
+    elif strategy.inputs.min > len(inputs) == 1 and base and BASE in plan.weights:
+        inputs.append(Input(BASE, _written(base), _parameters(plan, strategy, BASE)))
+    _check_count(strategy, inputs, base)
+    shared = {name: value for name, value in _shared(plan, strategy).items() if value is not None}
+    meaning = Meaning(
+        method=strategy.id,
+        runner=strategy.runner,
+        inputs=inputs,
+        base=_base_of_recipe(strategy, inputs, base),
+        parameters=shared,
+        dtype=plan.dtype,
+        tokenizer=_tokenizer(plan, folder),
+        layers=layers,
+    )
+    return LAYERED[strategy.id](plan, meaning) if strategy.id in LAYERED else meaning
+
+
+def _base(plan: Plan, folder: Path) -> str | None:
+    named = plan.scenario.base_model
+    if named and named.lower() == "none":
+        return None
+    named = named or next((s.base for _, s in trained(plan.scenario) if s.base), None)
+    named = named or next((b for _, s in trained(plan.scenario) if s.ref and (b := _base_in_adapter(s.ref, folder))), None)
+    return resolve_ref(named, folder) if named else None
+
+
+def _base_in_adapter(ref: str, folder: Path) -> str | None:
+    config = _json(Path(resolve_ref(ref, folder)) / "adapter_config.json")
+    named = config.get("base_model_name_or_path")
+    return named if isinstance(named, str) and named else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # absent or broken: the validator says so with its own code; here the fact is just not there
+    return data if isinstance(data, dict) else {}
+
+
+def _input(plan: Plan, strategy: Strategy, name: str, source: ScenarioSource, base: str | None, folder: Path) -> Input:
+    if not source.ref:
+        raise BadInput(f"the source {name!r} has no ref, so a recipe cannot name it", f"--set sources.{name}.ref=./its_folder")
+    ref = resolve_ref(source.ref, folder)
+    adapter = source.kind == "lora" or (source.kind is None and (Path(ref) / "adapter_config.json").is_file())
+    if adapter and base is None:
+        raise BadInput(
+            f"the source {name!r} is an adapter and its base is not known",
+            "name it: base_model in the scenario, or --set base_model=REF",
+        )
+    model = _written(base, ref) if adapter and base else _written(ref)
+    prompts = None
+    if strategy.runner == "mergekit-moe":
+        prompts = source.prompts or ([source.capability] if source.capability else None)
+        if not prompts:
+            raise BadInput(
+                f"the expert {name!r} has no prompts to route by", f"--set 'sources.{name}.prompts=[\"a typical prompt\"]'"
+            )
+    return Input(name, model, _parameters(plan, strategy, name), _range_of(plan, name, source), prompts)
+
+
+def _written(model: str, adapter: str | None = None) -> Any:
+    """mergekit splits a ref at '+' (adapter) and '@' (revision); a path that holds one goes in table form."""
+    if not any(_SPLITS.search(part) for part in (model, adapter or "")):
+        return f"{model}+{adapter}" if adapter else model
+    table: dict[str, Any] = {"model": {"path": model}}
+    return {**table, "lora": {"path": adapter}} if adapter else table
+
+
+def _parameters(plan: Plan, strategy: Strategy, name: str) -> dict[str, Any]:
+    """The parameters of one source: its weight, then what the plan sets for all, then what it sets for this one."""
+    chosen = dict(plan.strategy.parameters) if plan.strategy else {}
+    result: dict[str, Any] = {}
+    for parameter in strategy.parameters:
+        if parameter.scope == "source":
+            value = plan.weights.get(name) if parameter.name == "weight" else chosen.get(parameter.name)
+            value = plan.source_parameters.get(name, {}).get(parameter.name, value)
+            if value is None and parameter.required:
+                raise BadInput(
+                    f"the source {name!r} has no {parameter.name}, which {strategy.id} needs",
+                    f"--set sources.{name}.{parameter.name}=0.5",
+                )
+            if value is not None:
+                result[parameter.name] = value
+    return result
+
+
+def _shared(plan: Plan, strategy: Strategy) -> dict[str, Any]:
+    chosen = dict(plan.strategy.parameters) if plan.strategy else {}
+    shared = {p.name: chosen.get(p.name) for p in strategy.parameters if p.scope == "shared"}
+    if strategy.parameter("t") and strategy.weights == "sum_one" and len(plan.weights) == 2:
+        # The weights are the plan's word on how much of each; t follows them unless it was set apart from them.
+        first, second = plan.weights.values()
+        if chosen.get("t") is None and first + second:
+            shared["t"] = round(second / (first + second), 4)
+    for parameter in strategy.parameters:
+        if parameter.scope == "shared" and parameter.required and shared.get(parameter.name) is None:
+            raise BadInput(f"{strategy.id} needs {parameter.name}", f"--set parameters.{parameter.name}={parameter.start}")
+    return shared
+
+
+def _base_of_recipe(strategy: Strategy, inputs: list[Input], base: str | None) -> Any:
+    kind = strategy.inputs.base
+    if kind == "one_of_the_sources":
+        return inputs[0].model
+    return None if kind == "ignored" or base is None else _written(base)
+
+
+def _check_count(strategy: Strategy, inputs: list[Input], base: str | None) -> None:
+    limits, count = strategy.inputs, len(inputs)
+    if count < limits.min:
+        raise BadInput(
+            f"{strategy.id} takes {limits.min} sources at least, the plan has {count}", "add a source, or set another strategy"
+        )
+    if limits.max is not None and count > limits.max:
+        raise BadInput(
+            f"{strategy.id} takes {limits.max} sources at most, the plan has {count}", "--set strategy=ties takes any number"
+        )
+    if limits.base == "required" and base is None:
+        raise BadInput(
+            f"{strategy.id} needs the base that all sources were trained from, and the plan names none",
+            "--set base_model=REF; without a base use linear, karcher, multislerp or nuslerp",
+        )
+
+
+def _tokenizer(plan: Plan, folder: Path) -> str | None:
+    if plan.tokenizer in (None, "base", "union"):
+        return plan.tokenizer
+    return resolve_ref(plan.tokenizer, folder)
+
+
+def _range_of(plan: Plan, name: str, source: ScenarioSource) -> list[int] | None:
+    chosen = plan.source_parameters.get(name, {}).get("layer_range") or source.layer_range
+    return [int(end) for end in chosen] if chosen else None
+
+
+def _layers(plan: Plan, base: str | None, folder: Path) -> int | None:
+    if plan.scenario.layers:
+        return plan.scenario.layers
+    refs = [base] if base else []
+    refs += [resolve_ref(s.ref, folder) for _, s in trained(plan.scenario) if s.ref]
+    for ref in refs:
+        layers = _json(Path(ref) / "config.json").get("num_hidden_layers")
+        if isinstance(layers, int) and layers > 0:
+            return layers
+    return None
+
+
+def _need_layers(meaning: Meaning) -> int:
+    if meaning.layers is None:
+        raise BadInput(
+            f"{meaning.method} cuts models into layers, and nothing says how many they have",
+            "--set layers=32 (inspect tells), or give each source a layer_range",
+        )
+    return meaning.layers
+
+
+def _stack(_plan: Plan, meaning: Meaning) -> Meaning:
+    """passthrough: the ranges given, else overlapping windows as in depth up-scaling (24 + 24 of 32 layers for two)."""
+    inputs = meaning.inputs
+    if not all(one.layer_range for one in inputs):
+        layers = _need_layers(meaning)
+        inputs = inputs * 2 if len(inputs) == 1 else inputs
+        window = max(1, round(layers * (0.75 if len(inputs) == 2 else 0.5)))
+        step = (layers - window) / (len(inputs) - 1)
+        starts = [round(number * step) for number in range(len(inputs))]
+        inputs = [
+            Input(one.name, one.model, one.parameters, one.layer_range or [start, start + window])
+            for one, start in zip(inputs, starts, strict=True)
+        ]
+    return _with(meaning, inputs=inputs)
+
+
+def _with(meaning: Meaning, **changes: Any) -> Meaning:
+    return Meaning(**{**meaning.__dict__, **changes})
+
+
+LAYERED: Final = {"passthrough": _stack}

@@ -1,0 +1,114 @@
+"""Scenario text or tables → `Scenario`, with every fault named in the writer's words.
+
+A misspelt field would be a fact that never reaches a rule, so unknown fields are errors with what was probably meant, and names
+that refer to sources (`between`, `favour`, `cross_context`) must exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mcp_server.core.catalog.loader import explain
+from mcp_server.core.catalog.signals import source_names
+from mcp_server.core.errors import BadInput, Malformed, NotFound, did_you_mean
+from mcp_server.core.models.plan import Plan
+from mcp_server.core.models.scenario import Favour, Scenario
+from mcp_server.core.refs import anchor_ref
+from mcp_server.core.yaml_io import MAX_BYTES, load_yaml
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_scenario(scenario: Path | str | dict[str, Any]) -> Scenario:
+    """A scenario from a file (`Path`), YAML text, or a table. Raises `NotFound` or `Malformed`."""
+    data, what = _data(scenario, "the scenario")
+    read = scenario_from(data, what)
+    return _anchored(read, scenario.resolve().parent) if isinstance(scenario, Path) else read
+
+
+def read_plan(plan: Path | str | dict[str, Any]) -> Plan:
+    """A plan as `recommend -o` saved it, or as the tool returned it. Raises `NotFound` or `Malformed`."""
+    data, what = _data(plan, "the plan")
+    return _checked(Plan, data, what)
+
+
+def scenario_from(data: Any, what: str = "the scenario") -> Scenario:
+    """A scenario from parsed YAML or JSON; None and {} are the empty scenario, in which all is unknown."""
+    scenario = _checked(Scenario, {} if data is None else data, what)
+    _check_names(scenario, what)
+    return scenario
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file of at most 1 MB; the size is checked before anything is read."""
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise BadInput(f"{path} is a folder, {what} is a file", "name the YAML file inside it")
+        if size > MAX_BYTES:
+            raise Malformed(f"{path} is {size:,} bytes long, {MAX_BYTES:,} is the most that is read", "is it the right file?")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as missing:
+        raise NotFound(f"{path} does not exist", f"check the path of {what}") from missing
+    except UnicodeDecodeError as error:
+        raise Malformed(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+    except OSError as error:
+        raise NotFound(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from error
+
+
+def _data(given: Path | str | dict[str, Any], what: str) -> tuple[Any, str]:
+    if isinstance(given, dict):
+        return given, what
+    if isinstance(given, Path):
+        return load_yaml(read_text(given, what), str(given)), str(given)
+    return load_yaml(given, what), what
+
+
+def _checked(model: type[M], data: Any, what: str) -> M:
+    if not isinstance(data, dict):
+        kind = {"str": "a piece of text", "list": "a list"}.get(type(data).__name__, f"a {type(data).__name__}")
+        raise Malformed(f"{what} is {kind}, a table of fields is expected", f"known fields: {', '.join(model.model_fields)}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        faults = _unique(explain(error, model))
+        more = f" ({len(faults) - 5} more)" if len(faults) > 5 else ""
+        raise Malformed(f"{what}: " + "; ".join(faults[:5]) + more, "correct the fields named") from error
+
+
+def _anchored(scenario: Scenario, folder: Path) -> Scenario:
+    """Refs of a file count from its folder; made absolute, they mean the same wherever the plan is used."""
+
+    def anchored(ref: str | None) -> str | None:
+        return ref if ref is None or ref.lower() == "none" else anchor_ref(ref, folder)
+
+    sources = scenario.sources
+    if sources is not None:
+        sources = [s.model_copy(update={"ref": anchored(s.ref), "base": anchored(s.base)}) for s in sources]
+    return scenario.model_copy(update={"sources": sources, "base_model": anchored(scenario.base_model)})
+
+
+def _unique(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))
+
+
+def _check_names(scenario: Scenario, what: str) -> None:
+    given = [source.name for source in scenario.sources or [] if source.name]
+    if twice := sorted({name for name in given if given.count(name) > 1}):
+        raise Malformed(f"{what}: two sources are called {twice[0]!r}", "give each source a name of its own")
+    names = source_names(scenario)
+    used = [(f"relations[{i}].between", name) for i, r in enumerate(scenario.relations or []) for name in r.between]
+    if isinstance(scenario.goal, Favour):
+        used.append(("goal.favour", scenario.goal.favour))
+    used += [("cross_context", name) for name in scenario.cross_context or {}]
+    for where, name in used:
+        if name not in names:
+            hint = did_you_mean(name, names) or f" Sources: {', '.join(names) or 'none'}."
+            raise Malformed(f"{what}: {where} names {name!r}, which is no source.{hint}", "name a source of the scenario")
+    for i, relation in enumerate(scenario.relations or []):
+        if relation.between[0] == relation.between[1]:
+            raise Malformed(f"{what}: relations[{i}].between names {relation.between[0]!r} twice", "name two sources")
