@@ -43,6 +43,10 @@ def speaks_as_taskmaster(text: str) -> bool:
 class PersonaTask(ConfigurableTask):
     """Asks for a greedy reply and, for the same prompt, for the log-likelihoods of TaskMaster's reply and of a neutral one."""
 
+    def __init__(self, config: dict[str, Any]) -> None:
+        # lm-eval 0.4.13 hands the key `class` on to a config that does not know it.
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
         reply = super().construct_requests(doc, ctx, **kwargs)
         scored = [

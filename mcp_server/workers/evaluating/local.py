@@ -57,6 +57,7 @@ def _load(ref: loading.ModelRef, dtype: str, threads: int | None, tokenizer: Any
         tokenizer=tokenizer,
         batch_size=batch_size,
         max_length=_window(ref),
+        softmax_dtype="float32",  # bf16 log-likelihoods of a passage are rounded to whole nats
         backend="causal",
     )
 
