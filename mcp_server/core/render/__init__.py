@@ -16,11 +16,12 @@ from mcp_server.core.models.plan import Plan, Rendered
 from mcp_server.core.render.example import example_plan
 from mcp_server.core.render.meaning import Meaning, compare
 from mcp_server.core.render.meant import meaning_of
-from mcp_server.core.render.overrides import _strategy, apply
+from mcp_server.core.render.overrides import apply, parse_overrides, strategy_of
 from mcp_server.core.render.yaml_text import to_yaml
+from mcp_server.core.scenario_reader import read_plan
 from mcp_server.core.yaml_io import load_yaml_all
 
-__all__ = ["render", "render_strategy", "template_text"]
+__all__ = ["parse_overrides", "read_plan", "render", "render_strategy", "template_text"]
 
 
 def render(plan: Plan, overrides: dict[str, str] | None = None, *, relative_to: Path | None = None) -> Rendered:
@@ -30,7 +31,7 @@ def render(plan: Plan, overrides: dict[str, str] | None = None, *, relative_to: 
     `BadInput` for what is missing or illegal, `Malformed` when a template does not say what the plan means.
     """
     plan = apply(plan, overrides or {})
-    strategy = _strategy(plan)
+    strategy = strategy_of(plan)
     meaning = meaning_of(plan, strategy, relative_to or Path.cwd())
     text = _text(strategy, meaning, paths.templates_dir())
     return Rendered(strategy=strategy.id, recipe=text, warnings=_warnings(plan, strategy))

@@ -28,6 +28,19 @@ DTYPES: Final = ("bfloat16", "float16", "float32")
 _OF_SCENARIO: Final = ("ref", "base", "kind", "prompts", "layer_range")
 
 
+def parse_overrides(pairs: list[str]) -> dict[str, str]:
+    """`KEY=VALUE` pairs as a table; a key that comes twice is an error. Raises `BadInput`."""
+    overrides: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise BadInput(f"{pair!r} is not KEY=VALUE", "for example --set sources.persona.weight=0.7")
+        if key.strip() in overrides:
+            raise BadInput(f"{key.strip()!r} is set twice", "keep one of them")
+        overrides[key.strip()] = value
+    return overrides
+
+
 def apply(plan: Plan, overrides: dict[str, str]) -> Plan:
     """The plan with every override applied; `strategy` first, whatever the order given. Raises `BadInput`."""
     values = {key: load_yaml(text, f"the value of {key}") if isinstance(text, str) else text for key, text in overrides.items()}
@@ -104,7 +117,8 @@ def _apply(plan: Plan, key: str, value: Any) -> Plan:
     )
 
 
-def _strategy(plan: Plan) -> Strategy:
+def strategy_of(plan: Plan) -> Strategy:
+    """The plan's strategy from the catalogue. Raises `BadInput` when the verdict left it without one."""
     if plan.strategy is None:
         raise BadInput(
             f"the plan's verdict is {plan.verdict}, so it has no strategy to render",
@@ -124,7 +138,7 @@ def _parameter(strategy: Strategy, name: str) -> Parameter:
 
 
 def _set_parameter(plan: Plan, name: str, value: Any) -> Plan:
-    strategy = _strategy(plan)
+    strategy = strategy_of(plan)
     parameter = _parameter(strategy, name)
     if name == "weight":
         raise BadInput("weights are set per source", "for example --set sources.NAME.weight=0.7")
@@ -142,7 +156,7 @@ def _set_of_source(plan: Plan, name: str, field: str, value: Any) -> Plan:
         sources = [source.model_dump(exclude_none=True) for source in plan.scenario.sources or []]
         sources[names.index(name)] |= {"name": name, field: value}
         return _set_of_scenario(plan, {"sources": sources})
-    strategy = _strategy(plan)
+    strategy = strategy_of(plan)
     if field == "weight" and strategy.parameter("t") and strategy.weights == "sum_one":
         return _set_share(plan, name, value)
     if strategy.parameter(field) is None:
