@@ -1,0 +1,31 @@
+"""What every test may use: hypothesis profiles, and a store of jobs of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# `make test` uses "quick", `make test-full` sets HYPOTHESIS_PROFILE=long. No deadline: a shared machine stalls now and then;
+# tests that promise "no hang over a second" measure it themselves.
+_CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("quick", max_examples=100, derandomize=True, **_CALM)
+settings.register_profile("long", max_examples=20_000, print_blob=True, **_CALM)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty store, used by this test alone; whatever still runs in it at the end is cancelled."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("MODEL_MERGING_HOME", str(home))
+    yield home
+    from mcp_server import jobs
+    from mcp_server.jobs import store as stored
+
+    for _ in range(3):
+        for folder in stored.active():
+            jobs.cancel(folder.name)

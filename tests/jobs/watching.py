@@ -1,0 +1,24 @@
+"""Waiting for a job to reach a point, bounded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from mcp_server import jobs
+from mcp_server.core.models.job import JobStatus
+
+
+def until(job_id: str, reached: Callable[[JobStatus], bool], seconds: float = 30) -> JobStatus:
+    """The first status for which `reached` holds. Fails when the job ends or the time is up before."""
+    deadline = time.monotonic() + seconds
+    while True:
+        status = jobs.wait(job_id, 0.02)
+        if reached(status):
+            return status
+        assert status.state in ("queued", "running"), f"it ended as {status.state}: {status.error}"
+        assert time.monotonic() < deadline, f"not reached in {seconds} s: {status}"
+
+
+def reports_progress(status: JobStatus) -> bool:
+    return status.progress is not None
