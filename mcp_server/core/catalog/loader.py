@@ -66,7 +66,7 @@ def read_rules(folder: Path) -> Loaded:
 
 def _models(loaded: Loaded, path: Path, name: str, model: type[M], *, one: bool = False) -> Iterator[M]:
     try:
-        data = load_yaml(path.read_text(encoding="utf-8"), name)
+        data = load_yaml(path.read_text(encoding="utf-8"), "the file")
     except (Malformed, OSError, UnicodeDecodeError) as error:
         loaded.problems.append((name, getattr(error, "message", str(error))))
         return

@@ -38,7 +38,8 @@ def _estimate(plan: Plan) -> Estimate | None:
     if importlib.util.find_spec("mcp_server.core.estimate") is None:
         return None
     estimation = importlib.import_module("mcp_server.core.estimate")
-    estimate: Estimate | None = estimation.estimate_plan(plan)
+    estimate_plan = getattr(estimation, "estimate_plan", None)
+    estimate: Estimate | None = estimate_plan(plan) if estimate_plan else None
     return estimate
 
 

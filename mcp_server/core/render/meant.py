@@ -17,6 +17,8 @@ from mcp_server.core.render.meaning import Input, Meaning
 
 BASE: Final = "base"
 """What the base is called where it goes in as a source of its own."""
+MIDDLE: Final = "merged_middle"
+"""The name of an intermediate model; mergekit-multi puts its folder in the name's place."""
 _SPLITS: Final = re.compile(r"[+@]")
 
 
@@ -200,8 +202,20 @@ def _stack(_plan: Plan, meaning: Meaning) -> Meaning:
     return _with(meaning, inputs=inputs)
 
 
+def _keep_ends(_plan: Plan, meaning: Meaning) -> Meaning:
+    """Stage one merges with ties under a name; stage two stacks base, that name's middle, base."""
+    layers, ends = _need_layers(meaning), int(meaning.parameters["ends"])
+    if 2 * ends >= layers:
+        raise BadInput(f"ends {ends} at each side leave nothing of {layers} layers to merge", f"try {max(1, layers // 8)}")
+    ranges = ((BASE, meaning.base, 0, ends), (MIDDLE, MIDDLE, ends, layers - ends), (BASE, meaning.base, layers - ends, layers))
+    last = [Input(name, model, layer_range=[start, end]) for name, model, start, end in ranges]
+    first = _with(meaning, method="ties", runner="mergekit-yaml", parameters={})
+    second = _with(meaning, method="passthrough", runner="mergekit-yaml", parameters={}, inputs=last, base=None)
+    return _with(meaning, stages=[first, second])
+
+
 def _with(meaning: Meaning, **changes: Any) -> Meaning:
     return Meaning(**{**meaning.__dict__, **changes})
 
 
-LAYERED: Final = {"passthrough": _stack}
+LAYERED: Final = {"passthrough": _stack, "keep_ends": _keep_ends}
