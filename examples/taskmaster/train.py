@@ -233,8 +233,9 @@ def read(name: str) -> list[dict[str, Any]]:
 def foreign_rows(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows that must stay as the base has them: replay of the listed kinds, and the other adapter's own examples."""
     rows = [row for row in read("replay.jsonl") if row["kind"] in settings["replay_kinds"]]
-    others = random.Random(settings["seed"]).sample(read(settings["other"]), settings["other_count"])
-    return rows + others
+    if settings["other"] is None:
+        return rows
+    return rows + random.Random(settings["seed"]).sample(read(settings["other"]), settings["other_count"])
 
 
 def forever(packs: list[Pack], rng: random.Random) -> Iterator[int]:

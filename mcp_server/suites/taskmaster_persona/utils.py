@@ -1,4 +1,4 @@
-"""TaskMaster's voice: read the documents, find the markers in a reply, compare likelihoods."""
+"""TaskMaster's voice: read the documents, find the markers in a reply, score it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-
-from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
 
 CHEERS = re.compile(
     r"\b(great|love|awesome|fantastic|amazing|wow|well done|good on you|believe in you|you showed up|i'm proud|yes)\b", re.I
@@ -38,22 +35,6 @@ def markers(text: str) -> dict[str, float]:
 def speaks_as_taskmaster(text: str) -> bool:
     """True when at least two of the four markers are there: how the persona shows itself."""
     return sum(markers(text).values()) >= 2
-
-
-class PersonaTask(ConfigurableTask):
-    """Asks for a greedy reply and, for the same prompt, for the log-likelihoods of TaskMaster's reply and of a neutral one."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        # lm-eval 0.4.13 hands the key `class` on to a config that does not know it.
-        super().__init__(config={key: value for key, value in config.items() if key != "class"})
-
-    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
-        reply = super().construct_requests(doc, ctx, **kwargs)
-        scored = [
-            Instance(request_type="loglikelihood", doc=doc, arguments=(ctx, doc[field]), idx=idx, metadata=kwargs.get("metadata"))
-            for idx, field in enumerate(("reply", "neutral"), start=1)
-        ]
-        return [reply, *scored]
 
 
 def score(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:

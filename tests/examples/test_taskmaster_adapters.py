@@ -1,0 +1,77 @@
+"""The two committed adapters: small, bf16, of the documented ranks, and described by their settings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "taskmaster"
+RANKS = {"persona": 8, "tools": 16}
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def header(name: str) -> dict[str, Any]:
+    with (EXAMPLE / name / "adapter_model.safetensors").open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        found: dict[str, Any] = json.loads(file.read(length))
+    found.pop("__metadata__", None)
+    return found
+
+
+def read_json(name: str, file: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((EXAMPLE / name / file).read_text(encoding="utf-8"))
+    return found
+
+
+def test_both_adapters_together_stay_under_20_mb() -> None:
+    assert sum((EXAMPLE / name / "adapter_model.safetensors").stat().st_size for name in RANKS) <= 20_000_000
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_every_tensor_is_bf16_and_of_the_rank(name: str) -> None:
+    tensors = header(name)
+    assert {entry["dtype"] for entry in tensors.values()} == {"BF16"}
+    ranks = {entry["shape"][0] if "lora_A" in key else entry["shape"][1] for key, entry in tensors.items()}
+    assert ranks == {RANKS[name]}
+    assert len(tensors) == 30 * len(PROJECTIONS) * 2
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_the_config_agrees_with_the_weights_and_the_settings(name: str) -> None:
+    config, record = read_json(name, "adapter_config.json"), read_json(name, "training.json")
+    assert (config["r"], config["lora_alpha"]) == (RANKS[name], 2 * RANKS[name]) == (record["rank"], record["alpha"])
+    assert set(config["target_modules"]) == PROJECTIONS
+    settings = json.loads((EXAMPLE / "settings" / f"{name}.json").read_text(encoding="utf-8"))
+    assert record == settings | {key: record[key] for key in ("steps", "wall_seconds", "threads")}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_the_loss_curve_has_every_step_and_falls(name: str) -> None:
+    with (EXAMPLE / name / "loss.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(read_json(name, "training.json")["steps"]))
+    losses = [float(row["reply_loss"]) for row in rows]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_the_model_card_states_licence_and_base(name: str) -> None:
+    card = (EXAMPLE / name / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0"
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_the_scenario_names_both_with_their_true_figures() -> None:
+    scenario = yaml.safe_load((EXAMPLE / "scenario.yaml").read_text(encoding="utf-8"))
+    for source in scenario["sources"]:
+        name = source["name"]
+        data = (EXAMPLE / "data" / f"{name}_train.jsonl").read_text(encoding="utf-8").splitlines()
+        assert source["ref"] == f"./{name}"
+        assert (source["rank"], source["training_examples"]) == (RANKS[name], len(data))
