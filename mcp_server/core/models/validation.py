@@ -21,5 +21,6 @@ class Validation(Frozen):
     ok: bool
     findings: list[Finding]
     level: str = Field(description="yaml | checkpoints | planner: how deep the checks could go")
+    skipped: dict[str, str] = Field(default_factory=dict, description="code → why it could not be decided")
     fixed_recipe: str | None = None
     changes: list[str] = Field(default_factory=list)

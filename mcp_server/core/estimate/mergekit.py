@@ -1,0 +1,79 @@
+"""What mergekit-yaml holds in memory, tensor by tensor, as its executor goes through the graph.
+
+It works in the order of tensor names. At any moment it holds the process itself, the finished tensors of the shard that is not
+yet full (`--out-shard-size` counts bytes), and the working set of the tensor in hand: that depends on the method, and for methods
+that rank whole tensors it is many times the tensor. Inputs are mapped files, which the kernel can drop, unless the recipe's dtype
+makes mergekit convert them. Slices change nothing: planning is per tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mcp_server.core.estimate.costs import MergekitCosts, WorkingSet, costs
+from mcp_server.core.estimate.work import OutputTensor, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Where the peak is: bytes of the shard buffer, of the tensor in hand, and of converted inputs; and which tensor it is."""
+
+    buffer: int
+    working: int
+    converted: int
+    tensor: str
+
+    @property
+    def total(self) -> int:
+        return self.buffer + self.working + self.converted
+
+
+def peak_of(work: Work, shard_size: int) -> Peak:
+    """Walk the output in mergekit's order and take the moment at which most is held."""
+    table = working_set(work.method)
+    buffer = 0
+    peak = Peak(0, 0, 0, "")
+    for tensor in sorted(work.tensors, key=lambda t: t.name):
+        now = Peak(buffer, _working(tensor, table, work), _converted(tensor), tensor.name)
+        kept = Peak(buffer + tensor.out_bytes, 0, 0, tensor.name)
+        peak = max(peak, now, kept, key=lambda p: p.total)
+        if buffer and buffer + tensor.out_bytes > shard_size:
+            buffer = 0
+        buffer += tensor.out_bytes
+    return peak
+
+
+def smallest_shard(work: Work, budget_bytes: int) -> int | None:
+    """The largest round shard size with which the merge stays inside the budget, or None when no size helps."""
+    for size in (5_000_000_000, 2_000_000_000, 1_000_000_000, 500_000_000, 200_000_000, 100_000_000):
+        if anon_bytes(peak_of(work, size)) <= budget_bytes:
+            return size
+    return None
+
+
+def anon_bytes(peak: Peak) -> int:
+    constants = costs().mergekit
+    return constants.process_bytes + constants.margin_bytes + peak.total
+
+
+def breakdown(peak: Peak) -> dict[str, int]:
+    constants: MergekitCosts = costs().mergekit
+    return {
+        "process": constants.process_bytes + constants.margin_bytes,
+        "largest_tensor": peak.working + peak.converted,
+        "shard_buffer": peak.buffer,
+    }
+
+
+def working_set(method: str) -> WorkingSet:
+    return costs().mergekit.methods.get(method, costs().mergekit.other)
+
+
+def _working(tensor: OutputTensor, table: WorkingSet, work: Work) -> int:
+    models = max(1, work.inputs - 1)
+    return int(tensor.elements * table.bytes_per_element(tensor.work_bytes, models))
+
+
+def _converted(tensor: OutputTensor) -> int:
+    """Inputs whose stored width is not the merge's are converted, whole, into anonymous memory."""
+    return sum(tensor.elements * tensor.work_bytes for stored in tensor.stored_bytes if stored != tensor.work_bytes)

@@ -1,0 +1,6 @@
+"""The linter: find what would fail late or silently, before anything runs."""
+
+from mcp_server.core.validate.registry import CHECKS, LintRule, rules
+from mcp_server.core.validate.run import validate
+
+__all__ = ["CHECKS", "LintRule", "rules", "validate"]
