@@ -2,9 +2,9 @@
 
 Worker inputs   request.json parameters:
     out             the merged folder; null measures sources only (the cross-context check before a merge)
-    suites          names, folders or lm-eval tasks; default: perplexity and what the shipped suites cover
+    suites          names, folders or lm-eval tasks; default: perplexity, and suites that are about a source by its name
     base, sources   refs; default: what the merged folder's own record says
-    against         more refs to measure beside them
+    against         NAME=REF: replaces `base` or a source, or measures one more model
     cross           also count each source's own behaviour on every other source's prompts
     limit           prompts per suite; `quick: true` takes each suite's own small number
     split           test (default) or dev
@@ -28,7 +28,7 @@ from mcp_server.core.evaluation import SuiteSamples
 from mcp_server.core.evaluation.assemble import Measured, assemble
 from mcp_server.core.evaluation.lineage import Lineage, read_lineage
 from mcp_server.core.models.evidence import Evaluation, Generation
-from mcp_server.core.suites import Suite, find_suite
+from mcp_server.core.suites import Suite, find_suite, list_suites
 from mcp_server.workers.evaluating.quiet import quiet
 from mcp_server.workers.evaluating.request import Request
 from mcp_server.workers.protocol import Job, run_worker, write_json
@@ -50,7 +50,7 @@ def measure(request: Request, job: Job) -> Evaluation:
     start = time.monotonic()
     lineage = read_lineage(Path(request.out)) if request.out else Lineage()
     refs = _models(request, lineage)
-    suites = [find_suite(name, request.suite_folders) for name in request.suites]
+    suites = _suites(request, list(refs))
     limits = {suite.name: _limit(request, suite) for suite in suites}
     job.progress("starting", 0, 1, message="loading lm-eval and the tasks")
 
@@ -58,7 +58,7 @@ def measure(request: Request, job: Job) -> Evaluation:
     from mcp_server.workers.evaluating import harness as lm
 
     harness = lm.Harness(suites, request.split, limits)
-    if request.backend == "openai":
+    if request.backend == "openai" or request.endpoint:
         from mcp_server.workers.evaluating.served import served_models
 
         models = served_models(request, refs, job.folder)
@@ -89,7 +89,7 @@ def measure(request: Request, job: Job) -> Evaluation:
     measured = Measured(
         suites={suite.name: suite for suite in suites},
         samples=samples,
-        sources=[name for name in refs if name not in ("base", "merged") and name in (request.sources or lineage.sources)],
+        sources=_sources(request, lineage, refs),
         behaviours={suite.name: found for suite in suites if (found := lm.behaviour(suite))},
         cross=request.cross,
         tried=lineage.tried,
@@ -114,20 +114,45 @@ def measure(request: Request, job: Job) -> Evaluation:
 
 def _models(request: Request, lineage: Lineage) -> dict[str, str]:
     """label → ref, in the order in which they are measured: base, sources, others, merge."""
-    base = request.base or lineage.base
+    base = _against(request).get("base") or request.base or lineage.base
     sources = request.sources if request.sources is not None else lineage.sources
     if reserved := {"base", "merged"} & set(sources):
         raise BadInput(f"a source is called {sorted(reserved)[0]!r}, which has a meaning here", "rename that source")
     found = {"base": base} if base else {}
     found |= {name: _with_base(ref, base) for name, ref in sources.items()}
-    for ref in request.against:
-        name = Path(ref.rpartition("+")[2]).name
-        found[name if name not in found else ref] = _with_base(ref, base)
+    for name, ref in _against(request).items():
+        if name != "base":
+            found[name] = _with_base(ref, base)
     if request.out:
         found["merged"] = _with_base(request.out, base)
     if not found:
         raise BadInput("there is nothing to measure", "name a merged folder, or a base and sources")
     return found
+
+
+def _against(request: Request) -> dict[str, str]:
+    """`NAME=REF` pairs; a ref without a name is called after its folder."""
+    pairs = {}
+    for text in request.against:
+        name, sign, ref = text.partition("=")
+        pairs[name if sign else Path(text.rpartition("+")[2]).name] = ref if sign else text
+    if "merged" in pairs:
+        raise BadInput("--against names a model 'merged', which is the one that is evaluated", "choose another name")
+    return pairs
+
+
+def _sources(request: Request, lineage: Lineage, refs: dict[str, str]) -> list[str]:
+    """The labels that count as sources. Where nothing says which they are, every named model but base and merge does."""
+    named = set(request.sources if request.sources is not None else lineage.sources)
+    return [name for name in refs if name not in ("base", "merged") and (not named or name in named)]
+
+
+def _suites(request: Request, labels: list[str]) -> list[Suite]:
+    if request.suites:
+        return [find_suite(name, request.suite_folders) for name in request.suites]
+    known = list_suites(request.suite_folders)
+    wanted = {"perplexity", *labels}
+    return [suite for suite in known.values() if suite.name in wanted or suite.capability in wanted]
 
 
 def _with_base(ref: str, base: str | None) -> str:

@@ -9,7 +9,6 @@ from pydantic import Field
 from mcp_server.core.models.base import Frozen
 from mcp_server.core.suites import Split
 
-DEFAULT_SUITES: Final = ("perplexity", "taskmaster_persona", "task_api_tools")
 BATCH: Final = 16
 
 
@@ -17,10 +16,12 @@ class Request(Frozen):
     """What the worker takes; unknown keys are errors."""
 
     out: str | None = None
-    suites: list[str] = Field(default_factory=lambda: list(DEFAULT_SUITES))
+    suites: list[str] = Field(default_factory=list)
     base: str | None = None
     sources: dict[str, str] | None = None
-    against: list[str] = Field(default_factory=list)
+    against: list[str] = Field(
+        default_factory=list, description="NAME=REF; `base` and sources' names replace what the merge says"
+    )
     cross: bool = False
     limit: int | None = Field(default=None, ge=1)
     quick: bool = False

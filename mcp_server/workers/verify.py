@@ -1,0 +1,85 @@
+"""Verify a merge: the checks of `mcp_server.core.verify`, then loading and generating in a process of its own.
+
+Worker inputs   request.json parameters: {out, full, recipe (path or text), load (default true), base}
+Worker outputs  result.json: `Verification`; verification.json beside the merge
+Not covered     the quality of the text.
+
+A model that does not fit in memory, or whose loader was killed, is inconclusive and never fine.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mcp_server.core.errors import Malformed, NotFound
+from mcp_server.core.evaluation.lineage import read_lineage
+from mcp_server.core.files import write_json
+from mcp_server.core.models.evidence import Check, Verification
+from mcp_server.core.verify import verify, with_check
+from mcp_server.workers.protocol import Job, run_worker
+
+RESULT_FILE = "verification.json"
+LOAD_SECONDS = 1800
+
+
+def main(job: Job) -> Verification:
+    wanted = job.parameters
+    out = Path(wanted["out"])
+    job.progress("headers and weights", 0, 2, unit="steps")
+    found = verify(out, full=bool(wanted.get("full")), recipe=_recipe_text(wanted.get("recipe")))
+    if found.verdict != "unreadable" and wanted.get("load", True):
+        job.progress("load and generate", 1, 2, unit="steps")
+        found = with_check(found, _loads(out, wanted, job))
+    job.progress("done", 2, 2, unit="steps")
+    write_json(out / RESULT_FILE, found.model_dump(mode="json"))
+    return found
+
+
+def _recipe_text(recipe: str | None) -> str | None:
+    if recipe is None or "\n" in recipe:
+        return recipe
+    if not Path(recipe).is_file():
+        raise NotFound(f"{recipe} does not exist", "give the path of the recipe that made this merge")
+    return Path(recipe).read_text(encoding="utf-8")
+
+
+def _loads(out: Path, wanted: dict[str, Any], job: Job) -> Check:
+    folder = job.folder / "load"
+    folder.mkdir(exist_ok=True)
+    try:
+        base = wanted.get("base") or read_lineage(out).base
+    except Malformed:
+        base = None
+    write_json(folder / "request.json", {"kind": "load_check", "parameters": {"out": str(out), "base": base}})
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-m", "mcp_server.workers.load_check", str(folder)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=LOAD_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return Check(name="loads", passed=None, detail=f"loading did not end within {LOAD_SECONDS} s")
+    if ended.returncode == 0:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return Check(name="loads", passed=bool(result["loads"]), detail=result["detail"])
+    if ended.returncode < 0:
+        detail = f"the loader was ended by signal {-ended.returncode}, probably for want of memory; free some and verify again"
+        return Check(name="loads", passed=None, detail=detail)
+    error = folder / "error.json"
+    if error.is_file():
+        told: dict[str, Any] = json.loads(error.read_text(encoding="utf-8"))
+        too_big = told.get("type") == "DoesNotFit"
+        return Check(name="loads", passed=None if too_big else False, detail=f"{told['message']}; {told['next_step']}")
+    last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return Check(name="loads", passed=False, detail=f"transformers refuses it: {last[0][:300] if last else 'no message'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))
