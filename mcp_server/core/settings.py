@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     max_running: int = Field(default=1, ge=1, le=64, description="merges and sweeps that run at once; the others queue")
     hang_timeout_s: float = Field(default=1800, gt=0, description="a worker that is silent for longer is ended")
     log_bytes: int = Field(default=4_000_000, ge=1000, description="a job keeps at most twice this much log")
+    mergekit_bin: Path | None = Field(default=None, description="folder of mergekit's commands, when not this environment's")
     hf_home: Path | None = Field(default=None, description="as HF_HOME, for clients that do not pass it on")
     http_host: str = Field(default="127.0.0.1", description="address of the HTTP server; anything but loopback needs http_token")
     http_token: SecretStr | None = Field(

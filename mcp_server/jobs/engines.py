@@ -1,17 +1,25 @@
-"""Which engine runs a recipe, and with what settings."""
+"""Which engine runs a recipe, and with what settings.
+
+`auto` takes the streaming engine if it covers the recipe, else mergekit, and never one whose estimate exceeds the budget: it
+stops with the options instead. The budget is what the request names, else the operator's, else this machine's or container's.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
-from mcp_server.core.errors import Unsupported
+from mcp_server.core import settings
+from mcp_server.core.errors import DoesNotFit, Unsupported
 from mcp_server.core.models.base import EngineId
+from mcp_server.core.models.estimation import EngineEstimate, Estimate
 from mcp_server.core.models.job import MergeRequest
-from mcp_server.core.recipe import Recipe
+from mcp_server.jobs.memory import limit_bytes
 
 WORKERS: Final[dict[EngineId, str]] = {"stream": "mcp_server.workers.stream", "mergekit": "mcp_server.workers.mergekit"}
+_GIB: Final = 1 << 30
+_SHARD_SETTING: Final = "--out-shard-size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +30,41 @@ class Choice:
     estimate_bytes: int | None = None
 
 
-def choose(_recipe: Recipe, request: MergeRequest) -> Choice:
-    """The engine that was asked for, or for `auto` the first that covers the recipe and fits the budget."""
+def choose(request: MergeRequest) -> Choice:
+    """The engine that was asked for, or for `auto` the first that covers the recipe and fits.
+
+    Raises `Unsupported` when the engine that was asked for does not do the recipe, `DoesNotFit` with the options.
+    """
+    from mcp_server.core.estimate import estimate  # reads rules and engine tables: only merges pay for it
+
     if request.output == "adapter":
         return Choice("stream", WORKERS["stream"], request.shard_size)
-    if request.engine == "auto" and find_spec(WORKERS["stream"]) is not None:
-        return Choice("stream", WORKERS["stream"], request.shard_size)
-    engine: EngineId = "mergekit" if request.engine == "auto" else request.engine
-    if find_spec(WORKERS[engine]) is None:
-        raise Unsupported(f"this installation has no engine {engine!r}", "use engine 'mergekit'")
-    return Choice(engine, WORKERS[engine], request.shard_size)
+    ram_gib = request.ram_gib or settings.load().ram_gib or limit_bytes() / _GIB
+    costs = estimate(
+        request.recipe, ram_gib=ram_gib, out=Path(request.out), shard_size=request.shard_size, threads=request.threads
+    )
+    stream = costs.engines["stream"]
+    if request.engine == "stream" and not stream.covers:
+        raise Unsupported(f"the streaming engine cannot do this: {'; '.join(stream.why_not)}", "use engine 'mergekit' or 'auto'")
+    wanted: list[EngineId] = ["stream", "mergekit"] if request.engine == "auto" else [request.engine]
+    engines = [engine for engine in wanted if costs.engines[engine].covers]
+    for engine in engines:
+        cost = costs.engines[engine]
+        if cost.fits is not False:
+            shard_size = int(cost.settings.get(_SHARD_SETTING, request.shard_size))
+            return Choice(engine, WORKERS[engine], min(shard_size, request.shard_size), cost.peak_anon_bytes)
+    raise _too_big(engines, costs)
+
+
+def _too_big(engines: list[EngineId], costs: Estimate) -> DoesNotFit:
+    parts = [f"{engine} needs {_cost(costs.engines[engine])}" for engine in engines]
+    free = f" and {costs.disk_free_bytes / 1e9:.2f} GB of free disk" if costs.disk_free_bytes is not None else ""
+    step = "give it more memory or disk (--ram-gib, another output folder)"
+    if engines == ["mergekit"]:
+        step += ", or use engine 'stream' if it covers the recipe: its memory does not grow with the model"
+    step += "; LoRAs of one base can be merged into one adapter instead (--output adapter), which costs megabytes"
+    return DoesNotFit(f"the merge does not fit: {'; '.join(parts)}; there are {costs.ram_gib:.2f} GiB of memory{free}", step)
+
+
+def _cost(cost: EngineEstimate) -> str:
+    return f"{cost.peak_anon_bytes / _GIB:.2f} GiB of memory and {cost.disk_bytes / 1e9:.2f} GB of disk"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from mcp_server.core.paths import PACKAGE
@@ -23,13 +24,17 @@ _TOKENS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HU
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def worker_environment(caller: Mapping[str, str], *, threads: int | None, online: bool) -> dict[str, str]:
+def worker_environment(
+    caller: Mapping[str, str], *, threads: int | None, online: bool, mergekit_bin: Path | None = None
+) -> dict[str, str]:
     """Offline unless the job names a hub id and the operator allows the network; only then does the hub token go along."""
     kept = {k: v for k, v in caller.items() if k in _NAMES or k.startswith(_PREFIXES)}
     if not online:
         kept = {k: v for k, v in kept.items() if k not in _TOKENS}
         kept |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     kept |= dict.fromkeys(_THREADS, str(threads or os.cpu_count() or 1))
+    if mergekit_bin is not None:
+        kept["MODEL_MERGING_MERGEKIT_BIN"] = str(mergekit_bin)
     return kept | {
         "MODEL_MERGING_RUNNER_PID": str(os.getpid()),
         "PYTHONPATH": str(PACKAGE.parent),

@@ -65,7 +65,7 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
     recipe, online = resolve(request.recipe, Path(request.recipe_folder or Path.cwd()), rules)
     seed = request.seed if request.seed is not None else secrets.randbelow(1 << 31)
     request = request.model_copy(update={"recipe": recipe.text, "recipe_folder": None, "out": str(out), "seed": seed})
-    choice = engines.choose(recipe, request)
+    choice = engines.choose(request)
     with store.creating("merge") as folder:
         partial = out.with_name(f"{out.name}.partial-{folder.name}")
         parameters = {

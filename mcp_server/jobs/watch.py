@@ -66,7 +66,12 @@ def watch(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=folder,
-        env=worker_environment(os.environ, threads=parameters.get("threads"), online=bool(request.get("online"))),
+        env=worker_environment(
+            os.environ,
+            threads=parameters.get("threads"),
+            online=bool(request.get("online")),
+            mergekit_bin=settings.mergekit_bin,
+        ),
         pass_fds=() if output_handle is None else (output_handle,),
         start_new_session=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -82,7 +83,12 @@ class Transcript:
 
 
 def command(name: str) -> list[str]:
-    """The console script of this environment, run by this interpreter (no shebang, no PATH, no shell); else its module."""
+    """The console script of this environment, run by this interpreter (no shebang, no PATH, no shell); else its module.
+
+    The operator may name another folder of mergekit commands; those are run as they are.
+    """
+    if other := os.environ.get("MODEL_MERGING_MERGEKIT_BIN"):
+        return [str(Path(other) / name)]
     script = Path(sys.executable).parent / name
     if script.is_file():
         return [sys.executable, "-P", str(script)]
