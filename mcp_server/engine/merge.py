@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,24 +71,19 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
     seed = _seed(request)
     headers = {path: header for source in plan.sources.values() for path, header in _headers(source).items()}
     inputs = [InputFile.of(path, header.sha256) for path, header in headers.items()]
-    journal = Journal(request.journal, _fingerprint(plan, layout, seed), seed, inputs)
-    if journal.resumes and not all(_has_size(request.folder / s.file, s.file_bytes) for s in layout.shards):
-        journal.forget()
-    forget = memory_limit_bytes() < layout.file_bytes + sum(entry.bytes for entry in inputs)
-    reader = Reader(forget=forget)
-    writer = Writer(request.folder, layout, journal.on_disk, keep=journal.resumes, forget=forget)
-    team = Team(request.threads or os.cpu_count() or 1)
-    run = _Run(plan, layout, reader, writer, journal, team, seed, request.allow_nonfinite, report)
-    try:
-        run.all_tensors()
-    except BaseException:
-        writer.abandon()
-        raise
-    finally:
-        team.close()
-        reader.close()
-    writer.close()
-    journal.close()
+    with closing(Journal(request.journal, _fingerprint(plan, layout, seed), seed, inputs)) as journal:
+        if journal.resumes and not all(_has_size(request.folder / s.file, s.file_bytes) for s in layout.shards):
+            journal.forget()
+        forget = memory_limit_bytes() < layout.file_bytes + sum(entry.bytes for entry in inputs)
+        writer = Writer(request.folder, layout, journal.on_disk, keep=journal.resumes, forget=forget)
+        with closing(Reader(forget=forget)) as reader, closing(Team(request.threads or os.cpu_count() or 1)) as team:
+            run = _Run(plan, layout, reader, writer, journal, team, seed, request.allow_nonfinite, report)
+            try:
+                run.all_tensors()
+            except BaseException:
+                writer.abandon()
+                raise
+        writer.close()
     landed, lost, nonfinite = total(journal.done[number] for number in range(len(plan.tensors)))
     measured: dict[str, Any] = {
         "engine": "stream",

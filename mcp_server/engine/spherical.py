@@ -81,6 +81,8 @@ def multislerp(tensor: OpenTensor, team: Team) -> Factors:
     eps = tensor.plan.shared["eps"]
     products = gram(tensor, team, with_reference=False)
     lengths = np.sqrt(np.diag(products))
+    if not lengths.any():  # no source changes this tensor (mergekit stops here); adapters leave most tensors alone
+        return 1.0, [0.0] * len(weights)
     per_unit = weights / (lengths + eps)
     mean_length = math.sqrt(max(float(per_unit @ products @ per_unit), 0.0))
     if mean_length < eps:

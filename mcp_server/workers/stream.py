@@ -4,7 +4,7 @@ in    request.json: kind "merge", parameters recipe (text), out, partial (the fo
       allow_nonfinite, hash, output (model | adapter), rank
 out   the folder `partial`, complete and synced; result.json; progress in events.jsonl; journal.jsonl (a rerun continues it)
 
-Not covered: locking OUT, renaming the folder, cancelling: the job layer's business. Recipes outside `engine.coverage` are refused.
+Not covered: locking OUT, renaming the folder, cancelling: the job layer's. Recipes outside `engine.coverage` are refused.
 """
 
 from __future__ import annotations
