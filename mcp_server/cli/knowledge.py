@@ -17,9 +17,9 @@ from mcp_server.core.models.inspect import Inspection
 from mcp_server.core.models.plan import Plan
 from mcp_server.core.models.validation import Validation
 from mcp_server.core.recommend import recommend as recommend_for
-from mcp_server.core.render import parse_overrides, read_plan
+from mcp_server.core.render import parse_overrides
 from mcp_server.core.render import render as render_plan
-from mcp_server.core.scenario_reader import read_scenario
+from mcp_server.core.scenario_reader import read_plan, read_scenario
 from mcp_server.core.validate import fix as fix_recipe
 from mcp_server.core.validate import validate as validate_recipe
 
