@@ -1,6 +1,7 @@
 """The linter: find what would fail late or silently, before anything runs."""
 
 from mcp_server.core.validate.registry import CHECKS, LintRule, rules
+from mcp_server.core.validate.repair import fix
 from mcp_server.core.validate.run import validate
 
-__all__ = ["CHECKS", "LintRule", "rules", "validate"]
+__all__ = ["CHECKS", "LintRule", "fix", "rules", "validate"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -36,7 +37,7 @@ class Key:
         return dotted(self.path)
 
 
-def dotted(path: Sequence[str | int]) -> str:
+def dotted(path: Sequence[Any]) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
 
@@ -189,10 +190,13 @@ def dtype_meant(value: str) -> str | None:
     wanted = value.lower().removeprefix("torch.")
     if wanted in keys.DTYPES:
         return wanted
-    import difflib
+    return short.get(wanted) or nearest(wanted, keys.DTYPES)
 
-    near = difflib.get_close_matches(wanted, keys.DTYPES, n=1)
-    return short.get(wanted) or (near[0] if near else None)
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one surely means, or None: nearer than what a message would only suggest."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.75)
+    return near[0] if near else None
 
 
 def _table(value: Any) -> dict[str, Any]:
