@@ -54,6 +54,22 @@ def describe_adapter(config: dict[str, Any], tensors: dict[str, StoredTensor]) -
     )
 
 
+def misfits_of(adapter: dict[str, StoredTensor], base: dict[str, StoredTensor], *, tied: bool = False) -> list[str]:
+    """Where an adapter's factors do not match a base: modules it lacks, other shapes, factors without a partner."""
+    misfits = []
+    for module, parts in factors(adapter).items():
+        weight = base.get(f"{module}.weight")
+        if weight is None and not (module == "lm_head" and tied):
+            misfits.append(f"the base has no {module}.weight")
+        elif module_rank(parts) is None:
+            misfits.append(f"{module} has no matching pair of factors")
+        elif weight is not None and len(weight.shape) == 2:
+            formed = (parts["B"].shape[0], parts["A"].shape[1])
+            if formed not in (weight.shape, weight.shape[::-1]):
+                misfits.append(f"{module} is {list(weight.shape)} in the base, the adapter changes {list(formed)}")
+    return misfits
+
+
 def _scale(config: dict[str, Any], alpha: float | None, ranks: list[int], rslora: bool) -> float | None:
     if alpha is None or len(ranks) != 1 or config.get("alpha_pattern"):
         return None

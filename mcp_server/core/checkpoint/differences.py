@@ -12,15 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from mcp_server.core.checkpoint.adapter import misfits_of
 from mcp_server.core.checkpoint.identity import token_ids
 from mcp_server.core.checkpoint.licence import licence_notes
-from mcp_server.core.checkpoint.source import inspect_source
+from mcp_server.core.checkpoint.source import inspect_source, open_adapter, open_checkpoint
 from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.errors import NotFound
 from mcp_server.core.models.inspect import Difference, Inspection, SourceInfo
 
 Meaning = Literal["fatal", "needs_tokenizer_block", "caution", "harmless"]
 
+SHOWN: Final = 3
+VOCABULARY: Final = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out")
 FATAL: Final = {
     "architecture": "tensors of different architectures mean different things, even where names and shapes agree",
     "hidden": "every matrix has another size",
@@ -49,7 +52,7 @@ def inspect_models(refs: list[str], base: str | None = None, relative_to: Path |
         sources.insert(0, inspect_source(base, relative_to))
     named = next((s for s in sources if s.ref == base), None)
     seen = [_through_base(source, named) for source in sources]
-    differences = _differences(seen)
+    differences = _differences(seen, named)
     licences = {source.ref: source.licence for source in sources}
     return Inspection(
         sources=seen,
@@ -89,13 +92,15 @@ def _through_base(source: SourceInfo, base: SourceInfo | None) -> SourceInfo:
     return source.model_copy(update=update)
 
 
-def _differences(sources: list[SourceInfo]) -> list[Difference]:
+def _differences(sources: list[SourceInfo], base: SourceInfo | None) -> list[Difference]:
     models = [source for source in sources if source.kind in ("full", "lora", "quantised")]
     found = [
         difference
         for field, why in FATAL.items()
         if (difference := _field(models, field, "fatal", why, getattr_of(field))) is not None
     ]
+    found += _tensors([model for model in models if model.kind == "full"])
+    found += _misfits(models, base)
     found += _adapter_bases(models)
     found += _tokens(models)
     found += _config_cautions(models)
@@ -162,6 +167,38 @@ def _clash(tables: list[dict[str, int]]) -> str:
             if first.get(number, token) != token:
                 return f"id {number} is {first[number]!r} in one and {token!r} in another"
     return ""
+
+
+def _tensors(models: list[SourceInfo]) -> list[Difference]:
+    """Tensors that are missing on one side or have another shape there; embedding rows and tied heads are judged elsewhere."""
+    opened = {m.ref: open_checkpoint(m.path) for m in models if m.path}
+    if len({m.architecture_hash for m in models}) < 2 or len({m.layers for m in models}) > 1:
+        return []
+    first, *others = opened.values()
+    values: dict[str, Any] = {}
+    for model in others:
+        names = sorted(set(first.tensors) ^ set(model.tensors))
+        shapes = [n for n, t in model.tensors.items() if n in first.tensors and t.shape != first.tensors[n].shape]
+        odd = [name for name in (*names, *shapes) if not any(part in name for part in VOCABULARY)]
+        if odd:
+            values[model.ref] = f"{', '.join(odd[:SHOWN])}" + (f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else "")
+    why = f"these tensors are missing on one side or have another shape than in {first.ref}"
+    return [Difference(field="tensors", values=values, meaning="fatal", why=why)] if values else []
+
+
+def _misfits(models: list[SourceInfo], base: SourceInfo | None) -> list[Difference]:
+    """Adapters whose factors do not match the base they would be put on."""
+    if base is None or base.kind != "full" or base.path is None:
+        return []
+    target = open_checkpoint(base.path)
+    values = {}
+    for source in models:
+        if source.kind == "lora" and source.path:
+            adapter = open_adapter(source.path)
+            if misfits := misfits_of(adapter.stored.tensors, target.tensors, tied=target.tied):
+                values[source.ref] = "; ".join(misfits[:SHOWN])
+    why = f"the adapter was trained on a model of another shape than {base.ref}"
+    return [Difference(field="adapter_shape", values=values, meaning="fatal", why=why)] if values else []
 
 
 def _adapter_bases(sources: list[SourceInfo]) -> list[Difference]:

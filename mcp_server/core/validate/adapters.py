@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcp_server.core.checkpoint import Adapter, Checkpoint, factors, module_rank
+from mcp_server.core.checkpoint import Adapter, Checkpoint, misfits_of
 from mcp_server.core.errors import Malformed, NotAModel
 from mcp_server.core.recipe import ModelRef
 from mcp_server.core.refs import resolve_ref
@@ -36,7 +36,7 @@ def adapter_of_this_base(context: Context) -> Iterator[Found]:
 @check("MM403")
 def adapter_fits(context: Context) -> Iterator[Found]:
     for where, _, adapter, model in _pairs(context):
-        if model and (misfits := adapter_misfits(adapter, model)):
+        if model and (misfits := misfits_of(adapter.stored.tensors, model.tensors, tied=model.tied)):
             more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
             yield Found(f"{adapter.ref} does not fit {model.ref}: {'; '.join(misfits[:SHOWN])}{more}", where)
 
@@ -89,24 +89,6 @@ def base_for(context: Context, ref: ModelRef) -> str | None:
             return recipe_base.base_ref
     adapter = context.probe_adapter(ref.base_ref)
     return adapter.info.base if isinstance(adapter, Adapter) else None
-
-
-def adapter_misfits(adapter: Adapter, model: Checkpoint) -> list[str]:
-    """Where an adapter's factors do not match the base: modules it lacks, other shapes, factors without a partner."""
-    misfits = []
-    for module, parts in factors(adapter.stored.tensors).items():
-        weight = model.tensors.get(f"{module}.weight")
-        if weight is None and not (module == "lm_head" and model.tied):
-            misfits.append(f"the base has no {module}.weight")
-            continue
-        if module_rank(parts) is None:
-            misfits.append(f"{module} has no matching pair of factors")
-            continue
-        shape = weight.shape if weight else None
-        formed = (parts["B"].shape[0], parts["A"].shape[1])
-        if shape is not None and len(shape) == 2 and formed not in (shape, shape[::-1]):
-            misfits.append(f"{module} is {list(shape)} in the base, the adapter changes {list(formed)}")
-    return misfits
 
 
 def _pairs(context: Context) -> Iterator[tuple[str, ModelRef, Adapter, Checkpoint | None]]:

@@ -85,9 +85,9 @@ def _move(context: Context, key: Key, table: dict[str, Any]) -> Iterator[str]:
         return
     target[key.name] = value
     yield f"{key.where}: moved to {place}"
-    if key.path[-2:-1] == ("parameters",) and not table:
-        if isinstance(parent := follow(context.document, key.path[:-2]), dict):
-            parent.pop("parameters", None)
+    parent = follow(context.document, key.path[:-2])
+    if key.path[-2:-1] == ("parameters",) and not table and isinstance(parent, dict):
+        parent.pop("parameters", None)
 
 
 @fixes("MM107")
