@@ -12,7 +12,7 @@ from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
 from mcp_server.core.policy import Policy
 from mcp_server.core.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.core.recipe_refs import rewrite_refs
-from mcp_server.core.refs import is_hub_id, resolve_ref
+from mcp_server.core.refs import cached_snapshot, is_hub_id, resolve_ref
 from mcp_server.jobs import claims, engines, queue, store
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
@@ -42,7 +42,7 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
             if part.startswith("/"):
                 rules.check_read(part)
     with store.creating(request.kind) as folder:
-        online = not rules.offline and any(is_hub_id(text) and not Path(text).exists() for text in refs)
+        online = not rules.offline and any(_must_be_fetched(text) for text in refs)
         _write_request(folder, request.kind, request.parameters, worker or WORKERS[request.kind], rules, online=online)
         store.write(folder, Record(job_id=folder.name, kind=request.kind, state="queued", created=store.now()))
         store.mark_active(folder, True)
@@ -124,6 +124,11 @@ def resolve(text: str, folder: Path, rules: Policy) -> tuple[Recipe, bool]:
 
     read_recipe(text)
     return read_recipe(rewrite_refs(text, absolute)), online
+
+
+def _must_be_fetched(text: str) -> bool:
+    """Is this parameter a hub id of the form owner/name that is not in the local cache? (A bare word may be anything.)"""
+    return "/" in text and is_hub_id(text) and not Path(text).exists() and cached_snapshot(text) is None
 
 
 def _write_request(folder: Path, kind: str, parameters: dict[str, Any], worker: str, rules: Policy, *, online: bool) -> None:
