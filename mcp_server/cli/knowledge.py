@@ -22,6 +22,7 @@ from mcp_server.core.render import render as render_plan
 from mcp_server.core.scenario_reader import read_plan, read_scenario
 from mcp_server.core.validate import fix as fix_recipe
 from mcp_server.core.validate import validate as validate_recipe
+from mcp_server.jobs.planning import ask_planner
 
 
 def register(app: typer.Typer) -> None:
@@ -141,7 +142,7 @@ def validate(
             write_new(keep, text)
             write_new(recipe, found.fixed_recipe, overwrite=True)
     else:
-        found = validate_recipe(text, folder=recipe.resolve().parent, deep=deep, ram_gib=ram_gib)
+        found = validate_recipe(text, folder=recipe.resolve().parent, deep=deep, planner=ask_planner, ram_gib=ram_gib)
     emit(found, json, lambda: show_validation(found))
     return 0 if found.ok else 1
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core.errors import Malformed
+from mcp_server.core.errors import Malformed, NotFound
 from mcp_server.core.models.validation import Finding, Validation
 from mcp_server.core.recipe import Problem, Recipe, parse_document
 from mcp_server.core.validate import adapters, checkpoints, experts, form, layers, resources, semantics  # noqa: F401 - they register
@@ -16,7 +16,7 @@ from mcp_server.core.validate.registry import CHECKS, Unknown, rules, run_check
 from mcp_server.core.yaml_io import load_yaml_all
 
 Planner = Callable[[str, Path], list[str]]
-"""Recipe text and folder → what mergekit's planner refuses, in its own words; [] when it accepts."""
+"""Recipe text and folder → what mergekit's planner refuses, in its own words; [] when it accepts. May raise `NotFound`."""
 
 WHOLE = ("MM501", "MM502", "MM503", "MM504", "MM605")
 """Decided once for the whole recipe, not for each stage."""
@@ -59,8 +59,11 @@ def validate(
     if deep and planner is None:
         skipped["MM701"] = "no planner was given"
     elif deep and planner and not any(finding.severity == "error" for finding in found):
-        found += [_finding("MM701", message, "", "") for message in planner(text, folder)]
-        level = "planner"
+        try:
+            found += [_finding("MM701", message, "", "") for message in planner(text, folder)]
+            level = "planner"
+        except NotFound as missing:
+            skipped["MM701"] = missing.message
     elif deep:
         skipped["MM701"] = "the recipe has errors already"
     findings = sorted(dict.fromkeys(found), key=lambda f: ("error", "warning", "note").index(f.severity))
