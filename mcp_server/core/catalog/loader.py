@@ -39,6 +39,10 @@ class Loaded:
 def read_rules(folder: Path) -> Loaded:
     """Read every file of a rules folder. Never raises for what a file says: the problems come back in the result."""
     loaded = Loaded()
+    for threshold in _models(loaded, folder / "thresholds.yaml", "thresholds.yaml", Threshold):
+        if threshold.name in loaded.thresholds:
+            loaded.problems.append(("thresholds.yaml", f"the threshold {threshold.name!r} is given twice"))
+        loaded.thresholds[threshold.name] = threshold
     for path in sorted((folder / "strategies").glob("*.yaml")):
         loaded.strategy_files.add(path.stem)
         for strategy in _models(loaded, path, f"strategies/{path.name}", Strategy, one=True):
@@ -47,10 +51,6 @@ def read_rules(folder: Path) -> Loaded:
                     (f"strategies/{path.name}", f"its id is {strategy.id!r}; name it like the file: {path.stem}")
                 )
             loaded.strategies[strategy.id] = strategy
-    for threshold in _models(loaded, folder / "thresholds.yaml", "thresholds.yaml", Threshold):
-        if threshold.name in loaded.thresholds:
-            loaded.problems.append(("thresholds.yaml", f"the threshold {threshold.name!r} is given twice"))
-        loaded.thresholds[threshold.name] = threshold
     loaded.rules = list(_models(loaded, folder / "decision.yaml", "decision.yaml", Rule))
     loaded.questions = list(_models(loaded, folder / "questions.yaml", "questions.yaml", Question))
     ids = [rule.id for rule in loaded.rules]
@@ -71,7 +71,7 @@ def _models(loaded: Loaded, path: Path, name: str, model: type[M], *, one: bool 
         loaded.problems.append((name, getattr(error, "message", str(error))))
         return
     if one:
-        data = [data]
+        data = [_numbers_in(loaded, name, data)]
     if not isinstance(data, list):
         loaded.problems.append((name, f"it holds a {type(data).__name__}, a list of entries is expected"))
         return
@@ -82,6 +82,21 @@ def _models(loaded: Loaded, path: Path, name: str, model: type[M], *, one: bool 
             label = entry.get("id") or entry.get("name") or entry.get("signal") if isinstance(entry, dict) else None
             where = "" if one else f"entry {number}" + (f" ({label})" if label else "") + ": "
             loaded.problems += [(name, where + text) for text in explain(error, model)]
+
+
+def _numbers_in(loaded: Loaded, name: str, data: Any) -> Any:
+    """A strategy file with every `{threshold: name}` replaced by its number, so that no number is written twice."""
+    if isinstance(data, list):
+        return [_numbers_in(loaded, name, item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    if set(data) == {"threshold"}:
+        known, wanted = loaded.thresholds, str(data["threshold"])
+        if wanted not in known:
+            loaded.problems.append((name, f"there is no threshold {wanted!r}.{did_you_mean(wanted, known)}"))
+            return None
+        return known[wanted].value
+    return {key: _numbers_in(loaded, name, value) for key, value in data.items()}
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:

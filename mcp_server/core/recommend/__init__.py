@@ -46,7 +46,7 @@ def recommend(scenario: Scenario) -> Plan:
             "warnings": [Message(code=rule.id, message=fill(rule.warn or "", decision.facts)) for rule in fired_warnings],
         }
     )
-    return plan.model_copy(update={"engine": choose_engine(plan)}) if decision.strategy else plan
+    return plan.model_copy(update={"engine": choose_engine(plan)})
 
 
 def recommend_file(path: Path) -> Plan:
