@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mcp_server.core import settings as operator
 from mcp_server.core.errors import BadInput, Malformed, NotFound
+from mcp_server.core.models.plan import Plan
 from mcp_server.core.models.scenario import Scenario
 from mcp_server.core.policy import Policy, for_agent
 from mcp_server.core.recipe import Recipe as ParsedRecipe
 from mcp_server.core.recipe import parse_recipe
 from mcp_server.core.refs import resolve_ref
+from mcp_server.core.scenario_reader import read_plan
 from mcp_server.core.yaml_io import MAX_BYTES
 
 TOKENIZER_WORDS = frozenset({"union", "base"})
@@ -71,6 +74,20 @@ class Access:
         for name in _models_in(text):
             self._one(name, folder)
         return text, folder
+
+    def plan(self, table: dict[str, Any] | None, file: str | None) -> Plan:
+        """The plan of a call that gives it as a table or as a file; exactly one of the two."""
+        if (table is None) == (file is None):
+            found = "neither" if table is None else "both"
+            raise BadInput(
+                f"one of plan and plan_file is needed, found {found}", "give the plan that recommend_strategy returned"
+            )
+        if file is None:
+            plan, folder = read_plan(table or {}), self.folder
+        else:
+            path = self.file(file, "plan")
+            plan, folder = read_plan(path), path.parent
+        return plan.model_copy(update={"scenario": self.scenario(plan.scenario, folder)})
 
     def scenario(self, scenario: Scenario, folder: Path | None = None) -> Scenario:
         """The same scenario with every local path absolute and allowed."""

@@ -63,13 +63,33 @@ class CheckedTool(Tool):
 
 
 def checked(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) -> CheckedTool:
-    """Register `fn` under its own name; its docstring is what the model reads, its return model is the output schema."""
+    """Register `fn` under its own name; its docstring is what the model reads, its return model is the output schema.
+
+    The names that pydantic derives as titles are dropped from the schemas: they repeat the keys, and every client pays for them.
+    """
     tool = Tool.from_function(
         fn, title=title, description=_one_paragraph(fn.__doc__), annotations=annotations, structured_output=True
     )
-    parameters = {**tool.parameters, "additionalProperties": False}
+    tool.fn_metadata.output_schema = _without_titles(tool.fn_metadata.output_schema)
     fields = {name: getattr(tool, name) for name in Tool.model_fields}
-    return CheckedTool(**{**fields, "parameters": parameters})
+    return CheckedTool(**{**fields, "parameters": {**_without_titles(tool.parameters), "additionalProperties": False}})
+
+
+def _without_titles(schema: Any) -> Any:
+    """The schema without `title` annotations; a property that is *named* title stays."""
+    if isinstance(schema, list):
+        return [_without_titles(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {}
+    for key, value in schema.items():
+        if key in ("properties", "$defs"):
+            found[key] = {name: _without_titles(item) for name, item in value.items()}
+        elif key in ("default", "examples", "const", "enum"):
+            found[key] = value
+        elif key != "title":
+            found[key] = _without_titles(value)
+    return found
 
 
 def _one_paragraph(text: str | None) -> str:

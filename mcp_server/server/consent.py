@@ -6,6 +6,7 @@ either, the call ends with an error that names the argument, and nothing has hap
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from mcp.server.elicitation import AcceptedElicitation, ElicitationResult
@@ -30,11 +31,16 @@ class NothingToAsk(Consent):
 def reasons_to_ask(out: str, overwrite: bool, verdict: Verdict | None, proceed_anyway: bool) -> list[str]:
     """What stands against starting at once, in words for the user. Depends on nothing but the arguments and the output folder."""
     reasons = []
-    if not overwrite and Access.now().output(out).exists():
+    if not overwrite and is_occupied(Access.now().output(out)):
         reasons.append(f"the output {out} exists already and would be replaced")
     if verdict is not None and verdict not in FIT_VERDICTS and not proceed_anyway:
         reasons.append(f"the recommendation for these sources is {verdict!r}, not a merge")
     return reasons
+
+
+def is_occupied(path: Path) -> bool:
+    """An empty folder may be written into unasked."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def ask_before_launch(

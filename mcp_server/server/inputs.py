@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -56,3 +56,8 @@ Limit = Annotated[
 ]
 Offset = Annotated[int, Field(ge=0, description="Where the page starts: 0, or the `next_offset` of the page before.")]
 PageSize = Annotated[int, Field(ge=1, le=50, description="Entries on a page.")]
+PlanTable = Annotated[
+    dict[str, Any] | None,
+    Field(description="The plan that recommend_strategy returned, whole and unchanged."),
+]
+PlanFile = Annotated[str | None, Field(max_length=4096, description="Path of a saved plan (YAML), instead of `plan`.")]

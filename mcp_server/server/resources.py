@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
@@ -12,10 +13,11 @@ from mcp.server.mcpserver.resources import FunctionResource
 from mcp_server import jobs
 from mcp_server.core import paths
 from mcp_server.core.errors import MergingError, NotFound, did_you_mean
+from mcp_server.server.bounds import compact
 
 YAML = "application/yaml"
 JSON = "application/json"
-LOG_TAIL_CHARACTERS = 3_000
+LOG_TAIL_BYTES = 3_000
 
 
 def register(server: MCPServer) -> None:
@@ -71,10 +73,15 @@ def template(id: str) -> str:
 
 def job(id: str) -> str:
     status = jobs.status(id)
-    log = jobs.logs(id, offset=0, limit=None).text[-LOG_TAIL_CHARACTERS:]
-    from mcp_server.server.bounds import compact
+    return compact({"status": status.model_dump(mode="json"), "log_tail": _tail(Path(status.log_path))})
 
-    return compact({"status": status.model_dump(mode="json"), "log_tail": log})
+
+def _tail(log: Path) -> str:
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        return file.read().decode("utf-8", errors="replace")
 
 
 def _known(name: str, what: str, names: list[str]) -> str:

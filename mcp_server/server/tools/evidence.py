@@ -9,7 +9,6 @@ from pydantic import Field
 from mcp_server import jobs
 from mcp_server.core.models.evidence import ReportResult
 from mcp_server.core.models.job import JobRequest, JobStatus
-from mcp_server.core.report import write_report as write_html
 from mcp_server.server.access import Access
 from mcp_server.server.annotations import REPEATABLE, STARTS
 from mcp_server.server.checked import CheckedTool, checked
@@ -39,7 +38,7 @@ def verify_merge(
         "full": full,
         "recipe": str(access.file(recipe, "recipe")) if recipe is not None else None,
     }
-    return jobs.start(JobRequest(kind="verify", parameters=parameters))
+    return jobs.start(JobRequest(kind="verify", parameters=parameters), policy=access.policy)
 
 
 def evaluate_merge(
@@ -73,7 +72,7 @@ def evaluate_merge(
         "split": split,
         "endpoint": None,
     }
-    return jobs.start(JobRequest(kind="evaluate", parameters=parameters))
+    return jobs.start(JobRequest(kind="evaluate", parameters=parameters), policy=access.policy)
 
 
 def write_report(
@@ -85,5 +84,7 @@ def write_report(
     """Write one self-contained HTML page about a merge from its evidence: rationale, source inventory, recipe, verification,
     evaluation against base and sources, and what to do next. Replaces an earlier report.
     """
+    from mcp_server.core.report import write_report as write_html
+
     access = Access.now()
     return write_html(access.existing_folder(out), access.output(path) if path is not None else None)

@@ -10,7 +10,7 @@ from mcp.server.mcpserver import Context
 from pydantic import Field
 
 from mcp_server import jobs
-from mcp_server.core.models.job import JobList, JobStatus, LogPage
+from mcp_server.core.models.job import JobKind, JobList, JobState, JobStatus, LogPage
 from mcp_server.server.annotations import ENDS, READS, REPEATABLE
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.inputs import MAX_WAIT_SECONDS, JobId, Offset, PageSize
@@ -58,10 +58,14 @@ def described(status: JobStatus) -> str:
     return f"{line}: {progress.stage} {progress.done:g}{total} {progress.unit}".rstrip()
 
 
-def list_merges(offset: Offset = 0, limit: PageSize = 10) -> JobList:
+def list_merges(
+    offset: Offset = 0,
+    limit: PageSize = 10,
+    state: Annotated[JobState | None, Field(description="Only jobs in this state.")] = None,
+    kind: Annotated[JobKind | None, Field(description="Only jobs of this kind.")] = None,
+) -> JobList:
     """List the jobs of this store, newest first, in pages. Results are left out: merge_status(job_id) has them."""
-    found = jobs.list_jobs(offset=offset, limit=limit)
-    return found.model_copy(update={"jobs": [job.model_copy(update={"result": None}) for job in found.jobs]})
+    return jobs.list_jobs(offset=offset, limit=limit, state=state, kind=kind)
 
 
 def merge_logs(job_id: JobId, offset: Offset = 0) -> LogPage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -16,14 +17,14 @@ from mcp_server.core.models.plan import Plan, Rendered
 from mcp_server.core.models.scenario import Scenario
 from mcp_server.core.models.validation import Validation
 from mcp_server.core.recommend import recommend
-from mcp_server.core.render import parse_overrides, read_plan, render
+from mcp_server.core.render import render
 from mcp_server.core.scenario_reader import read_scenario
 from mcp_server.core.validate import fix as fix_recipe
 from mcp_server.core.validate import validate
 from mcp_server.server.access import Access
 from mcp_server.server.annotations import READS
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import Offset, Out, PageSize, RamGib, Recipe, Ref
+from mcp_server.server.inputs import Offset, Out, PageSize, PlanFile, PlanTable, RamGib, Recipe, Ref
 from mcp_server.server.strategies import StrategyPage, page_of_strategies
 
 
@@ -79,7 +80,8 @@ def recommend_strategy(
         found = "neither" if scenario is None else "both"
         raise BadInput(f"one of scenario and scenario_file is needed, found {found}", "give what you know as `scenario`")
     if scenario is not None:
-        return recommend(access.scenario(scenario))
+        named = read_scenario(scenario.model_dump(mode="json", exclude_none=True))
+        return recommend(access.scenario(named))
     path = access.file(scenario_file or "", "scenario")
     return recommend(access.scenario(read_scenario(path), path.parent))
 
@@ -91,8 +93,8 @@ def list_strategies(offset: Offset = 0, limit: PageSize = 20) -> StrategyPage:
 
 
 def render_config(
-    plan: Annotated[Plan | None, Field(description="The plan that recommend_strategy returned, as it is.")] = None,
-    plan_file: Annotated[str | None, Field(description="Path of a saved plan (YAML), instead of `plan`.")] = None,
+    plan: PlanTable = None,
+    plan_file: PlanFile = None,
     overrides: Annotated[
         dict[str, Any] | None,
         Field(
@@ -105,12 +107,8 @@ def render_config(
     recipe, then launch it. Writes nothing.
     """
     access = Access.now()
-    if (plan is None) == (plan_file is None):
-        found = "neither" if plan is None else "both"
-        raise BadInput(f"one of plan and plan_file is needed, found {found}", "give the plan that recommend_strategy returned")
-    chosen = plan if plan is not None else read_plan(access.file(plan_file or "", "plan"))
-    allowed = chosen.model_copy(update={"scenario": access.scenario(chosen.scenario)})
-    return render(allowed, parse_overrides([f"{name}={_as_text(value)}" for name, value in (overrides or {}).items()]))
+    chosen = access.plan(plan, plan_file)
+    return render(chosen, {name: as_text(value) for name, value in (overrides or {}).items()}, relative_to=access.folder)
 
 
 def validate_config(
@@ -140,7 +138,5 @@ def estimate_ram(
     return estimate(text, ram_gib=ram_gib, out=access.output(out) if out else None, folder=folder)
 
 
-def _as_text(value: Any) -> str:
-    import json
-
+def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field
 
 from mcp_server import jobs
-from mcp_server.core.errors import BadInput
+from mcp_server.core import paths
 from mcp_server.core.models.base import Engine, Verdict
 from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
 from mcp_server.core.models.plan import Plan
@@ -15,7 +17,7 @@ from mcp_server.server.access import Access
 from mcp_server.server.annotations import REPLACES, STARTS
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.consent import LaunchConsent, require_consent
-from mcp_server.server.inputs import Limit, Out, RamGib, Recipe, Ref, Suites
+from mcp_server.server.inputs import Limit, Out, PlanFile, PlanTable, RamGib, Recipe, Ref, Suites
 
 
 def tools() -> list[CheckedTool]:
@@ -37,7 +39,7 @@ def compare_models(
     """
     access = Access.now()
     parameters = {"base": access.ref(base), "refs": [access.ref(ref) for ref in refs], "sample": sample}
-    return jobs.start(JobRequest(kind="compare", parameters=parameters))
+    return jobs.start(JobRequest(kind="compare", parameters=parameters), policy=access.policy)
 
 
 def launch_merge(
@@ -98,13 +100,13 @@ def launch_merge(
         "hash": hash,
         "overwrite": replace,
     }
-    return jobs.start_merge(MergeRequest(**request))
+    return jobs.start_merge(MergeRequest(**request), policy=access.policy)
 
 
 def sweep_merges(
     out: Annotated[Out, Field(description="Folder for the table of candidates and the winner.")],
-    plan: Annotated[Plan | None, Field(description="The plan that recommend_strategy returned.")] = None,
-    plan_file: Annotated[str | None, Field(description="Path of a saved plan (YAML), instead of `plan`.")] = None,
+    plan: PlanTable = None,
+    plan_file: PlanFile = None,
     suites: Suites = None,
     grid: Annotated[
         dict[str, list[float | int | str]] | None,
@@ -121,11 +123,8 @@ def sweep_merges(
     merge_status.
     """
     access = Access.now()
-    if (plan is None) == (plan_file is None):
-        found = "neither" if plan is None else "both"
-        raise BadInput(f"one of plan and plan_file is needed, found {found}", "give the plan that recommend_strategy returned")
     target = access.output(out)
-    source = str(access.file(plan_file, "plan")) if plan_file is not None else saved_plan(access, plan)
+    source = saved_plan(access.plan(plan, plan_file))
     parameters = {
         "plan": source,
         "out": str(target),
@@ -134,21 +133,12 @@ def sweep_merges(
         "limit": limit,
         "ray": None,
     }
-    return jobs.start(JobRequest(kind="sweep", parameters=parameters))
+    return jobs.start(JobRequest(kind="sweep", parameters=parameters), policy=access.policy)
 
 
-def saved_plan(access: Access, plan: Plan | None) -> str:
+def saved_plan(plan: Plan) -> str:
     """The path of the plan, written into the store under its content's hash: a job's parameters name files, not objects."""
-    import hashlib
-
-    import yaml
-
-    from mcp_server.core import paths
-
-    if plan is None:
-        raise BadInput("there is no plan", "give the plan that recommend_strategy returned")
-    allowed = plan.model_copy(update={"scenario": access.scenario(plan.scenario)})
-    text = yaml.safe_dump(allowed.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
     folder = paths.home() / "plans"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"

@@ -1,0 +1,124 @@
+"""HTTP stays on loopback unless a token is set; then the token is needed. Host and Origin are checked always."""
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mcp import Client
+from pydantic import SecretStr
+
+from mcp_server.core.errors import NotAllowed
+from mcp_server.core.settings import Settings
+from mcp_server.server import build_server
+from mcp_server.server.http import TokenGate, http_app, is_loopback, security
+
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"}},
+}
+TOKEN = "a-token-of-enough-length"
+
+
+def test_an_open_address_without_a_token_is_refused(store):
+    with pytest.raises(NotAllowed, match=r"0\.0\.0\.0") as refused:
+        http_app(build_server(), Settings(http_host="0.0.0.0"), 8765)
+    assert "MODEL_MERGING_HTTP_TOKEN" in refused.value.next_step
+
+
+def test_an_open_address_with_a_token_is_served_through_the_gate(store):
+    settings = Settings(http_host="0.0.0.0", http_token=SecretStr(TOKEN))
+    assert isinstance(http_app(build_server(), settings, 8765), TokenGate)
+
+
+@pytest.mark.parametrize(("host", "loopback"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False),
+                                                ("192.168.1.4", False), ("merge.example.org", False)])  # fmt: skip
+def test_loopback_is_recognised(host, loopback):
+    assert is_loopback(host) is loopback
+
+
+def test_the_operators_own_hosts_and_origins_are_added(store):
+    settings = Settings(http_allowed_hosts=["merge.example.org"], http_allowed_origins=["https://merge.example.org"])
+    found = security(settings, 8765)
+    assert found.enable_dns_rebinding_protection
+    assert found.allowed_hosts == ["127.0.0.1:8765", "localhost:8765", "[::1]:8765", "merge.example.org"]
+    assert found.allowed_origins[-1] == "https://merge.example.org"
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A real server process with a token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("http")
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "MODEL_MERGING_HOME": str(home), "MODEL_MERGING_HTTP_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "mcp_server.server", "--http", str(number)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE) as server:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and server.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", number)) == 0:
+                    break
+            time.sleep(0.05)
+        yield number
+        server.terminate()
+        server.wait(10)
+
+
+def post(port: int, **headers: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    sent = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream", **headers}
+    connection.request("POST", "/mcp", json.dumps(INITIALIZE), {name.replace("_", "-"): value for name, value in sent.items()})
+    answer = connection.getresponse()
+    body = answer.read(4_000).decode()
+    connection.close()
+    return answer.status, body
+
+
+def test_with_the_token_the_server_answers(port):
+    status, body = post(port, Authorization=f"Bearer {TOKEN}")
+    assert (status, '"name":"model-merging"' in body) == (200, True)
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer wrong-token-of-enough-length", TOKEN, f"Basic {TOKEN}"])
+def test_without_the_right_token_nothing_is_answered(port, authorization):
+    assert post(port, **({"Authorization": authorization} if authorization else {}))[0] == 401
+
+
+def test_a_foreign_host_is_refused(port):
+    assert post(port, Authorization=f"Bearer {TOKEN}", Host="evil.example.org")[0] == 421
+
+
+def test_a_foreign_origin_is_refused(port):
+    assert post(port, Authorization=f"Bearer {TOKEN}", Origin="https://evil.example.org")[0] == 403
+
+
+def test_a_body_over_the_limit_is_refused_and_the_server_stays_up(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    headers = {"Content-Type": "application/json", "Accept": "application/json", "Authorization": f"Bearer {TOKEN}"}
+    headers["Content-Length"] = str(64 * 1024 * 1024)
+    connection.request("POST", "/mcp", b"{", headers)
+    assert connection.getresponse().status == 413
+    connection.close()
+    assert post(port, Authorization=f"Bearer {TOKEN}")[0] == 200
+
+
+@pytest.mark.anyio
+async def test_the_sdks_own_http_client_is_refused_without_the_token(port):
+    with pytest.raises(BaseException):  # noqa: B017 - the SDK raises a group of transport errors
+        async with Client(f"http://127.0.0.1:{port}/mcp") as client:
+            await client.list_tools()
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"

@@ -1,0 +1,140 @@
+"""Work that is started by one call is watched, read, cancelled and resumed by others, in other servers."""
+
+import pytest
+from mcp import Client
+from mcp.types import ElicitRequestParams, ElicitResult
+
+from mcp_server.server import build_server
+from tests.server.conftest import data_of, recipe_of, text_of
+
+pytestmark = pytest.mark.anyio
+QUICK = [{"do": "progress", "done": 2, "total": 2}]
+BLOCKED = [{"do": "say", "text": "here I stand"}, {"do": "block"}]
+
+
+async def launched(call, *, script=QUICK, **more):
+    recipe = recipe_of("code", "chat", script=script)
+    return data_of(await call("launch_merge", **{"recipe": recipe, "out": "./merged", "engine": "mergekit", **more}))
+
+
+async def test_a_merge_started_by_one_server_is_finished_for_another(call, workspace):
+    started = await launched(call, seed=5)
+    assert started["kind"] == "merge" and started["output"] == str(workspace / "merged")
+    ended = data_of(await call("merge_status", job_id=started["job_id"], wait_seconds=30))
+    assert (ended["state"], ended["result"]["seed"]) == ("succeeded", 5)
+    listed = data_of(await call("list_merges"))
+    assert [(job["job_id"], job["result"]) for job in listed["jobs"]] == [(started["job_id"], None)]
+
+
+async def test_waiting_reports_progress_that_only_rises(call, workspace):
+    seen = []
+
+    async def note(done, total, message):
+        seen.append((done, total, message))
+
+    job_id = (await launched(call, script=BLOCKED))["job_id"]
+    async with Client(build_server()) as client:
+        result = await client.call_tool("merge_status", {"job_id": job_id, "wait_seconds": 1}, progress_callback=note)
+    assert data_of(result)["state"] in ("queued", "running")
+    assert [done for done, _, _ in seen] == sorted({done for done, _, _ in seen})
+    assert all(total == 1 and message.startswith("merge ") for _, total, message in seen)
+
+
+async def test_a_job_is_cancelled_and_its_partial_output_removed(call, workspace):
+    job_id = (await launched(call, script=BLOCKED))["job_id"]
+    assert data_of(await call("cancel_merge", job_id=job_id))["state"] == "cancelled"
+    assert data_of(await call("cancel_merge", job_id=job_id))["state"] == "cancelled"
+    assert sorted(p.name for p in workspace.iterdir()) == ["base", "chat", "code", "persona"]
+
+
+async def test_a_log_is_read_in_pages(call):
+    script = [{"do": "say", "text": f"{'line':>60}", "times": 300}]
+    job_id = (await launched(call, script=script))["job_id"]
+    data_of(await call("merge_status", job_id=job_id, wait_seconds=30))
+    page, text, pages = data_of(await call("merge_logs", job_id=job_id)), "", 0
+    while page["next_offset"] is not None and page["text"]:
+        text, pages = text + page["text"], pages + 1
+        page = data_of(await call("merge_logs", job_id=job_id, offset=page["next_offset"]))
+    text += page["text"]
+    assert text.count("line") == 300 and pages >= 2
+
+
+async def test_a_failed_job_says_why_and_what_to_do(call):
+    job_id = (await launched(call, script=[{"do": "fail", "message": "the disk is on fire"}]))["job_id"]
+    ended = data_of(await call("merge_status", job_id=job_id, wait_seconds=30))
+    assert (ended["state"], ended["error"]["message"]) == ("failed", "the disk is on fire")
+    assert ended["next_step"]
+
+
+async def test_an_existing_output_is_not_replaced_unasked(call, workspace):
+    (workspace / "merged").mkdir()
+    (workspace / "merged" / "precious.txt").write_text("mine", encoding="utf-8")
+    result = await call("launch_merge", recipe=recipe_of("code", "chat"), out="./merged")
+    assert result.is_error and "pass overwrite=true" in text_of(result)
+    assert (workspace / "merged" / "precious.txt").read_text(encoding="utf-8") == "mine"
+    assert data_of(await call("list_merges"))["total"] == 0
+
+
+async def test_overwrite_says_yes_beforehand(call, workspace):
+    (workspace / "merged").mkdir()
+    (workspace / "merged" / "old.txt").write_text("old", encoding="utf-8")
+    started = await launched(call, overwrite=True)
+    assert data_of(await call("merge_status", job_id=started["job_id"], wait_seconds=30))["state"] == "succeeded"
+    assert not (workspace / "merged" / "old.txt").exists()
+
+
+async def test_a_merge_that_the_recommendation_opposes_is_not_started_unasked(call):
+    result = await call("launch_merge", recipe=recipe_of("code", "chat"), out="./merged", verdict="retrain_combined")
+    assert result.is_error and "'retrain_combined'" in text_of(result) and "proceed_anyway=true" in text_of(result)
+    assert (await launched(call, verdict="retrain_combined", proceed_anyway=True))["state"] in ("queued", "running")
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+@pytest.mark.parametrize("answer", [True, False, None])
+async def test_a_client_that_can_ask_its_user_asks_once_and_obeys(workspace, mode, answer):
+    (workspace / "merged").mkdir()
+    (workspace / "merged" / "old.txt").write_text("old", encoding="utf-8")
+    questions = []
+
+    async def ask(context, params: ElicitRequestParams) -> ElicitResult:
+        questions.append(params.message)
+        return ElicitResult(action="decline") if answer is None else ElicitResult(action="accept", content={"go_on": answer})
+
+    arguments = {"recipe": recipe_of("code", "chat", script=QUICK), "out": "./merged", "engine": "mergekit", "verdict": "route"}
+    async with Client(build_server(), mode=mode, elicitation_callback=ask) as client:
+        result = await client.call_tool("launch_merge", arguments)
+    assert len(questions) == 1
+    assert "exists already" in questions[0] and "'route'" in questions[0]
+    assert result.is_error is (answer is not True)
+
+
+async def test_nothing_is_asked_when_nothing_stands_against_it(workspace):
+    async def ask(context, params: ElicitRequestParams) -> ElicitResult:
+        raise AssertionError("asked for no reason")
+
+    arguments = {"recipe": recipe_of("code", "chat", script=QUICK), "out": "./merged", "engine": "mergekit", "verdict": "merge"}
+    async with Client(build_server(), elicitation_callback=ask) as client:
+        assert not (await client.call_tool("launch_merge", arguments)).is_error
+
+
+@pytest.mark.parametrize("tool", ["verify_merge", "evaluate_merge"])
+async def test_evidence_is_gathered_in_the_background(call, workspace, tool):
+    started = data_of(await call(tool, out="./code"))
+    assert (started["kind"], started["state"] in ("queued", "running", "succeeded")) == (tool.split("_")[0], True)
+
+
+async def test_compare_starts_a_job_with_resolved_sources(call, workspace):
+    started = data_of(await call("compare_models", base="./base", refs=["./code", "./chat"]))
+    assert started["kind"] == "compare"
+
+
+async def test_evidence_of_a_folder_that_is_not_there_is_refused(call, workspace):
+    result = await call("verify_merge", out="./nowhere")
+    assert result.is_error and str(workspace / "nowhere") in text_of(result)
+
+
+async def test_a_job_is_a_resource_too(call, workspace):
+    job_id = (await launched(call))["job_id"]
+    async with Client(build_server()) as client:
+        read = await client.read_resource(f"merge://jobs/{job_id}")
+    assert f'"job_id":"{job_id}"' in read.contents[0].text

@@ -1,0 +1,114 @@
+"""What each read-only tool answers on real tiny checkpoints, and that none of them writes."""
+
+from pathlib import Path
+
+import anyio
+import pytest
+from mcp import Client
+
+from mcp_server.core.models.plan import Plan
+from mcp_server.server import build_server
+from tests.server.conftest import data_of, recipe_of, text_of
+from tests.server.test_contract import READ_ONLY
+
+pytestmark = pytest.mark.anyio
+
+
+def scenario(workspace: Path) -> dict:
+    sources = [
+        {"name": "code", "ref": "./code", "kind": "full", "training_examples": 200, "status": "works"},
+        {"name": "chat", "ref": "./chat", "kind": "full", "training_examples": 500, "status": "works"},
+    ]
+    relation = {"data_overlap": 0.1, "capabilities": "complementary", "same_base": True}
+    return {"sources": sources, "base_model": "./base", "relation": relation, "constraints": {"ram_gib": 12}}
+
+
+async def test_inspect_names_the_sources_and_says_that_they_fit(call, workspace):
+    found = data_of(await call("inspect_models", refs=["./code", "./chat"], base="./base"))
+    assert found["compatible"] is True
+    assert {Path(s["path"]).name for s in found["sources"]} >= {"code", "chat"}
+
+
+async def test_the_path_from_scenario_to_a_valid_recipe_and_its_cost(call, workspace):
+    plan = data_of(await call("recommend_strategy", scenario=scenario(workspace)))
+    assert plan["verdict"] == "merge"
+    assert {name: round(weight, 2) for name, weight in plan["weights"].items()}.keys() == {"code", "chat"}
+    rendered = data_of(await call("render_config", plan=plan))
+    assert str(workspace / "code") in rendered["recipe"]
+    assert data_of(await call("validate_config", recipe=rendered["recipe"]))["ok"] is True
+    assert data_of(await call("estimate_ram", recipe=rendered["recipe"], ram_gib=12))["engines"]["mergekit"]["fits"] is True
+
+
+async def test_a_plan_survives_the_round_trip_through_the_agent(call, workspace):
+    plan = data_of(await call("recommend_strategy", scenario=scenario(workspace)))
+    assert Plan.model_validate(plan).scenario.base_model == str(workspace / "base")
+
+
+async def test_overrides_change_the_recipe(call, workspace):
+    plan = data_of(await call("recommend_strategy", scenario=scenario(workspace)))
+    rendered = data_of(await call("render_config", plan=plan, overrides={"strategy": "linear"}))
+    assert rendered["strategy"] == "linear"
+
+
+async def test_a_recipe_is_taken_as_text_or_as_a_file(call, workspace):
+    (workspace / "recipe.yml").write_text(recipe_of("code", "chat"), encoding="utf-8")
+    as_file = await call("validate_config", recipe="./recipe.yml")
+    assert data_of(as_file) == data_of(await call("validate_config", recipe=recipe_of("code", "chat")))
+
+
+async def test_fix_returns_the_corrected_recipe(call):
+    broken = recipe_of("code", "chat").replace("merge_method: linear", "merge_method: lienar")
+    assert data_of(await call("validate_config", recipe=broken))["ok"] is False
+
+
+async def test_strategies_come_in_pages_that_add_up(call):
+    first = data_of(await call("list_strategies", limit=4))
+    names = [s["id"] for s in first["strategies"]]
+    while first["next_offset"] is not None:
+        first = data_of(await call("list_strategies", limit=4, offset=first["next_offset"]))
+        names += [s["id"] for s in first["strategies"]]
+    assert len(names) == len(set(names)) == first["total"] >= 8
+    assert names == sorted(names)
+
+
+async def test_results_come_as_text_and_as_data_that_agree(call):
+    import json
+
+    result = await call("list_strategies", limit=3)
+    assert json.loads(text_of(result)) == result.structured_content
+
+
+async def test_no_read_only_tool_writes_a_file(workspace, store):
+    before = sorted(p for p in workspace.rglob("*"))
+    arguments = {
+        "inspect_models": {"refs": ["./code"]},
+        "recommend_strategy": {"scenario": scenario(workspace)},
+        "list_strategies": {},
+        "render_config": {"plan": {"verdict": "merge"}},
+        "validate_config": {"recipe": recipe_of("code", "chat"), "fix": True},
+        "estimate_ram": {"recipe": recipe_of("code", "chat")},
+        "merge_status": {"job_id": "x"},
+        "list_merges": {},
+        "merge_logs": {"job_id": "x"},
+    }
+    assert arguments.keys() == READ_ONLY
+    async with Client(build_server()) as client:
+        for tool, given in arguments.items():
+            await client.call_tool(tool, given)
+    assert sorted(p for p in workspace.rglob("*")) == before
+    assert [p for p in store.rglob("*") if p.is_file()] == []
+
+
+async def test_fifty_calls_at_once_are_each_answered_with_their_own_result(workspace):
+    answers = {}
+
+    async def ask(client: Client, offset: int) -> None:
+        result = await client.call_tool("list_strategies", {"offset": offset % 10, "limit": 1})
+        answers[offset] = data_of(result)["strategies"][0]["id"]
+
+    async with Client(build_server()) as client:
+        everything = [s["id"] for s in data_of(await client.call_tool("list_strategies", {"limit": 50}))["strategies"]]
+        async with anyio.create_task_group() as group:
+            for offset in range(50):
+                group.start_soon(ask, client, offset)
+    assert answers == {offset: everything[offset % 10] for offset in range(50)}

@@ -1,0 +1,119 @@
+"""The real process on stdio: rubbish on the line, a client that vanishes, settings that are wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcp_server import jobs
+from mcp_server.core.models.job import MergeRequest
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+HANDSHAKE = [
+    {
+        "jsonrpc": "2.0",
+        "id": 0,
+        "method": "initialize",
+        "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"}},
+    },
+    {"jsonrpc": "2.0", "method": "notifications/initialized"},
+]
+
+
+class Wire:
+    """Lines to and from a server process."""
+
+    def __init__(self, home: Path, cwd: Path, **environment: str) -> None:
+        variables = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(home),
+            "MODEL_MERGING_HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            **environment,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mcp_server.server"],
+            cwd=cwd,
+            env=variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def send(self, *messages: Any) -> None:
+        assert self.process.stdin is not None
+        for message in messages:
+            line = message if isinstance(message, bytes) else json.dumps(message).encode()
+            self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+
+    def answer_to(self, number: int) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            message = json.loads(line)
+            if message.get("id") == number:
+                return dict(message)
+        raise AssertionError(f"the server went away without answering {number}")
+
+    def leave(self) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        code = self.process.wait(15)
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        return code
+
+
+def tools_list(number: int) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": number, "method": "tools/list"}
+
+
+def test_rubbish_on_the_line_does_not_stop_the_server(store, tmp_path):
+    wire = Wire(store, tmp_path)
+    wire.send(*HANDSHAKE)
+    wire.send(b"{", b"null", b"[]", b'{"jsonrpc":"2.0"}', b'{"jsonrpc":"1.0","id":5,"method":"tools/list"}', b"\xff\xfe\x00", b"")
+    wire.send({"jsonrpc": "2.0", "id": 8, "method": "no/such"}, {"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": 3})
+    wire.send({"jsonrpc": "2.0", "id": 10, "method": "tools/call", "params": {"name": "inspect_models", "arguments": [1]}})
+    huge = {"name": "inspect_models", "arguments": {"refs": ["x" * 8_000_000]}}
+    wire.send({"jsonrpc": "2.0", "id": 11, "method": "tools/call", "params": huge})
+    assert wire.answer_to(11)["result"]["isError"] is True
+    wire.send(tools_list(12))
+    assert len(wire.answer_to(12)["result"]["tools"]) == 17
+    assert wire.leave() == 0
+
+
+def test_a_client_that_vanishes_in_mid_call_leaves_the_job_running(store, tmp_path):
+    tiny.write_model(tmp_path / "model")
+    go = tmp_path / "go"
+    recipe = tiny.linear_recipe(tmp_path / "model", script=[{"do": "wait_for", "path": str(go)}])
+    request = MergeRequest(recipe=recipe, out=str(tmp_path / "out"), engine="mergekit")
+    job_id = jobs.start_merge(request, worker="tests.fake_worker").job_id
+    wire = Wire(store, tmp_path)
+    wire.send(*HANDSHAKE)
+    call = {"name": "merge_status", "arguments": {"job_id": job_id, "wait_seconds": 50}}
+    wire.send({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
+    wire.leave()
+    assert jobs.status(job_id).state in ("queued", "running")
+    go.touch()
+    assert jobs.wait(job_id, 30).state == "succeeded"
+
+
+@pytest.mark.parametrize("setting", [{"MODEL_MERGING_RAM_GIB": "a lot"}, {"MODEL_MERGING_HTTP_TOKEN": "short"}])
+def test_a_setting_that_is_wrong_is_named_and_nothing_starts(store, tmp_path, setting):
+    variables = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "MODEL_MERGING_HOME": str(store),
+        "PYTHONPATH": str(ROOT),
+        **setting,
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "mcp_server.server"], env=variables, input=b"", capture_output=True, check=False, cwd=tmp_path
+    )
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert next(iter(setting)) in ended.stderr.decode()
