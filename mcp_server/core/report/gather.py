@@ -1,0 +1,121 @@
+"""Collect the evidence that lies in and beside a merged folder. Nothing is computed here, and nothing is required."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from mcp_server.core.errors import Malformed, MergingError, NotFound
+from mcp_server.core.models.base import Frozen
+from mcp_server.core.models.evidence import Evaluation, Verification
+from mcp_server.core.models.inspect import SourceInfo
+from mcp_server.core.models.plan import Plan
+from mcp_server.core.provenance import PROVENANCE_FILE, RECIPE_FILE, Provenance
+from mcp_server.core.yaml_io import load_yaml
+
+M = TypeVar("M", bound=BaseModel)
+FILES: Final = {
+    "evaluation": "evaluation.json",
+    "verification": "verification.json",
+    "comparison": "comparison.json",
+    "sweep": "sweep.json",
+    "estimate": "estimate.json",
+}
+HOW: Final = {
+    "evaluation": "model-merging evaluate OUT",
+    "verification": "model-merging verify OUT",
+    "comparison": "model-merging compare BASE REF REF",
+    "sweep": "model-merging sweep PLAN.yaml OUT",
+    "plan": "model-merging recommend SCENARIO.yaml -o plan.yaml",
+}
+
+
+class Evidence(Frozen):
+    """Everything that a report can show about one merge."""
+
+    folder: str
+    name: str
+    recipe: str | None = None
+    plan: Plan | None = None
+    provenance: Provenance | None = None
+    sources: list[SourceInfo] = Field(default_factory=list)
+    verification: Verification | None = None
+    evaluation: Evaluation | None = None
+    comparison: dict[str, Any] | None = None
+    sweep: dict[str, Any] | None = None
+    estimate: dict[str, Any] | None = None
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """Part → the command that makes it, for every part that is not there."""
+        return {part: command for part, command in HOW.items() if getattr(self, part) is None}
+
+
+def gather(out: Path) -> Evidence:
+    """Read what lies in `out`, and plan.yaml, comparison.json, sweep.json and estimate.json also beside it.
+
+    Raises `NotFound` when there is no such folder, `Malformed` for a file of ours that cannot be read.
+    """
+    if not out.is_dir():
+        raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    provenance = _read(out / PROVENANCE_FILE, Provenance)
+    recipe = out / RECIPE_FILE
+    return Evidence(
+        folder=str(out),
+        name=out.name,
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else provenance.recipe if provenance else None,
+        plan=_plan(out),
+        provenance=provenance,
+        sources=_sources(provenance),
+        verification=_read(out / FILES["verification"], Verification),
+        evaluation=_read(out / FILES["evaluation"], Evaluation),
+        **{part: _near(out, FILES[part]) for part in ("comparison", "sweep", "estimate")},
+    )
+
+
+def _read(file: Path, model: type[M]) -> M | None:
+    if not file.is_file():
+        return None
+    try:
+        return model.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Malformed(f"{file}: {where}: {first['msg']}", "make it again with the command that wrote it") from error
+
+
+def _near(out: Path, name: str) -> dict[str, Any] | None:
+    for folder in (out, out.parent):
+        if (file := folder / name).is_file():
+            try:
+                found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise Malformed(f"{file} is not JSON: {error}", "make it again") from error
+            return found
+    return None
+
+
+def _plan(out: Path) -> Plan | None:
+    for folder in (out, out.parent):
+        if (file := folder / "plan.yaml").is_file():
+            try:
+                return Plan.model_validate(load_yaml(file.read_text(encoding="utf-8"), str(file)))
+            except ValidationError as error:
+                raise Malformed(f"{file} is not a plan: {error.errors()[0]['msg']}", HOW["plan"]) from error
+    return None
+
+
+def _sources(provenance: Provenance | None) -> list[SourceInfo]:
+    """What the sources are now, for those that are still here."""
+    from mcp_server.core.checkpoint import inspect_source
+
+    found = []
+    for record in provenance.sources if provenance else []:
+        try:
+            found.append(inspect_source(record.ref))
+        except MergingError:
+            continue
+    return found

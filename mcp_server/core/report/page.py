@@ -1,0 +1,206 @@
+"""Fill in the page. The template holds the words and the order; this module prepares what it shows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from mcp_server.core.evaluation.verdict import load_thresholds
+from mcp_server.core.files import write_text
+from mcp_server.core.models.base import Frozen
+from mcp_server.core.models.evidence import Capability, Interval, ReportResult
+from mcp_server.core.report import charts
+from mcp_server.core.report.gather import Evidence, gather
+from mcp_server.core.report.markdown import model_card_section
+
+HERE = Path(__file__).parent
+
+
+class Row(Frozen):
+    """One model in one capability's table."""
+
+    label: str
+    kind: str
+    value: float | None
+    interval: Interval | None
+    chart: Any = None
+    note: str = ""
+
+
+class Panel(Frozen):
+    """One capability: its rows and how to read them."""
+
+    name: str
+    metric: str
+    direction: str
+    n: int
+    rows: list[Row]
+    retention: float | None
+    gain: float | None
+    gain_interval: Interval | None
+    gain_chart: Any = None
+    details: list[tuple[str, dict[str, float | None]]]
+
+
+def write_report(out: Path, output: Path | None = None) -> ReportResult:
+    """Write `output` (default: OUT/report.html) and `evaluation.md` beside it. Raises `NotFound` or `Malformed`."""
+    evidence = gather(out)
+    html = render_page(evidence)
+    target = output or out / "report.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, html)
+    markdown = None
+    if evidence.evaluation is not None:
+        markdown = target.with_suffix(".md")
+        write_text(markdown, model_card_section(evidence.evaluation))
+    return ReportResult(html=str(target), markdown=str(markdown) if markdown else None, bytes=len(html.encode()))
+
+
+def render_page(evidence: Evidence) -> str:
+    """The whole page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"figure": figure, "percent": percent, "size": size, "short": short}
+    evaluation = evidence.evaluation
+    limits = load_thresholds()
+    return environment.get_template("page.html.j2").render(
+        e=evidence,
+        css=(HERE / "page.css").read_text(encoding="utf-8"),
+        panels=[panel(name, c, limits.gain_recovered_target) for name, c in evaluation.capabilities.items()]
+        if evaluation
+        else [],
+        limits=limits,
+        contexts=_contexts(evidence),
+        heat=_heat(evidence),
+        pareto=_pareto(evidence),
+        headline=_headline(evidence),
+    )
+
+
+def panel(name: str, capability: Capability, target: float) -> Panel:
+    values = [("base", "base", capability.base)]
+    values += [(source, "source", value) for source, value in capability.sources.items()]
+    values += [("merged", "merged", capability.merged)]
+    low, high = _axis(capability)
+    rows = [
+        Row(
+            label=label,
+            kind=kind,
+            value=value,
+            interval=capability.ci.get(label),
+            chart=charts.dot(value, capability.ci.get(label), kind, low, high),
+            note="expert" if label == capability.expert and capability.gain_recovered is not None else "",
+        )
+        for label, kind, value in values
+        if value is not None
+    ]
+    gain = capability.gain_recovered
+    return Panel(
+        name=name,
+        metric=capability.metric,
+        direction="more is better" if capability.higher_is_better else "less is better",
+        n=capability.n,
+        rows=rows,
+        retention=capability.retention,
+        gain=gain,
+        gain_interval=capability.ci.get("gain_recovered"),
+        gain_chart=charts.bar(gain, min(0.0, gain), max(1.0, gain), target=target) if gain is not None else None,
+        details=[(label, dict(found)) for label, found in capability.detail.items() if found],
+    )
+
+
+def _axis(capability: Capability) -> tuple[float, float]:
+    """0 to 1 for shares; otherwise a range around what is shown."""
+    figures = [v for v in (capability.base, capability.merged, *capability.sources.values()) if v is not None]
+    shown = figures + [
+        end for name, i in capability.ci.items() if name not in ("retention", "gain_recovered") for end in (i.low, i.high)
+    ]
+    if not shown:
+        return 0.0, 1.0
+    if capability.higher_is_better and min(shown) >= 0 and max(shown) <= 1:
+        return 0.0, 1.0
+    margin = (max(shown) - min(shown)) * 0.1 or max(abs(max(shown)), 1.0) * 0.1
+    return min(shown) - margin, max(shown) + margin
+
+
+def _headline(evidence: Evidence) -> str:
+    evaluation = evidence.evaluation
+    if evaluation is None:
+        return "Nobody has measured this merge yet."
+    kept = [(name, c.gain_recovered) for name, c in evaluation.capabilities.items() if c.gain_recovered is not None]
+    kept = [(name, gain) for name, gain in kept if "perplexity" not in evaluation.capabilities[name].metric]
+    parts = [f"{name} keeps {gain:.0%} of its expert's gain" for name, gain in kept]
+    if evaluation.perplexity_ratio is not None:
+        parts.append(f"perplexity is {evaluation.perplexity_ratio:.2f} times the best source's")
+    return "; ".join(parts) + "." if parts else "No capability could be compared with an expert."
+
+
+def _contexts(evidence: Evidence) -> list[str]:
+    evaluation = evidence.evaluation
+    rows = evaluation.cross_context.values() if evaluation else []
+    return list(dict.fromkeys(context for row in rows for context in row))
+
+
+def _heat(evidence: Evidence) -> list[dict[str, Any]]:
+    """Layers of the comparison with a shade from 0 to 4 for sign disagreement and for how uneven the norms are."""
+    found = []
+    for layer in (evidence.comparison or {}).get("per_layer", []) or (evidence.comparison or {}).get("layers", []):
+        disagreement, ratio = layer.get("sign_disagreement"), layer.get("norm_ratio")
+        found.append(
+            {
+                "layer": layer.get("layer", layer.get("name", "?")),
+                "disagreement": disagreement,
+                "disagreement_shade": _shade(disagreement, 0.0, 0.5),
+                "ratio": ratio,
+                "ratio_shade": _shade(abs(math.log2(ratio)) if ratio and ratio > 0 else None, 0.0, 2.0),
+            }
+        )
+    return found
+
+
+def _shade(value: float | None, low: float, high: float) -> int | None:
+    return None if value is None else min(4, max(0, int(5 * (value - low) / (high - low))))
+
+
+def _pareto(evidence: Evidence) -> dict[str, Any] | None:
+    """Two axes of a sweep and its candidates, for the scatter and the table."""
+    sweep = evidence.sweep
+    if not sweep or not sweep.get("candidates"):
+        return None
+    names = list(dict.fromkeys(name for c in sweep["candidates"] for name in (c.get("scores") or {})))
+    whole = [c for c in sweep["candidates"] if c.get("scores") and all(c["scores"].get(n) is not None for n in names[:2])]
+    chart = None
+    if len(names) >= 2 and len(whole) > 1:
+        chart = charts.scatter([(c["name"], c["scores"][names[0]], c["scores"][names[1]], bool(c.get("pareto"))) for c in whole])
+    return {"names": names, "candidates": sweep["candidates"], "winner": sweep.get("winner"), "chart": chart}
+
+
+def figure(value: float | None) -> str:
+    """Three significant places, or a dash for unknown."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in binary units."""
+    if value is None:
+        return "–"
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def short(ref: str) -> str:
+    """A path by its last part, an adapter by both; hub ids stay. Keeps the homes of this machine out of the page."""
+    return " + ".join(Path(part).name if part.startswith("/") else part for part in str(ref).split("+"))
