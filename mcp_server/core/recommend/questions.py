@@ -30,6 +30,8 @@ def _answered(facts: Facts, signal: str, answer: Any) -> Facts:
     follows: Facts = {signal: answer}
     if signal == "source_status" and answer in ("missing", "broken", "unevaluated"):
         follows[f"{answer}_sources"] = "a source"
+    if signal == "same_architecture" and answer is False:
+        follows["architectures"] = "as you said"
     if signal == "sources_known":
         follows["source_count"] = 2
     return {**facts, **follows}
