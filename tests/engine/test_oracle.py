@@ -1,4 +1,4 @@
-"""Every method against mergekit's definitions in float64: off by 1 ulp of the output type or 8·ε₃₂·Σ|terms|, whichever is more."""
+"""Every method against mergekit's definitions in float64, to 1 ulp of the output type or 8·ε₃₂·Σ|terms|, whichever is more."""
 
 from __future__ import annotations
 
