@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from mcp_server.core import paths
 from mcp_server.core.errors import Malformed, MergingError, NotFound
 from mcp_server.core.models.base import Frozen
 from mcp_server.core.models.evidence import Evaluation, Verification
@@ -47,6 +48,7 @@ class Evidence(Frozen):
     comparison: dict[str, Any] | None = None
     sweep: dict[str, Any] | None = None
     estimate: dict[str, Any] | None = None
+    merge: dict[str, Any] = Field(default_factory=dict, description="the merge job's result, while the store still has it")
 
     @property
     def absent(self) -> dict[str, str]:
@@ -72,8 +74,31 @@ def gather(out: Path) -> Evidence:
         sources=_sources(provenance),
         verification=_read(out / FILES["verification"], Verification),
         evaluation=_read(out / FILES["evaluation"], Evaluation),
-        **{part: _near(out, FILES[part]) for part in ("comparison", "sweep", "estimate")},
+        merge=_job_result(provenance),
+        comparison=_near(out, FILES["comparison"]),
+        sweep=_near(out, FILES["sweep"]),
+        estimate=_near(out, FILES["estimate"]) or _estimate(provenance),
     )
+
+
+def _estimate(provenance: Provenance | None) -> dict[str, Any] | None:
+    """What the merge was expected to cost, worked out again from its recipe; null when its sources are gone."""
+    from mcp_server.core.estimate import estimate
+
+    if provenance is None:
+        return None
+    try:
+        return estimate(provenance.recipe).model_dump(mode="json")
+    except MergingError:
+        return None
+
+
+def _job_result(provenance: Provenance | None) -> dict[str, Any]:
+    file = paths.jobs_dir() / provenance.job_id / "result.json" if provenance and provenance.job_id else None
+    if file is None or not file.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def _read(file: Path, model: type[M]) -> M | None:

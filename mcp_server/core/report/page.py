@@ -77,6 +77,7 @@ def render_page(evidence: Evidence) -> str:
         contexts=_contexts(evidence),
         heat=_heat(evidence),
         pareto=_pareto(evidence),
+        cost=_cost(evidence),
         headline=_headline(evidence),
     )
 
@@ -136,7 +137,9 @@ def _headline(evidence: Evidence) -> str:
     parts = [f"{name} keeps {gain:.0%} of its expert's gain" for name, gain in kept]
     if evaluation.perplexity_ratio is not None:
         parts.append(f"perplexity is {evaluation.perplexity_ratio:.2f} times the best source's")
-    return "; ".join(parts) + "." if parts else "No capability could be compared with an expert."
+    return (
+        "; ".join(parts)[:1].upper() + "; ".join(parts)[1:] + "." if parts else "No capability could be compared with an expert."
+    )
 
 
 def _contexts(evidence: Evidence) -> list[str]:
@@ -177,6 +180,23 @@ def _pareto(evidence: Evidence) -> dict[str, Any] | None:
     if len(names) >= 2 and len(whole) > 1:
         chart = charts.scatter([(c["name"], c["scores"][names[0]], c["scores"][names[1]], bool(c.get("pareto"))) for c in whole])
     return {"names": names, "candidates": sweep["candidates"], "winner": sweep.get("winner"), "chart": chart}
+
+
+def _cost(evidence: Evidence) -> list[dict[str, str]]:
+    """Estimate against measurement of the merge, for whatever of both is known."""
+    measured = evidence.merge
+    engine = evidence.provenance.engine if evidence.provenance else ""
+    estimated = ((evidence.estimate or {}).get("engines") or {}).get(engine) or {}
+    seconds = estimated.get("seconds") or {}
+    expected = f"{seconds['low']:.0f} to {seconds['high']:.0f}" if seconds else "–"
+    rows = [
+        ("merge: peak anonymous memory", size(estimated.get("peak_anon_bytes")), size(measured.get("peak_anon_bytes"))),
+        ("merge: disk", size(estimated.get("disk_bytes")), size(measured.get("bytes"))),
+        ("merge: seconds", expected, figure(measured.get("wall_seconds"))),
+    ]
+    return [
+        {"step": step, "estimate": low, "measured": high} for step, low, high in rows if low != "–" or high not in ("–", "0.000")
+    ]
 
 
 def figure(value: float | None) -> str:
