@@ -21,7 +21,7 @@ def files_with_blocks() -> list[str]:
 
 
 def main() -> int:
-    mode = ["--check", "--diff"] if "--check" in sys.argv[1:] else ["-r"]
+    mode = ["-P", *(["--check", "--diff"] if "--check" in sys.argv[1:] else ["-r"])]
     code = subprocess.run([sys.executable, "-m", "cogapp", *mode, *files_with_blocks()], cwd=ROOT, check=False).returncode
     if code and "--check" in mode:
         print("generated blocks differ from the rules; run: python scripts/generated.py", file=sys.stderr)

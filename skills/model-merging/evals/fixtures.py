@@ -1,4 +1,4 @@
-"""The small models and adapters that the whole tasks start from: safetensors files in Llama's names and shapes, random weights."""
+"""The small models and adapters that whole tasks start from: safetensors in Llama's names and shapes, random weights."""
 
 from __future__ import annotations
 
