@@ -25,10 +25,7 @@ def load() -> Catalog:
 
 def threshold(name: str) -> float:
     """The number of a named threshold (rules/thresholds.yaml says why and where it comes from)."""
-    known = load().thresholds
-    if name not in known:
-        raise KeyError(f"no threshold {name!r}.{did_you_mean(name, known)}")
-    return known[name].value
+    return load().threshold(name)
 
 
 def strategy(name: str) -> Strategy:

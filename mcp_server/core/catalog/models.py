@@ -213,3 +213,7 @@ class Catalog(Frozen):
     rules: list[Rule]
     thresholds: dict[str, Threshold]
     questions: list[Question]
+
+    def threshold(self, name: str) -> float:
+        """The number of a named threshold; a name that does not exist is a bug of the caller."""
+        return self.thresholds[name].value
