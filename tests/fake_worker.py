@@ -18,6 +18,7 @@ from typing import Any
 from mcp_server.core import errors
 from mcp_server.workers.protocol import Job, run_worker
 
+FAKE = "tests.fake_worker"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 
 

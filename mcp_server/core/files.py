@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import uuid
@@ -31,6 +32,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """`write_text` of a JSON document."""
     write_text(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_json_at_last(path: Path, data: Any, spare: Path) -> None:
+    """`write_json`; on a full disk the file `spare`, kept for this moment, is given up to make room."""
+    try:
+        write_json(path, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        spare.unlink(missing_ok=True)
+        write_json(path, data)
 
 
 def read_json(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.core.errors import RunFailed, from_dict
+from mcp_server.jobs.environment import worker_environment
 
 SECONDS: Final = 300
 """Importing mergekit takes 6–8 s on two idle cores; a busy machine needs several times that."""
@@ -20,17 +22,29 @@ def ask(worker: str, parameters: dict[str, Any], *, seconds: float = SECONDS) ->
     with tempfile.TemporaryDirectory(prefix="model-merging-ask-") as name:
         folder = Path(name)
         (folder / "request.json").write_text(json.dumps({"kind": worker, "parameters": parameters}), encoding="utf-8")
-        command = [sys.executable, "-m", f"mcp_server.workers.{worker}", str(folder)]
+        command = [sys.executable, "-P", "-m", f"mcp_server.workers.{worker}", str(folder)]
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", check=False, timeout=seconds
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                check=False,
+                timeout=seconds,
+                cwd=folder,
+                env=worker_environment(os.environ, threads=None, online=False),
             )
         except subprocess.TimeoutExpired as error:
-            raise RunFailed(f"the {worker} worker did not answer within {seconds:.0f} s", "try again on a quieter machine") from error
+            raise RunFailed(
+                f"the {worker} worker did not answer within {seconds:.0f} s", "try again on a quieter machine"
+            ) from error
         if done.returncode == 0:
             answer: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             return answer
         if (folder / "error.json").is_file():
             raise from_dict(json.loads((folder / "error.json").read_text(encoding="utf-8")))
         last = done.stderr.strip().splitlines()[-1:] or ["no output"]
-        raise RunFailed(f"the {worker} worker ended with status {done.returncode}: {last[0][:300]}", "this is a bug; please report it")
+        raise RunFailed(
+            f"the {worker} worker ended with status {done.returncode}: {last[0][:300]}", "this is a bug; please report it"
+        )

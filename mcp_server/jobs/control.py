@@ -131,6 +131,7 @@ def _cancel_here(folder: Path, record: Record) -> None:
         publish.discard(folder, record)
         _release(record)
         store.write(folder, record)
+        store.drop_spares(folder)
         store.mark_active(folder, False)
     finally:
         os.close(handle)
@@ -155,6 +156,7 @@ def resume(job_id: str) -> JobStatus:
     if record.output is not None:
         claims.claim(Path(record.output), job_id)
     (folder / "cancel.json").unlink(missing_ok=True)
+    store.keep_spares(folder)
     store.write(
         folder,
         record.model_copy(

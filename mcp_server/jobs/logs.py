@@ -6,6 +6,7 @@ only the newest such chunk is kept. An offset counts from the start of the strea
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -59,10 +60,16 @@ class LogWriter:
             self.feed(b"\n")
 
     def _append(self, text: str) -> None:
+        """A full disk costs lines of log, never the job."""
         path = self.folder / "log.txt"
-        with path.open("ab") as file:
-            file.write(redact(text, self.secrets).encode("utf-8", errors="replace"))
-            size = file.tell()
+        try:
+            with path.open("ab", buffering=0) as file:
+                file.write(redact(text, self.secrets).encode("utf-8", errors="replace"))
+                size = file.tell()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return
         if size >= self.limit:
             for old, _, _ in _chunks(self.folder):
                 old.unlink(missing_ok=True)

@@ -47,6 +47,8 @@ def main(folder: Path, handle: int) -> int:
     log.line(f"{record.state}{': ' + record.error['message'] if record.error else ''}")
     log.close()
     end(folder, record, output_handle)
+    os.close(handle)
+    queue.dispatch()
     return 0
 
 
@@ -83,12 +85,11 @@ def finish(folder: Path, record: Record, watched: Watched, seconds: float) -> di
 
 
 def end(folder: Path, record: Record, output_handle: int | None) -> None:
-    """Write the last state, tidy up, give up the locks and wake the queue. A full disk delays the last state, not the tidying."""
+    """Write the last state, tidy up and give up the output. A full disk delays the last state, not the tidying."""
     if record.state == "cancelled":
         publish.discard(folder, record)
     if output_handle is not None and record.output:
         remove_lock(output_lock(Path(record.output)), output_handle)
-    (folder / ".spare").unlink(missing_ok=True)
     for delay in (0.5, 2.0, 8.0, None):
         try:
             store.write(folder, record.model_copy(update={"finished": store.now(), "worker": None}))
@@ -97,8 +98,8 @@ def end(folder: Path, record: Record, output_handle: int | None) -> None:
             if delay is None:
                 raise
             time.sleep(delay)
+    store.drop_spares(folder)
     store.mark_active(folder, False)
-    queue.dispatch()
 
 
 if __name__ == "__main__":

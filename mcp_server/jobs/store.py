@@ -31,7 +31,9 @@ from mcp_server.jobs.locks import is_held
 from mcp_server.jobs.process import ProcessId
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
-SPARE_BYTES: Final = 65_536
+SPARES: Final = (".spare-runner", ".spare-worker")
+"""Blocks that every job keeps on the disk, so that runner and worker can write their last words when it is full."""
+SPARE_BYTES: Final = 32_768
 _ID: Final = re.compile(r"^[a-z]+-\d{8}-\d{6}-[0-9a-z]{4}$")
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -96,14 +98,7 @@ def folders() -> list[Path]:
 
 def write(folder: Path, record: Record) -> None:
     """Replace `status.json`. On a full disk the spare block that every job keeps is given up for it."""
-    data = record.model_dump(mode="json")
-    try:
-        files.write_json(folder / "status.json", data)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        (folder / ".spare").unlink(missing_ok=True)
-        files.write_json(folder / "status.json", data)
+    files.write_json_at_last(folder / "status.json", record.model_dump(mode="json"), folder / SPARES[0])
 
 
 def read(folder: Path) -> Record:
@@ -181,7 +176,7 @@ def creating(kind: str) -> Iterator[Path]:
     folder: Path | None = None
     try:
         folder = new_folder(kind)
-        (folder / ".spare").write_bytes(os.urandom(SPARE_BYTES))
+        keep_spares(folder)
         yield folder
     except OSError as error:
         _discard(folder)
@@ -196,6 +191,16 @@ def creating(kind: str) -> Iterator[Path]:
     except BaseException:
         _discard(folder)
         raise
+
+
+def keep_spares(folder: Path) -> None:
+    for name in SPARES:
+        (folder / name).write_bytes(os.urandom(SPARE_BYTES))  # random, so that no file system compresses it away
+
+
+def drop_spares(folder: Path) -> None:
+    for name in SPARES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _discard(folder: Path | None) -> None:

@@ -29,12 +29,13 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from mcp_server.core.errors import BadInput, DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed
-from mcp_server.core.files import write_json
+from mcp_server.core.files import write_json, write_json_at_last
 
 __all__ = ["EXIT_BUG", "Job", "die_with_parent", "run_worker", "write_json"]
 
 EXIT_BUG: Final = 70
 _EVENTS_BYTES: Final = 4_000_000
+_SPARE: Final = ".spare-worker"
 _PR_SET_PDEATHSIG: Final = 1
 RUNNER_PID: Final = "MODEL_MERGING_RUNNER_PID"
 """Set by the runner; a worker that a person starts by hand has none and is tied to nothing."""
@@ -56,9 +57,14 @@ class Job:
         """Append one line. The file is bounded: when it is full it starts again, because only the end is ever read."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
         path = self.folder / "events.jsonl"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            full = file.tell() > _EVENTS_BYTES
+        try:
+            with path.open("ab", buffering=0) as file:
+                file.write(f"{line}\n".encode())
+                full = file.tell() > _EVENTS_BYTES
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return  # a store on a full disk costs progress lines, not the work
         if full:
             path.replace(path.with_name("events.1.jsonl"))
 
@@ -111,7 +117,8 @@ def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
     job = Job(Path(sys.argv[1]))
     try:
         result = work(job)
-        write_json(job.folder / "result.json", result.model_dump(mode="json") if isinstance(result, BaseModel) else result)
+        data = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+        write_json_at_last(job.folder / "result.json", data, job.folder / _SPARE)
     except MergingError as error:
         return _report(job, error)
     except MemoryError as error:
@@ -128,8 +135,8 @@ def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
 
 def _report(job: Job, error: MergingError) -> int:
     print(error, file=sys.stderr)
-    with contextlib.suppress(OSError):  # a full disk: the log and the exit status still tell
-        write_json(job.folder / "error.json", error.as_dict())
+    with contextlib.suppress(OSError):  # the log and the exit status still tell
+        write_json_at_last(job.folder / "error.json", error.as_dict(), job.folder / _SPARE)
     return error.exit_code
 
 

@@ -11,8 +11,8 @@ import pytest
 from mcp_server import jobs
 from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
 from tests import tiny
+from tests.fake_worker import FAKE
 
-FAKE = "tests.fake_worker"
 StartMerge = Callable[..., JobStatus]
 StartJob = Callable[..., JobStatus]
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from mcp_server import jobs
 from mcp_server.core.models.job import JobStatus
+from mcp_server.jobs import store
+from mcp_server.jobs.locks import is_held
 
 
 def until(job_id: str, reached: Callable[[JobStatus], bool], seconds: float = 30) -> JobStatus:
@@ -18,6 +20,15 @@ def until(job_id: str, reached: Callable[[JobStatus], bool], seconds: float = 30
             return status
         assert status.state in ("queued", "running"), f"it ended as {status.state}: {status.error}"
         assert time.monotonic() < deadline, f"not reached in {seconds} s: {status}"
+
+
+def ended(job_id: str, seconds: float = 30) -> JobStatus:
+    """How the job ended, once its runner has let go of it too."""
+    status = jobs.wait(job_id, seconds)
+    deadline = time.monotonic() + seconds
+    while is_held(store.find(job_id) / "runner.lock"):
+        assert time.monotonic() < deadline, f"the runner of {job_id} does not let go"
+    return status
 
 
 def reports_progress(status: JobStatus) -> bool:
