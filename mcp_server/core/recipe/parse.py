@@ -193,9 +193,10 @@ def kind_of(document: dict[str, Any]) -> RecipeKind:
 def parse_document(document: Any, text: str = "", what: str = "the recipe") -> tuple[Recipe, list[Problem]]:
     """One YAML document → recipe and problems. The recipe holds what could be read."""
     reader = Reader()
-    table = reader.table(document, what) if document is not None else {}
-    if document is None:
-        reader.refuse("MM101", f"{what} is empty", "", "write at least merge_method and models")
+    if not isinstance(document, dict):
+        found = "empty" if document is None else f"{_short(document)}, not a table of names and values"
+        reader.refuse("MM101", f"{what} is {found}", "", "write at least merge_method and models")
+    table = reader.table(document, what) if isinstance(document, dict) else {}
     recipe = _moe(reader, table, text) if kind_of(table) == "moe" else _merge(reader, table, text)
     return recipe, reader.problems
 

@@ -13,6 +13,7 @@ from mcp_server.core.errors import Malformed, NotAModel, NotFound
 from mcp_server.core.recipe import ModelRef
 from mcp_server.core.refs import is_hub_id
 from mcp_server.core.validate.context import Context, absent
+from mcp_server.core.validate.form import PLACEHOLDER
 from mcp_server.core.validate.registry import Found, Unknown, check
 
 SHAPES: Final = tuple(name for name in FIELDS if name not in ("vocabulary", "layers"))
@@ -23,7 +24,7 @@ SHOWN: Final = 3
 def source_exists(context: Context) -> Iterator[Found]:
     seen = set()
     for where, ref in context.named():
-        if context.is_stage(ref) or ref.base_ref in seen:
+        if context.is_stage(ref) or ref.base_ref in seen or PLACEHOLDER.search(str(ref)):
             continue
         seen.add(ref.base_ref)
         found = context.probe(ref)
