@@ -13,14 +13,14 @@ from mcp_server.engine.checkpoint import locate, read_json
 from mcp_server.engine.plan import MergePlan
 
 
-def model_card(name: str, plan: MergePlan, measured: dict[str, Any]) -> str:
+def model_card(name: str, plan: MergePlan, measured: dict[str, Any], *, library: str = "transformers") -> str:
     """README.md with the front matter that the hub reads."""
     recipe = plan.recipe
     parents = [str(ref) for ref in recipe.refs]
     licences = {parent: licence for parent in parents if (licence := _licence(parent))}
     front: dict[str, Any] = {
         "base_model": [_public(p) for p in parents],
-        "library_name": "transformers",
+        "library_name": library,
         "tags": ["merge", "mergekit"],
     }
     if len(set(licences.values())) == 1 and len(licences) == len(parents):
@@ -38,6 +38,8 @@ def model_card(name: str, plan: MergePlan, measured: dict[str, Any]) -> str:
 
 
 def _measurements(measured: dict[str, Any]) -> list[str]:
+    if measured.get("relative_error") is not None:
+        return [f"The merged deltas are approximated; relative error {measured['relative_error']:.3g} (Frobenius norm).", ""]
     if not measured["landed"]:
         return []
     lines = ["## What landed", "", "| source | share of its delta in the result | lost to rounding |", "|---|---|---|"]

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import time
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +24,7 @@ from mcp_server.engine.codecs import decode, encode
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.evidence import TensorEvidence, total
-from mcp_server.engine.journal import InputFile, Journal, recorded_seed
+from mcp_server.engine.journal import InputFile, Journal
 from mcp_server.engine.layout import STORED, Layout, plan_layout
 from mcp_server.engine.limits import PeakMeter, memory_limit_bytes
 from mcp_server.engine.merging import prepare
@@ -35,30 +32,13 @@ from mcp_server.engine.papers import write_papers
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.recipe import parse_recipe
+from mcp_server.engine.request import Report, Request, all_headers, choose_seed
 from mcp_server.engine.team import Team, Workspace
 from mcp_server.engine.writer import Writer
 
 Array = np.ndarray[Any, Any]
-Report = Callable[[str, float, float, str], None]
-"""(stage, done, total, unit): called often; the receiver thins it out."""
-
 ENGINE_VERSION = 1
 """Raised when the same recipe would give other bytes; a resumed job of another version starts again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to merge and how. `journal` lies outside `folder`, which becomes the output."""
-
-    recipe: str
-    folder: Path
-    journal: Path
-    seed: int | None = None
-    threads: int | None = None
-    shard_bytes: int = 5_000_000_000
-    allow_nonfinite: bool = False
-    hashing: Literal["headers", "full"] = "headers"
-    name: str = ""
 
 
 def merge(request: Request, report: Report) -> dict[str, Any]:
@@ -68,9 +48,8 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
     require_coverage(recipe)
     plan = make_plan(recipe)
     layout = plan_layout(plan.tensors, request.shard_bytes)
-    seed = _seed(request)
-    headers = {path: header for source in plan.sources.values() for path, header in _headers(source).items()}
-    inputs = [InputFile.of(path, header.sha256) for path, header in headers.items()]
+    seed = choose_seed(request)
+    inputs = [InputFile.of(path, header.sha256) for path, header in all_headers(plan).items()]
     with closing(Journal(request.journal, _fingerprint(plan, layout, seed), seed, inputs)) as journal:
         if journal.resumes and not all(_has_size(request.folder / s.file, s.file_bytes) for s in layout.shards):
             journal.forget()
@@ -193,17 +172,6 @@ class _Run:
             )
         if evidence:
             evidence.nonfinite |= bad
-
-
-def _headers(source: Any) -> dict[Path, Any]:
-    return source.checkpoint.headers | (source.adapter.headers if source.adapter else {})
-
-
-def _seed(request: Request) -> int:
-    recorded = recorded_seed(request.journal)
-    if request.seed is not None:
-        return request.seed
-    return recorded if recorded is not None else secrets.randbits(32)
 
 
 def _fingerprint(plan: MergePlan, layout: Layout, seed: int) -> str:

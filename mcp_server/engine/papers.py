@@ -7,11 +7,10 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mcp_server.core.errors import NotFound
 from mcp_server.engine import layers
@@ -21,9 +20,7 @@ from mcp_server.engine.journal import InputFile
 from mcp_server.engine.layout import Layout
 from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.recipe import ModelRef
-
-if TYPE_CHECKING:
-    from mcp_server.engine.merge import Request
+from mcp_server.engine.request import Report, Request
 
 TOKENIZER_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "added_tokens.json", "merges.txt",
@@ -37,27 +34,27 @@ def write_papers(
     layout: Layout,
     inputs: list[InputFile],
     measured: dict[str, Any],
-    report: Callable[[str, float, float, str], None],
+    report: Report,
 ) -> list[str]:
     """Write and sync them all. Returns warnings: what a user would expect and could not be copied."""
     folder, recipe = request.folder, plan.recipe
     warnings = []
     donor = plan.sources[recipe.donor].checkpoint.folder
-    write_durably(folder / "config.json", _json(output_config(plan)))
+    write_json(folder / "config.json", output_config(plan))
     if (index := layout.index(plan.tensors)) is not None:
-        write_durably(folder / "model.safetensors.index.json", _json(index))
+        write_json(folder / "model.safetensors.index.json", index)
     else:
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    _copy(donor, folder, ("generation_config.json",))
+    copy_files(donor, folder, ("generation_config.json",))
     tokenizer = _tokenizer_folder(plan, donor)
-    if not _copy(tokenizer, folder, TOKENIZER_FILES):
+    if not copy_files(tokenizer, folder, TOKENIZER_FILES):
         warnings.append(f"{tokenizer} has no tokenizer files, so the output has none; copy them from a source")
     if recipe.chat_template:
         write_durably(folder / "chat_template.jinja", recipe.chat_template)
     write_durably(folder / "mergekit_config.yml", recipe.text)
     name = request.name or folder.name
     write_durably(folder / "README.md", model_card(name, plan, measured))
-    write_durably(folder / "merge_provenance.json", _json(_provenance(request, plan, inputs, measured, report)))
+    write_json(folder / "merge_provenance.json", provenance(request, plan, inputs, measured, report))
     sync_folder(folder)
     return warnings
 
@@ -99,7 +96,7 @@ def _tokenizer_folder(plan: MergePlan, donor: Path) -> Path:
         raise NotFound(f"the tokenizer source: {missing.message}", missing.next_step) from missing
 
 
-def _copy(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
+def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
     copied = [name for name in names if (source / name).is_file()]
     for name in copied:
         shutil.copyfile(source / name, target / name)
@@ -108,12 +105,12 @@ def _copy(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
     return copied
 
 
-def _provenance(
+def provenance(
     request: Request,
     plan: MergePlan,
     inputs: list[InputFile],
     measured: dict[str, Any],
-    report: Callable[[str, float, float, str], None],
+    report: Report,
 ) -> dict[str, Any]:
     files = []
     for number, entry in enumerate(inputs):
@@ -138,7 +135,7 @@ def _provenance(
         "versions": {name: version(name) for name in ("numpy", "numba", "safetensors")} | {"python": platform.python_version()},
         "sources": [str(ref) for ref in plan.recipe.refs],
         "inputs": files,
-        "evidence": {key: measured[key] for key in ("landed", "rounding_loss", "nonfinite")},
+        "evidence": {key: measured[key] for key in ("landed", "rounding_loss", "nonfinite", "relative_error") if key in measured},
         "timings": {"merge_seconds": round(measured["wall_seconds"], 3), "resumed": measured["resumed"]},
         "warnings": measured["warnings"],
     }
@@ -168,5 +165,5 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _json(data: Any) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+def write_json(path: Path, data: Any) -> None:
+    write_durably(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")

@@ -43,7 +43,8 @@ class Team:
         self._pool = ThreadPoolExecutor(self.threads - 1, "merge") if self.threads > 1 else None
         self._local = threading.local()
 
-    def _workspace(self) -> Workspace:
+    def workspace(self) -> Workspace:
+        """The calling thread's own."""
         if not hasattr(self._local, "workspace"):
             self._local.workspace = Workspace()
         return self._local.workspace
@@ -66,7 +67,7 @@ class Team:
         stop = threading.Event()
 
         def loop() -> State:
-            workspace, state = self._workspace(), start()
+            workspace, state = self.workspace(), start()
             try:
                 while not stop.is_set() and (i := next(counter)) < len(blocks):
                     work(workspace, blocks[i], state)

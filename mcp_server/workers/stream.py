@@ -19,7 +19,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from mcp_server.engine.merge import Request, merge  # noqa: E402
+from mcp_server.engine.adapter_space import merge_adapters  # noqa: E402
+from mcp_server.engine.merge import merge  # noqa: E402
+from mcp_server.engine.request import Request  # noqa: E402
 from mcp_server.workers.protocol import Job, run_worker  # noqa: E402
 
 
@@ -35,12 +37,14 @@ def main(job: Job) -> dict[str, Any]:
         allow_nonfinite=bool(parameters.get("allow_nonfinite")),
         hashing=parameters.get("hash") or "headers",
         name=Path(parameters["out"]).name,
+        rank=parameters.get("rank"),
     )
 
     def report(stage: str, done: float, total: float, unit: str) -> None:
         job.progress(stage, done, total, unit=unit)
 
-    return {"output": parameters["out"], **merge(request, report)}
+    work = merge_adapters if parameters.get("output") == "adapter" else merge
+    return {"output": parameters["out"], **work(request, report)}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ DIE_AT = """
 import os, signal, sys
 from pathlib import Path
 from mcp_server.engine import blocks, writer
-from mcp_server.engine.merge import Request, merge
+from mcp_server.engine.merge import merge
+from mcp_server.engine.request import Request
 blocks.BLOCK_ELEMENTS, writer.BATCH_BYTES = 50, 1
 calls = 0
 def report(stage, done, total, unit):

@@ -1,0 +1,50 @@
+"""What a merge is asked to do, whatever it makes: a model or an adapter."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mcp_server.core.safetensors_header import Header
+from mcp_server.engine.journal import recorded_seed
+from mcp_server.engine.plan import MergePlan
+
+Report = Callable[[str, float, float, str], None]
+"""(stage, done, total, unit): called often; the receiver thins it out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to merge and how. `folder` is filled and becomes the output; `journal` lies outside it."""
+
+    recipe: str
+    folder: Path
+    journal: Path
+    seed: int | None = None
+    threads: int | None = None
+    shard_bytes: int = 5_000_000_000
+    allow_nonfinite: bool = False
+    hashing: Literal["headers", "full"] = "headers"
+    name: str = ""
+    rank: int | None = None
+
+
+def choose_seed(request: Request) -> int:
+    """The seed asked for, else the one an interrupted run used, else a new one."""
+    if request.seed is not None:
+        return request.seed
+    recorded = recorded_seed(request.journal)
+    return recorded if recorded is not None else secrets.randbits(32)
+
+
+def all_headers(plan: MergePlan) -> dict[Path, Header]:
+    """Every input file and its header, once."""
+    found: dict[Path, Header] = {}
+    for source in plan.sources.values():
+        found |= source.checkpoint.headers
+        if source.adapter:
+            found |= source.adapter.headers
+    return found
