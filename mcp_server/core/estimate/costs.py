@@ -35,7 +35,6 @@ class MergekitCosts(Frozen):
 
 
 class StreamCosts(Frozen):
-    process_bytes: int
     start_seconds: float
     ns_per_element: float
 

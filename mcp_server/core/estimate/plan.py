@@ -8,12 +8,10 @@ from mcp_server.core.errors import NotAModel, NotFound
 from mcp_server.core.estimate import mergekit
 from mcp_server.core.estimate.run import GIB, SHARD_SIZE, mergekit_cost, stream_cost
 from mcp_server.core.estimate.shapes import DTYPE_BYTES, TensorSize, model_shape
-from mcp_server.core.estimate.work import OutputTensor, Work
+from mcp_server.core.estimate.work import RANK_UNKNOWN, OutputTensor, Work
 from mcp_server.core.models.plan import EngineChoice, Plan
+from mcp_server.engine.memory import factors_of
 from mcp_server.engine.signatures import SIGNATURES
-
-RANK_UNKNOWN = 64
-"""Rank assumed for an adapter whose rank is not given: larger than most."""
 
 
 def estimate_plan(plan: Plan, folder: Path | None = None) -> EngineChoice | None:
@@ -55,7 +53,7 @@ def _work(plan: Plan, base: str, folder: Path | None) -> Work | None:
     sources = plan.scenario.sources or []
     width = DTYPE_BYTES.get(plan.dtype or "bfloat16", 2)
     count = max(2, len(sources)) + 1
-    tensors = tuple(OutputTensor(t.name, t.elements, t.elements * width, width, (width,) * count) for t in shape.tensors)
+    tensors = tuple(OutputTensor(t.name, t.elements, t.row, t.elements * width, width, (width,) * count) for t in shape.tensors)
     loras = [source for source in sources if source.kind == "lora"]
     adapter_bytes = sum(_lora_bytes(shape.tensors, source.rank or RANK_UNKNOWN) for source in loras)
     full = max(0, len(sources) - len(loras))
@@ -63,8 +61,10 @@ def _work(plan: Plan, base: str, folder: Path | None) -> Work | None:
         method=plan.strategy.id if plan.strategy else "",
         inputs=count,
         tensors=tensors,
+        deltas=count - 1,
         adapters=len(loras),
         adapter_bytes=adapter_bytes,
+        factors=factors_of([t.shape for t in shape.tensors], [s.rank or RANK_UNKNOWN for s in loras]),
         read_bytes=shape.nbytes * (1 + full) + adapter_bytes,
         model_bytes=shape.nbytes,
         origins=(shape.origin,),

@@ -49,6 +49,11 @@ class TensorSize:
     def elements(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def row(self) -> int:
+        """Elements of the last dimension of a matrix; 1 for a vector, which can be cut anywhere."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:

@@ -1,19 +1,23 @@
-"""What the stream engine holds: the process, its block buffers, and the adapters' factors. Nothing grows with the model.
+"""What the stream engine holds: the process, block buffers for each thread, and the factors of one tensor's adapters.
 
-The bound itself belongs to the engine (`engine.memory`); here it is only asked for, and turned into figures for people.
+Nothing grows with the model. The bound itself belongs to the engine (`engine.memory`); here the work is put into its terms.
 """
 
 from __future__ import annotations
 
-from mcp_server.core.estimate.costs import costs
+import os
+
 from mcp_server.core.estimate.work import Work
+from mcp_server.engine.memory import MergeShape, peak_anon
 
 
 def breakdown(work: Work, threads: int | None) -> dict[str, int]:
-    """Part → bytes; the sum is the upper bound of the engine's anonymous memory."""
-    constants = costs().stream
-    return {
-        "process": constants.process_bytes,
-        "block_buffers": (threads or 2) * (work.inputs + 2) * 4 * 2**20,
-        "adapters": 2 * work.adapter_bytes,
-    }
+    """Part → bytes; the sum is the upper bound of the engine's anonymous memory. Threads default to the machine's cores."""
+    shape = MergeShape(
+        method=work.method,
+        deltas=work.deltas,
+        threads=threads or os.cpu_count() or 1,
+        row=max((tensor.row for tensor in work.tensors), default=1),
+        factors=work.factors,
+    )
+    return {part.replace(" ", "_"): size for part, size in peak_anon(shape).items()}

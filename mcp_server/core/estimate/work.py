@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mcp_server.core.checkpoint import open_adapter
+from mcp_server.core.checkpoint import Adapter, factors, open_adapter
 from mcp_server.core.checkpoint.identity import token_ids
 from mcp_server.core.errors import MergingError
 from mcp_server.core.estimate.shapes import DTYPE_BYTES, ModelShape, TensorSize, model_shape
 from mcp_server.core.recipe import ModelRef, Recipe
+from mcp_server.engine.memory import factors_of
 
+RANK_UNKNOWN: Final = 64
+"""Rank that stands for an adapter that is not here: larger than most."""
 LAYER: Final = re.compile(r"\.(\d+)\.")
 MOST_LAYERS: Final = 4096
 VOCABULARY: Final = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out")
@@ -25,6 +28,8 @@ class OutputTensor:
 
     name: str
     elements: int
+    row: int
+    """Elements of the last dimension."""
     out_bytes: int
     work_bytes: int
     """Bytes per element in which the inputs are merged: the recipe's dtype, else the widest input's."""
@@ -39,8 +44,12 @@ class Work:
     method: str
     inputs: int
     tensors: tuple[OutputTensor, ...]
+    deltas: int
+    """Models of a group without the base."""
     adapters: int
     adapter_bytes: int
+    factors: int
+    """Most elements that the low-rank factors of one tensor hold together, over all adapters."""
     read_bytes: int
     model_bytes: int
     """Bytes of one full model as stored: what folding an adapter into a copy costs on disk."""
@@ -78,18 +87,21 @@ def work_of(recipe: Recipe, folder: Path | None = None) -> Work:
     stored = tuple(widths[s.model] for s in groups[0].sources) if groups else tuple(widths.values())
     work_width = merge_width or max(stored, default=2)
     tensors = tuple(
-        OutputTensor(t.name, elements, elements * (out_width or work_width), work_width, stored)
+        OutputTensor(t.name, elements, t.row, elements * (out_width or work_width), work_width, stored)
         for t, elements in _output(recipe, shapes[donor], _rows(recipe, shapes))
     )
-    adapters = {ref.adapter_ref: _adapter_bytes(ref, folder) for ref in recipe.references() if ref.adapter_ref}
+    adapters = {ref.adapter_ref: _adapter(ref, folder) for ref in recipe.references() if ref.adapter_ref}
+    adapter_bytes = sum(t.nbytes for adapter in adapters.values() if adapter for t in adapter.stored.tensors.values())
     models = {ref.base_ref: shapes[ref].nbytes for ref in shapes}
     return Work(
         method=recipe.method or "",
         inputs=inputs,
         tensors=tensors,
         adapters=len({str(ref) for ref in recipe.references() if ref.adapter}),
-        adapter_bytes=sum(adapters.values()),
-        read_bytes=sum(models.values()) + sum(adapters.values()),
+        deltas=max((len(group.others) for group in groups), default=1),
+        adapter_bytes=adapter_bytes,
+        factors=_factors(list(adapters.values()), shapes[donor]),
+        read_bytes=sum(models.values()) + adapter_bytes,
         model_bytes=max(models.values()),
         origins=tuple(dict.fromkeys(shape.origin for shape in shapes.values())),
     )
@@ -139,13 +151,23 @@ def _rows(recipe: Recipe, shapes: dict[ModelRef, ModelShape]) -> int | None:
     return max([union, *sizes], default=None)
 
 
-def _adapter_bytes(ref: ModelRef, folder: Path | None) -> int:
-    """Bytes of an adapter; 0 when it is not here (it is small beside its base, and the base is counted)."""
+def _adapter(ref: ModelRef, folder: Path | None) -> Adapter | None:
+    """The adapter, or None when it is not here: `RANK_UNKNOWN` then stands for its rank."""
     try:
-        adapter = open_adapter(ref.adapter_ref or "", folder)
+        return open_adapter(ref.adapter_ref or "", folder)
     except MergingError:
-        return 0
-    return sum(tensor.nbytes for tensor in adapter.stored.tensors.values())
+        return None
+
+
+def _factors(adapters: list[Adapter | None], model: ModelShape) -> int:
+    """Elements of the factors that one tensor's adapters hold together, at the tensor where that is most."""
+    absent = sum(1 for adapter in adapters if adapter is None)
+    unknown = factors_of([tensor.shape for tensor in model.tensors], [RANK_UNKNOWN] * absent) if absent else 0
+    by_module: dict[str, int] = {}
+    for adapter in adapters:
+        for module, parts in factors(adapter.stored.tensors).items() if adapter else ():
+            by_module[module] = by_module.get(module, 0) + sum(part.elements for part in parts.values())
+    return max(by_module.values(), default=0) + unknown
 
 
 def _width(shape: ModelShape) -> int:
@@ -189,14 +211,16 @@ def _mixture(recipe: Recipe, folder: Path | None) -> Work:
         copies = experts if ".mlp." in tensor.name else 1
         for n in range(copies):
             name = f"{tensor.name}.{n}" if copies > 1 else tensor.name
-            tensors.append(OutputTensor(name, tensor.elements, tensor.elements * width, width, (width,)))
+            tensors.append(OutputTensor(name, tensor.elements, tensor.row, tensor.elements * width, width, (width,)))
     models = {ref.base_ref: shapes[ref].nbytes for ref in shapes}
     return Work(
         method="moe",
         inputs=experts + 1,
         tensors=tuple(tensors),
+        deltas=experts,
         adapters=0,
         adapter_bytes=0,
+        factors=0,
         read_bytes=sum(models.values()),
         model_bytes=max(models.values()),
         origins=tuple(dict.fromkeys(shape.origin for shape in shapes.values())),
