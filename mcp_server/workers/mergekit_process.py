@@ -103,19 +103,34 @@ def run(job: Job, arguments: list[str]) -> Transcript:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
         preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
     )
     transcript = Transcript()
     assert process.stdout is not None
-    for line in process.stdout:  # universal newlines: a carriage return ends a line too
-        note(job, line.rstrip(), transcript)
+    listen(job, process.stdout.fileno(), transcript)
+    process.stdout.close()
     code = process.wait()
     if code != 0:
         raise explain(code, transcript, job.folder / "log.txt")
     return transcript
+
+
+def listen(job: Job, pipe: int, transcript: Transcript) -> None:
+    """Take in everything that is said, until the other end closes.
+
+    A progress bar counts as soon as it is drawn: its line has no end until the next one is drawn over it.
+    """
+    rest = b""
+    while data := os.read(pipe, 65_536):
+        *lines, rest = re.split(rb"[\r\n]", rest + data)
+        for line in lines:
+            note(job, line.decode("utf-8", errors="replace").rstrip(), transcript)
+        if len(rest) > 65_536:
+            note(job, rest.decode("utf-8", errors="replace"), transcript)
+            rest = b""
+        elif _BAR.match(drawn := rest.decode("utf-8", errors="replace")):
+            note(job, drawn, transcript)
+    note(job, rest.decode("utf-8", errors="replace").rstrip(), transcript)
 
 
 def note(job: Job, line: str, transcript: Transcript) -> None:
