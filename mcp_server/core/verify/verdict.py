@@ -8,6 +8,7 @@ from typing import Literal
 
 from mcp_server.core.errors import MergingError, NotFound
 from mcp_server.core.models.evidence import Check, Verification
+from mcp_server.core.recipe import read_recipe
 from mcp_server.core.verify import agreement, landing, origin, structure, values
 from mcp_server.core.verify.merge import Merge, open_merge
 
@@ -24,6 +25,8 @@ def verify(out: Path, *, full: bool = False, recipe: str | None = None) -> Verif
     """
     if not out.is_dir():
         raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    if recipe is not None:
+        read_recipe(recipe, "the given recipe")
     try:
         merge = open_merge(out, recipe)
     except MergingError as error:

@@ -1,0 +1,185 @@
+"""The report: complete with all evidence, honest without any, safe with hostile names, and free of any network."""
+
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from mcp_server.core.errors import Malformed, NotFound
+from mcp_server.core.models.evidence import Capability, Check, Evaluation, Generation, Interval, Verification
+from mcp_server.core.report import gather, model_card_section, render_page, write_report
+
+SPAN = Interval(low=0.5, high=0.7)
+
+
+def evaluation(**fields: object) -> Evaluation:
+    tools = Capability(
+        suite="task_api_tools", metric="exact_match", n=24, base=0.0, sources={"tools": 0.95, "persona": 0.0}, expert="tools",
+        merged=0.6, retention=0.63, gain_recovered=0.63, ci={"merged": SPAN, "gain_recovered": SPAN},
+        detail={"merged": {"valid_json": 0.99}, "base": {"valid_json": 0.0}},
+    )  # fmt: skip
+    prose = Capability(
+        suite="perplexity", metric="perplexity", higher_is_better=False, n=10, base=11.0, sources={"tools": 12.0}, merged=15.0
+    )
+    return Evaluation.model_validate(
+        {
+            "capabilities": {"tools": tools, "language": prose},
+            "cross_context": {"tools": {"calls": 1.0, "chat": 0.93}},
+            "cross_context_ci": {"tools": {"chat": {"low": 0.8, "high": 0.98}}},
+            "own_context": {"tools": "calls"},
+            "perplexity_ratio": 1.25,
+            "verdict": "adjust",
+            "why": ["tools: 0.600 against tools's 0.950"],
+            "next": {"action": "lower_lambda", "set": {"parameters.lambda": 0.7}, "why": "the deltas are too long in sum"},
+            "models": {"base": "/home/me/base"},
+            "generation": {"merged": Generation(asked=24, computed=24, tokens_per_second=55.0, seconds=10.0)},
+            "peak_rss_bytes": 1_200_000_000,
+            "tables": {"mixed": {"merged": {"chat": {"chat": 3, "both": 1}}}},
+        }
+        | fields
+    )
+
+
+def put(out: Path, **files: object) -> Path:
+    out.mkdir(exist_ok=True)
+    for name, value in files.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        (out / f"{name}.json").write_text(text, encoding="utf-8")
+    return out
+
+
+class Reader(HTMLParser):
+    """Collects what the page would load, and whether its tags nest."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "input", "col"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.unlabelled: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.loads += [str(given[k]) for k in ("src", "srcset", "data", "action") if k in given]
+        if "href" in given and not str(given["href"]).startswith("#"):
+            self.loads.append(str(given["href"]))
+        if given.get("role") == "region" and not given.get("aria-label"):
+            self.unlabelled.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    return reader
+
+
+def test_a_page_with_evidence_shows_every_figure_in_words(tmp_path: Path) -> None:
+    sweep = {
+        "winner": "ties-0.7",
+        "candidates": [
+            {"name": "ties-0.7", "scores": {"tools": 0.9, "persona": 0.8}, "pareto": True, "stopped": None},
+            {"name": "linear", "scores": {"tools": 0.4, "persona": 0.1}, "pareto": False, "stopped": "hopeless"},
+        ],
+    }
+    comparison = {"layers": [{"layer": "3", "sign_disagreement": 0.48, "norm_ratio": 2.5}]}
+    checks = [Check(name="finite", passed=True, detail="all"), Check(name="loads", passed=None, detail="too big")]
+    verification = Verification(verdict="inconclusive", checks=checks, landed={"tools": 0.7}, rounding_loss={"tools": 0.05})
+    out = put(
+        tmp_path / "m",
+        evaluation=evaluation().model_dump(mode="json"),
+        verification=verification.model_dump(mode="json"),
+        sweep=sweep,
+        comparison=comparison,
+    )
+    page = render_page(gather(out))
+    text = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page.split("</style>")[1])))
+    for words in (
+        "Evaluation: adjust", "Verification: inconclusive", "Tools keeps 63% of its expert's gain", "perplexity is 1.25 times",
+        "0.600", "0.500 to 0.700", "93%", "80% to 98%", "100% (own)", "the deltas are too long in sum", "unknown ?", "yes ✓",
+        "ties-0.7 (chosen)", "hopeless", "0.480", "2.500", "1.12 GiB", "55 tokens/s", "valid_json",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_a_page_without_evidence_says_what_is_missing_and_how_to_make_it(tmp_path: Path) -> None:
+    page = render_page(gather(put(tmp_path / "m")))
+    assert "Nobody has measured this merge yet." in page
+    for command in (
+        "model-merging evaluate OUT",
+        "model-merging verify OUT",
+        "model-merging recommend SCENARIO.yaml -o plan.yaml",
+    ):
+        assert command in page
+
+
+def test_the_page_loads_nothing_and_nests_well(tmp_path: Path) -> None:
+    page = render_page(gather(put(tmp_path / "m", evaluation=evaluation().model_dump(mode="json"))))
+    found = read(page)
+    assert found.loads == []
+    assert found.unlabelled == []
+    assert "script" not in found.tags
+    assert "http" not in page
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)</script>'
+    capability = Capability(suite="s", metric=evil, n=1, base=0.0, sources={evil: 1.0}, expert=evil, merged=1.0)
+    hostile = evaluation(capabilities={evil: capability}, why=[evil], next={"why": evil, evil: [evil]}, numerics=evil)
+    page = render_page(gather(put(tmp_path / "m", evaluation=hostile.model_dump(mode="json"))))
+    assert "<script" not in page
+    assert read(page).loads == []
+
+
+def test_the_charts_positions_stay_inside_the_axis(tmp_path: Path) -> None:
+    page = render_page(gather(put(tmp_path / "m", evaluation=evaluation().model_dump(mode="json"))))
+    positions = [float(x) for x in re.findall(r'(?:x|x1|x2|cx)="([-\d.]+)%"', page)]
+    assert len(positions) > 20
+    assert min(positions) >= 0
+    assert max(positions) <= 100
+
+
+def test_writing_makes_the_page_and_the_model_cards_section(tmp_path: Path) -> None:
+    out = put(tmp_path / "m", evaluation=evaluation().model_dump(mode="json"))
+    written = write_report(out)
+    assert written.html == str(out / "report.html")
+    assert written.bytes == (out / "report.html").stat().st_size
+    assert (out / "report.md").read_text(encoding="utf-8").startswith("## Evaluation")
+
+
+def test_the_model_cards_table_has_one_row_a_capability() -> None:
+    rows = [line for line in model_card_section(evaluation()).splitlines() if line.startswith("|")]
+    assert rows == [
+        "| capability (metric, prompts) | base | tools | persona | merged | retention | gain recovered |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| tools (exact_match ↑, 24) | 0 | 0.95 | 0 | 0.6 (0.5–0.7) | 0.63 | 0.63 (0.5–0.7) |",
+        "| language (perplexity ↓, 10) | 11 | 12 | – | 15 | – | – |",
+    ]
+
+
+def test_a_missing_folder_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="is not a folder"):
+        write_report(tmp_path / "nothing")
+
+
+def test_broken_evidence_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    out = put(tmp_path / "m", evaluation='{"verdict": "fine"}')
+    with pytest.raises(Malformed, match=r"evaluation\.json"):
+        write_report(out)
+    assert not (out / "report.html").exists()
