@@ -80,3 +80,17 @@ def linear_recipe(*models: Path | str, script: list[dict[str, Any]] | None = Non
     comment = f"# script: {json.dumps(script)}\n" if script else ""
     entries = "".join(f"  - model: {model}\n    parameters: {{weight: {1 / len(models)}}}\n" for model in models)
     return f"{comment}merge_method: linear\ndtype: bfloat16\nmodels:\n{entries}"
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """A word-level tokenizer of 16 words beside a model."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{chr(ord("a") + n): n + 3 for n in range(13)}}
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
