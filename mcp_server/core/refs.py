@@ -39,12 +39,23 @@ def resolve_ref(ref: str, relative_to: Path) -> str:
 
 
 def anchor_ref(ref: str, relative_to: Path) -> str:
-    """The ref made independent of the current folder: paths absolute, aliases and hub ids as they are."""
-    path = Path(ref).expanduser()
-    local = path if path.is_absolute() else relative_to / path
-    if ref.startswith("demo:") or (is_hub_id(ref) and not local.exists()):
+    """The ref made independent of the current folder: paths absolute, aliases and hub ids as they are.
+
+    Raises `BadInput` for text that cannot be a path (empty, NUL, lone surrogates, an unknown `~user`, too long).
+    """
+    if ref.startswith("demo:"):
         return ref
-    return str(local.resolve())
+    try:
+        path = Path(ref).expanduser()
+        local = path if path.is_absolute() else relative_to / path
+        there = local.exists()
+        if is_hub_id(ref) and not there:
+            return ref
+        if ref.strip():
+            return str(local.resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{ref[:200]!r} cannot be a path: {error}", "give a folder, or a hub id such as owner/name") from error
+    raise BadInput("an empty ref names nothing", "give a folder, or a hub id such as owner/name")
 
 
 def is_hub_id(ref: str) -> bool:

@@ -11,8 +11,9 @@ from mcp_server.core.catalog.models import Range
 from mcp_server.core.errors import NotFound
 
 METHODS = [
-    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear", "karcher",
-    "linear", "model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl", "sce", "slerp", "task_arithmetic", "ties",
+    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear",
+    "karcher", "linear", "model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl",
+    "sce", "slerp", "task_arithmetic", "ties",
 ]  # fmt: skip
 COUNT_IS_ZERO = "{signal: source_count, op: is, value: 0}"
 

@@ -52,6 +52,12 @@ def test_an_unknown_alias_says_which_was_meant(tmp_path: Path) -> None:
         resolve_ref("demo:smollm2-135m", tmp_path)
 
 
+@pytest.mark.parametrize("ref", ["", " ", "a\x00b", "/m/\ud800", "~nobody-of-this-name/x", "./" + "x" * 300])
+def test_text_that_cannot_be_a_path_is_refused(ref: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput):
+        resolve_ref(ref, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("ref", "hub"),
     [("a/b", True), ("./a", False), ("/a/b", False), ("gpt2", True), ("a/b/c", False), ("../a", False), ("a b/c", False)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from pathlib import Path
 
 import jinja2
@@ -65,8 +66,13 @@ def _environment(folder: Path) -> SandboxedEnvironment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters["yaml"] = lambda value: _Quoted(to_yaml(value))
+    environment.filters["yaml"] = _quote
     return environment
+
+
+def _quote(value: object) -> _Quoted:
+    """The `yaml` filter. An undefined value raises jinja2's own error, which names it."""
+    return _Quoted(str(value) if isinstance(value, jinja2.Undefined) else to_yaml(value))
 
 
 class _Quoted(str):
@@ -99,11 +105,17 @@ def _text(strategy: Strategy, meaning: Meaning, templates: Path) -> str:
     except jinja2.TemplateNotFound as missing:
         raise NotFound(f"templates/{missing.name} does not exist", f"write it for the strategy {strategy.id!r}") from missing
     except jinja2.TemplateError as error:
-        line = getattr(error, "lineno", None)
+        line = getattr(error, "lineno", None) or _line(error, name)
         where = f" (line {line})" if line else ""
         raise Malformed(f"templates/{name}{where}: {error.message}", "correct the template") from error
     compare(load_yaml_all(text, f"the text of templates/{name}"), meaning, name)
     return text
+
+
+def _line(error: Exception, template: str) -> int | None:
+    """The template's line that an error at run time came from; jinja2 puts it into the traceback."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == template]
+    return frames[-1].lineno if frames else None
 
 
 def _warnings(plan: Plan, strategy: Strategy) -> list[Message]:
