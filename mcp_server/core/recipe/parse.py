@@ -196,17 +196,18 @@ def parse_document(document: Any, text: str = "", what: str = "the recipe") -> t
     if not isinstance(document, dict):
         found = "empty" if document is None else f"{_short(document)}, not a table of names and values"
         reader.refuse("MM101", f"{what} is {found}", "", "write at least merge_method and models")
-    table = reader.table(document, what) if isinstance(document, dict) else {}
+        return Recipe(text=text), reader.problems
+    table = reader.table(document, what)
     recipe = _moe(reader, table, text) if kind_of(table) == "moe" else _merge(reader, table, text)
     return recipe, reader.problems
 
 
 def _merge(reader: Reader, table: dict[str, Any], text: str) -> Recipe:
     method = reader.text(table.get("merge_method"), "merge_method")
-    if table and not method and "merge_method" not in [p.where for p in reader.problems]:
+    if not method and "merge_method" not in [p.where for p in reader.problems]:
         reader.refuse("MM106", "the recipe has no merge_method", "merge_method", "add one, such as 'merge_method: linear'")
     forms = [name for name in ("models", "slices", "modules") if table.get(name)]
-    if table and len(forms) != 1:
+    if len(forms) != 1:
         found = _which(table, ("models", "slices", "modules"))
         fix = "list the inputs under 'models:'" if not forms else f"keep one of {' and '.join(forms)}"
         reader.refuse("MM105", f"exactly one of models, slices and modules must be present; the recipe has {found}", "", fix)
