@@ -53,7 +53,9 @@ class Generation(Frozen):
 
     asked: int
     computed: int
-    tokens_per_second: float | None = Field(default=None, description="over computed generations, batched; null: nothing generated")
+    tokens_per_second: float | None = Field(
+        default=None, description="over computed generations, batched; null: nothing generated"
+    )
     seconds: float = 0.0
 
 
@@ -79,6 +81,41 @@ class Evaluation(Frozen):
     tables: dict[str, dict[str, Any]] = Field(default_factory=dict, description="suite → label → confusion counts")
     notes: list[str] = Field(default_factory=list)
     path: str | None = Field(default=None, description="evaluation.json, this result as a file")
+
+
+class SweepCandidate(Frozen):
+    """One recipe that was tried, with what it scored on the development split."""
+
+    name: str
+    recipe: str = Field(description="the YAML text")
+    settings: dict[str, str] = Field(default_factory=dict, description="what was set on the plan, as for `render --set`")
+    scores: dict[str, float | None] = Field(default_factory=dict, description="capability → merged figure")
+    gains: dict[str, float | None] = Field(default_factory=dict, description="capability → gain recovered")
+    perplexity_ratio: float | None = None
+    prompts: dict[str, int] = Field(default_factory=dict, description="capability → prompts that the figure stands on")
+    verdict: str | None = None
+    pareto: bool = False
+    stopped: str | None = Field(default=None, description="why it was not measured to the end, or why it failed")
+    seconds: float | None = None
+    attempts: int = Field(default=1, description="more than one: a worker died and the task ran again")
+
+
+class Sweep(Frozen):
+    """A bake-off: chosen on dev, reported once on test."""
+
+    candidates: list[SweepCandidate]
+    winner: str | None
+    why: str = ""
+    sources: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="capability → label → figure on dev, with 'base'"
+    )
+    test: Evaluation | None = Field(default=None, description="the winner on the test split")
+    recipe_path: str | None = None
+    model_path: str | None = None
+    path: str | None = None
+    executor: str = "local"
+    workers: int = 1
+    seconds: float | None = None
 
 
 class ReportResult(Frozen):

@@ -1,0 +1,246 @@
+"""A bake-off: merge and measure candidates on the development split, choose, and report the winner once on the test split.
+
+Worker inputs   request.json parameters:
+    plan            path of a plan, or the plan itself
+    out             folder for the table, the winner's recipe and the winner (OUT/merged)
+    suites, grid    suites to measure by; KEY=V1,V2 axes (default: the shortlist)
+    limit           prompts per suite for the full measurement; `quick_limit` for the first look (default 20)
+    workers, ray    tasks at once on this machine, or the address of a Ray cluster
+    cpus, memory_gib, gpus    what one task declares to the cluster
+    seed            of every merge (default 0)
+Worker outputs  result.json: `Sweep`; OUT/sweep.json, OUT/recipe.yml, OUT/merged with its evaluation
+Not covered     tuning inside a candidate; candidates are independent and a rerun continues after the last finished one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from mcp_server.core.errors import BadInput, from_dict
+from mcp_server.core.evaluation import load_thresholds
+from mcp_server.core.evaluation.lineage import lineage_of
+from mcp_server.core.files import write_json, write_text
+from mcp_server.core.models.base import Frozen
+from mcp_server.core.models.evidence import Evaluation, Sweep, SweepCandidate
+from mcp_server.core.models.plan import Plan
+from mcp_server.core.recipe import read_recipe
+from mcp_server.core.refs import resolve_ref
+from mcp_server.core.scenario_reader import read_plan
+from mcp_server.core.sweep import Candidate, choose, from_grid, hopeless, pareto_front
+from mcp_server.workers.protocol import Job, run_worker
+from mcp_server.workers.sweeping.executors import Executor, LocalExecutor, RayExecutor
+from mcp_server.workers.sweeping.tasks import Step, Task
+
+GIB = 1 << 30
+
+
+class Request(Frozen):
+    plan: str | dict[str, Any]
+    out: str
+    suites: list[str] = Field(default_factory=list)
+    suite_folders: list[str] = Field(default_factory=list)
+    grid: list[str] = Field(default_factory=list)
+    limit: int | None = Field(default=None, ge=1)
+    quick_limit: int = Field(default=20, ge=1)
+    workers: int = Field(default=1, ge=1)
+    ray: str | None = None
+    cpus: float = Field(default=1, gt=0)
+    memory_gib: float = Field(default=2, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    seed: int = 0
+    dtype: str = "auto"
+    test: bool = Field(default=True, description="measure the winner on the test split")
+
+
+def main(job: Job) -> Sweep:
+    try:
+        request = Request.model_validate(job.parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "see `model-merging sweep --help`") from error
+    executor: Executor = RayExecutor(request.ray) if request.ray else LocalExecutor(request.workers)
+    try:
+        return sweep(request, job, executor)
+    finally:
+        executor.close()
+
+
+def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
+    start = time.monotonic()
+    plan = read_plan(request.plan)
+    near = Path(request.plan).parent if isinstance(request.plan, str) else Path.cwd()
+    candidates = from_grid(plan, request.grid, near)
+    bench = Bench(request, candidates, Path(request.out), _names(plan, near))
+    bench.out.mkdir(parents=True, exist_ok=True)
+    job.progress("base and sources", 0, 1, message=f"{len(candidates)} candidates")
+    sources = bench.sources(executor)
+    found = _measure(bench, executor, job)
+    front = pareto_front(found)
+    found = [candidate.model_copy(update={"pareto": candidate.name in front}) for candidate in found]
+    winner, why = choose(found, load_thresholds())
+    result = Sweep(
+        candidates=found,
+        winner=winner,
+        why=why,
+        sources={name: {"base": c.base or 0.0, **c.sources} for name, c in sources.capabilities.items()},
+        executor=executor.name,
+        workers=executor.workers,
+        path=str(bench.out / "sweep.json"),
+    )
+    if winner is not None:
+        result = _finish(result, bench, executor, job)
+    result = result.model_copy(update={"seconds": round(time.monotonic() - start, 1)})
+    write_json(bench.out / "sweep.json", result.model_dump(mode="json"))
+    return result
+
+
+def _measure(bench: Bench, executor: Executor, job: Job) -> list[SweepCandidate]:
+    """A quick look at all, then the whole measurement of those that may still win."""
+    limits = load_thresholds()
+    by_name = {candidate.name: candidate for candidate in bench.candidates}
+    found: dict[str, SweepCandidate] = {}
+    total = len(by_name)
+    for done, (name, answer) in enumerate(bench.run(executor, list(by_name.values()), quick=True), start=1):
+        quick = _judged(by_name[name], answer)
+        if quick.stopped is None and (reason := hopeless(Evaluation.model_validate(answer["result"]), limits)):
+            quick = quick.model_copy(update={"stopped": reason})
+        if quick.stopped is not None:
+            bench.forget(by_name[name])
+        found[name] = quick
+        job.progress("quick look", done, total, unit="candidates", message=f"{name}: {quick.stopped or 'goes on'}")
+    left = [by_name[name] for name, candidate in found.items() if candidate.stopped is None]
+    for done, (name, answer) in enumerate(bench.run(executor, left, quick=False), start=1):
+        found[name] = _judged(by_name[name], answer)
+        job.progress("whole dev split", done, len(left), unit="candidates", message=name)
+    return [found[candidate.name] for candidate in bench.candidates]
+
+
+def _judged(candidate: Candidate, answer: dict[str, Any]) -> SweepCandidate:
+    base = SweepCandidate(
+        name=candidate.name, recipe=candidate.recipe, settings=candidate.settings, attempts=answer.get("attempts", 1)
+    )
+    if "error" in answer:
+        return base.model_copy(update={"stopped": f"failed: {answer['error']['message']}"})
+    evaluation = Evaluation.model_validate(answer["result"])
+    measured = {name: c for name, c in evaluation.capabilities.items() if "perplexity" not in c.metric}
+    return base.model_copy(
+        update={
+            "scores": {name: c.merged for name, c in measured.items()},
+            "gains": {name: c.gain_recovered for name, c in measured.items()},
+            "prompts": {name: c.n for name, c in evaluation.capabilities.items()},
+            "perplexity_ratio": evaluation.perplexity_ratio,
+            "verdict": evaluation.verdict,
+            "seconds": evaluation.seconds,
+        }
+    )
+
+
+def _finish(result: Sweep, bench: Bench, executor: Executor, job: Job) -> Sweep:
+    """Write the winner's recipe and model, and measure it on the test split, which nothing before has touched."""
+    candidate = next(c for c in bench.candidates if c.name == result.winner)
+    recipe = bench.out / "recipe.yml"
+    write_text(recipe, candidate.recipe)
+    model = bench.out / "merged"
+    job.progress("winner", 0, 1, message=f"merging {candidate.name} and measuring it on the test split")
+    task = bench.final(candidate, model)
+    ((_, answer),) = list(executor.run([task]))
+    if "error" in answer:
+        raise from_dict(answer["error"])
+    found = {"recipe_path": str(recipe), "model_path": str(model)}
+    test = Evaluation.model_validate(answer["result"]) if bench.request.test else None
+    job.progress("winner", 1, 1)
+    return result.model_copy(update={**found, "test": test})
+
+
+class Bench:
+    """Makes the tasks of one sweep. Folders are named by content, so a rerun finds what it measured before."""
+
+    def __init__(self, request: Request, candidates: Sequence[Candidate], out: Path, names: dict[str, str]) -> None:
+        self.request, self.candidates, self.out = request, candidates, out
+        lineage = lineage_of(read_recipe(candidates[0].recipe, "the first candidate"), names)
+        self.base = lineage.base
+        self.refs = lineage.sources
+
+    def sources(self, executor: Executor) -> Evaluation:
+        """Base and sources on the development split, once; every later measurement finds their answers remembered."""
+        parameters = self._measured(None, quick=False)
+        task = Task("sources", str(self.out / "work" / "sources"), [Step("evaluate", parameters)], **self._declared())
+        ((_, answer),) = list(executor.run([task]))
+        if "error" in answer:
+            raise from_dict(answer["error"])
+        return Evaluation.model_validate(answer["result"])
+
+    def run(self, executor: Executor, candidates: Sequence[Candidate], *, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(name, answer) of each candidate as it ends. A quick look leaves the model for the whole measurement."""
+        tasks = []
+        for candidate in candidates:
+            folder = self.out / "work" / _folder_name(candidate)
+            model = folder / "model"
+            steps = [self._merge(candidate, model), Step("evaluate", self._measured(model, quick=quick))]
+            kind = "quick" if quick else "whole"
+            remove = [] if quick else [str(model)]
+            tasks.append(Task(candidate.name, str(folder / kind), steps, remove=remove, **self._declared()))
+        for task, answer in executor.run(tasks):
+            yield task.name, answer
+
+    def forget(self, candidate: Candidate) -> None:
+        """Remove the model of a candidate that goes no further."""
+        shutil.rmtree(self.out / "work" / _folder_name(candidate) / "model", ignore_errors=True)
+
+    def final(self, candidate: Candidate, model: Path) -> Task:
+        steps = [self._merge(candidate, model)]
+        if self.request.test:
+            steps.append(Step("evaluate", self._measured(model, quick=False) | {"split": "test", "cross": True, "limit": None}))
+        return Task("winner", str(self.out / "work" / f"winner-{_folder_name(candidate)}"), steps, **self._declared())
+
+    def _merge(self, candidate: Candidate, model: Path) -> Step:
+        parameters = {"recipe": candidate.recipe, "seed": self.request.seed, "shard_size": 5_000_000_000, "overwrite": True}
+        return Step(_engine(candidate), parameters, output=str(model))
+
+    def _measured(self, model: Path | None, *, quick: bool) -> dict[str, Any]:
+        request = self.request
+        limit = min(request.quick_limit, request.limit or request.quick_limit) if quick else request.limit
+        return {
+            "out": str(model) if model else None,
+            "suites": request.suites,
+            "suite_folders": request.suite_folders,
+            "base": self.base,
+            "sources": self.refs,
+            "limit": limit,
+            "split": "dev",
+            "dtype": request.dtype,
+        }
+
+    def _declared(self) -> dict[str, Any]:
+        request = self.request
+        return {"cpus": request.cpus, "gpus": request.gpus, "memory_bytes": int(request.memory_gib * GIB)}
+
+
+def _engine(candidate: Candidate) -> str:
+    from mcp_server.engine.coverage import covers
+
+    return "mergekit" if covers(candidate.recipe) else "stream"
+
+
+def _names(plan: Plan, near: Path) -> dict[str, str]:
+    """Folder of a source → the scenario's name for it."""
+    sources = plan.scenario.sources or []
+    return {resolve_ref(source.ref.rpartition("+")[2], near): source.name for source in sources if source.ref and source.name}
+
+
+def _folder_name(candidate: Candidate) -> str:
+    digest = hashlib.sha256(candidate.recipe.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', candidate.name)[:60]}-{digest}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))

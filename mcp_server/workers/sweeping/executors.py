@@ -1,0 +1,88 @@
+"""Where tasks run: processes of this machine, or a Ray cluster. Both take tasks and give (task, answer) as each one ends.
+
+On Ray a task is `run_task` with declared CPUs, memory and GPUs; when its worker or its node dies it is retried elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, Protocol
+
+from mcp_server.core.errors import BadInput, RunFailed
+from mcp_server.workers.sweeping.tasks import Task, run_task
+
+RETRIES = 3
+Answer = tuple[Task, dict[str, Any]]
+
+
+class Executor(Protocol):
+    """`name` and `workers` are for the record."""
+
+    name: str
+    workers: int
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
+        """Run all tasks; yields in the order in which they end."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalExecutor:
+    """`workers` tasks at once, the processors shared between them."""
+
+    name = "local"
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
+        self._threads = str(max(1, (os.cpu_count() or 1) // workers))
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
+        environment = {"OMP_NUM_THREADS": self._threads, "NUMBA_NUM_THREADS": self._threads}
+        with ThreadPoolExecutor(self.workers) as pool:
+            futures = {pool.submit(run_task, task.as_dict(), environment): task for task in tasks}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class RayExecutor:
+    """Tasks on a cluster at `address` (`auto`, `HOST:PORT`, `ray://…`), whose nodes share a file system and this installation."""
+
+    name = "ray"
+
+    def __init__(self, address: str) -> None:
+        try:
+            import ray
+        except ModuleNotFoundError as missing:
+            raise BadInput("a sweep on Ray needs the package ray", 'pip install "model-merging[ray]"') from missing
+        self._ray = ray
+        try:
+            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise BadInput(f"no Ray cluster answers at {address!r}: {error}", "start one with `ray start --head`") from error
+        self.workers = int(ray.cluster_resources().get("CPU", 1))
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
+        ray = self._ray
+        remote = ray.remote(run_task)
+        waiting: dict[Any, Task] = {}
+        for task in tasks:
+            declared = {"num_cpus": task.cpus, "num_gpus": task.gpus, "memory": task.memory_bytes or None}
+            call = remote.options(max_retries=RETRIES, **declared)
+            waiting[call.remote(task.as_dict(), {"OMP_NUM_THREADS": str(max(1, int(task.cpus)))})] = task
+        while waiting:
+            (ended, *_), _ = ray.wait(list(waiting), num_returns=1)
+            task = waiting.pop(ended)
+            try:
+                yield task, ray.get(ended)
+            except ray.exceptions.RayError as error:
+                failed = RunFailed(f"{task.name}: the cluster gave up: {type(error).__name__}", "see the cluster's dashboard")
+                yield task, {"error": failed.as_dict(), "attempts": RETRIES + 1}
+
+    def close(self) -> None:
+        self._ray.shutdown()
