@@ -1,0 +1,139 @@
+"""What is checked before a merge becomes a job, and what the request says when it does."""
+
+import json
+
+import pytest
+
+from mcp_server import jobs
+from mcp_server.core.errors import BadInput, DoesNotFit, Malformed, NotAllowed, NotAModel, NotFound, OutputExists
+from mcp_server.core.models.job import MergeRequest
+from mcp_server.core.policy import Policy
+from mcp_server.jobs import store as stored
+from tests import tiny
+from tests.fake_worker import FAKE
+
+
+@pytest.fixture
+def model(store, tmp_path):
+    return tiny.write_model(tmp_path / "model")
+
+
+def start(recipe, out, policy=None, **request):
+    return jobs.start_merge(MergeRequest(recipe=recipe, out=str(out), **request), policy=policy, worker=FAKE)
+
+
+def request_of(job_id):
+    return json.loads((stored.find(job_id) / "request.json").read_text(encoding="utf-8"))
+
+
+def nothing_was_written(tmp_path, *known):
+    return sorted(p.name for p in tmp_path.iterdir()) == sorted(["home", "model", *known]) and jobs.list_jobs().total == 0
+
+
+def test_relative_paths_start_at_the_recipes_folder(model, tmp_path):
+    started = start(tiny.linear_recipe("model"), tmp_path / "out", recipe_folder=str(tmp_path))
+    assert str(model) in request_of(started.job_id)["parameters"]["recipe"]
+
+
+def test_a_recipe_of_absolute_paths_is_kept_byte_for_byte(model, tmp_path):
+    recipe = "# my comment\n" + tiny.linear_recipe(model)
+    assert request_of(start(recipe, tmp_path / "out").job_id)["parameters"]["recipe"] == recipe
+
+
+def test_a_seed_is_drawn_when_none_is_given_and_kept_when_one_is(model, tmp_path):
+    drawn = request_of(start(tiny.linear_recipe(model), tmp_path / "a").job_id)["parameters"]["seed"]
+    assert 0 <= drawn < 2**31
+    assert request_of(start(tiny.linear_recipe(model), tmp_path / "b", seed=0).job_id)["parameters"]["seed"] == 0
+
+
+def test_auto_takes_the_streaming_engine_when_it_covers_the_recipe(model, tmp_path):
+    assert start(tiny.linear_recipe(model), tmp_path / "out").engine == "stream"
+
+
+def test_auto_takes_mergekit_for_what_only_mergekit_does(model, tmp_path):
+    other = tiny.write_model(tmp_path / "other", seed=2)
+    for each in (model, other):
+        tiny.write_tokenizer(each)
+    recipe = tiny.linear_recipe(model, other) + "tokenizer: {source: union}\n"
+    assert start(recipe, tmp_path / "out").engine == "mergekit"
+
+
+def test_a_budget_that_no_engine_fits_is_an_answer_with_options(model, tmp_path):
+    (tmp_path / "home").mkdir(exist_ok=True)
+    with pytest.raises(DoesNotFit, match=r"stream needs .* mergekit needs .* there are 0\.00 GiB of memory") as refused:
+        start(tiny.linear_recipe(model), tmp_path / "out", ram_gib=0.001)
+    assert "adapter" in refused.value.next_step
+    assert nothing_was_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error"),
+    [
+        ("merge_method: linear\nmodels:\n  - model: /nowhere/model\n    parameters: {weight: 1}\n", NotFound),
+        ("merge_method: linear\nmodels: [", Malformed),
+        ("just text", Malformed),
+        ("", Malformed),
+        ("a: !!python/object/apply:os.system [id]", Malformed),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_writes_nothing(recipe, error, model, tmp_path):
+    (tmp_path / "home").mkdir(exist_ok=True)
+    with pytest.raises(error):
+        start(recipe, tmp_path / "out")
+    assert nothing_was_written(tmp_path)
+
+
+def test_a_folder_that_is_no_model_writes_nothing(model, tmp_path):
+    (tmp_path / "home").mkdir(exist_ok=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotAModel):
+        start(tiny.linear_recipe(tmp_path / "empty"), tmp_path / "out")
+    assert nothing_was_written(tmp_path, "empty")
+
+
+def test_a_file_in_the_place_of_the_output_is_not_overwritten(model, tmp_path):
+    (tmp_path / "out").write_text("mine", encoding="utf-8")
+    for overwrite in (False, True):
+        with pytest.raises(OutputExists):
+            start(tiny.linear_recipe(model), tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+
+
+def test_models_and_outputs_outside_the_roots_are_refused(model, tmp_path):
+    rules = Policy(roots=(tmp_path / "model", tmp_path / "allowed"))
+    with pytest.raises(NotAllowed, match="may not write"):
+        start(tiny.linear_recipe(model), tmp_path / "out", rules)
+    other = tiny.write_model(tmp_path / "other")
+    with pytest.raises(NotAllowed, match="may not read"):
+        start(tiny.linear_recipe(other), tmp_path / "allowed" / "out", rules)
+    (model / "link").symlink_to(other)
+    with pytest.raises(NotAllowed, match="may not read"):
+        start(tiny.linear_recipe(model / "link"), tmp_path / "allowed" / "out", rules)
+
+
+def test_offline_refuses_a_hub_id_at_once_and_by_name(model, tmp_path):
+    with pytest.raises(NotFound, match="owner/name is not in the local cache"):
+        start(tiny.linear_recipe("owner/name"), tmp_path / "out", Policy(offline=True))
+
+
+def test_remote_code_is_the_operators_word_not_the_requests(model, tmp_path):
+    first = start(tiny.linear_recipe(model), tmp_path / "a")
+    second = start(tiny.linear_recipe(model), tmp_path / "b", Policy(trust_remote_code=True))
+    assert [request_of(j.job_id)["trust_remote_code"] for j in (first, second)] == [False, True]
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        MergeRequest(recipe="", out="", trust_remote_code=True)  # type: ignore[call-arg]
+
+
+def test_a_job_folder_can_be_read_by_its_owner_only(model, tmp_path):
+    folder = stored.find(start(tiny.linear_recipe(model), tmp_path / "out").job_id)
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_what_an_other_kind_of_job_reads_passes_the_policy_too(store, tmp_path):
+    from mcp_server.core.models.job import JobRequest
+
+    rules = Policy(roots=(tmp_path,))
+    with pytest.raises(NotAllowed):
+        jobs.start(JobRequest(kind="evaluate", parameters={"models": {"a": "/etc"}}), policy=rules, worker=FAKE)
+    with pytest.raises(BadInput):
+        jobs.start(JobRequest(kind="verify", parameters={"out": "/tmp/a\x00"}), policy=rules, worker=FAKE)
