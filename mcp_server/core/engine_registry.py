@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mcp_server.core.catalog.models import Parameter, Strategy
+from mcp_server.core.errors import did_you_mean
 from mcp_server.core.models.check import CheckFinding
 
 _BASE = {"required": "required", "one_of_the_sources": "required", "optional": "optional", "ignored": "ignored"}
@@ -19,15 +20,15 @@ def differences(strategies: dict[str, Strategy], registry: dict[str, Any]) -> li
     version, methods = registry["mergekit"], registry["methods"]
     plain = {name: strategy for name, strategy in strategies.items() if strategy.runner == "mergekit-yaml"}
     findings = [
-        _finding(name, f"mergekit {version} has no method {name!r}", "remove the strategy, or give it another runner")
-        for name in sorted(plain.keys() - methods.keys())
-    ]
-    findings += [
         _finding(name, f"mergekit {version} has the method {name!r}, the catalogue does not", "add the strategy")
-        for name in sorted(methods.keys() - plain.keys())
+        for name in sorted(methods.keys() - {strategy.merge_method for strategy in plain.values()})
     ]
-    for name in sorted(plain.keys() & methods.keys()):
-        findings += [_finding(name, text, "follow mergekit") for text in _method(plain[name], methods[name])]
+    for name, strategy in sorted(plain.items()):
+        if strategy.merge_method not in methods:
+            text = f"mergekit {version} has no method {strategy.merge_method!r}.{did_you_mean(strategy.merge_method, methods)}"
+            findings.append(_finding(name, text, "remove the strategy, or set its method or runner"))
+            continue
+        findings += [_finding(name, text, "follow mergekit") for text in _method(strategy, methods[strategy.merge_method])]
     for name, strategy in strategies.items():
         if strategy.runner == "mergekit-moe":
             parameters = {p["name"]: p for p in registry["moe"]}
@@ -56,6 +57,8 @@ def _method(strategy: Strategy, method: dict[str, Any]) -> Iterator[str]:
     theirs = {parameter["name"]: parameter for parameter in method["parameters"]}
     for parameter in strategy.parameters:
         yield from _parameter(parameter, theirs)
+    if strategy.method:
+        return  # a preset may leave parameters at mergekit's defaults
     for name in sorted(theirs.keys() - {parameter.name for parameter in strategy.parameters}):
         yield f"mergekit has the parameter {name!r}, the catalogue does not"
 

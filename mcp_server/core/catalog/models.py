@@ -112,6 +112,7 @@ class Strategy(Frozen):
     id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     title: str
     idea: str = Field(description="one line")
+    method: str | None = Field(default=None, description="mergekit's merge_method, where it is not the id (a preset of a method)")
     runner: Literal["mergekit-yaml", "mergekit-moe", "mergekit-multi"] = "mergekit-yaml"
     inputs: Inputs
     parameters: list[Parameter] = Field(default_factory=list)
@@ -135,6 +136,10 @@ class Strategy(Frozen):
         if self.inputs.max is not None and self.inputs.max < self.inputs.min:
             raise ValueError(f"inputs.max {self.inputs.max} is below inputs.min {self.inputs.min}")
         return self
+
+    @property
+    def merge_method(self) -> str:
+        return self.method or self.id
 
     def parameter(self, name: str) -> Parameter | None:
         return next((p for p in self.parameters if p.name == name), None)

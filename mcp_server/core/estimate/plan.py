@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mcp_server.core import catalog
 from mcp_server.core.errors import NotAModel, NotFound
 from mcp_server.core.estimate import mergekit
 from mcp_server.core.estimate.run import GIB, SHARD_SIZE, mergekit_cost, stream_cost
@@ -23,7 +24,8 @@ def estimate_plan(plan: Plan, folder: Path | None = None) -> EngineChoice | None
     if strategy is None:
         return None
     ram_gib = scenario.constraints.ram_gib if scenario.constraints else None
-    covered = strategy.id in SIGNATURES
+    method = catalog.strategy(strategy.id).merge_method
+    covered = method in SIGNATURES
     name = scenario.base_model or next((s.base or s.ref for s in scenario.sources or [] if s.base or s.ref), None)
     work = _work(plan, name, folder) if name else None
     if work is None:
@@ -58,7 +60,7 @@ def _work(plan: Plan, base: str, folder: Path | None) -> Work | None:
     adapter_bytes = sum(_lora_bytes(shape.tensors, source.rank or RANK_UNKNOWN) for source in loras)
     full = max(0, len(sources) - len(loras))
     return Work(
-        method=plan.strategy.id if plan.strategy else "",
+        method=catalog.strategy(plan.strategy.id).merge_method if plan.strategy else "",
         inputs=count,
         tensors=tensors,
         deltas=count - 1,

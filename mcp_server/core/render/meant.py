@@ -26,7 +26,7 @@ def meaning_of(plan: Plan, strategy: Strategy, folder: Path) -> Meaning:
     """What the recipe of this plan must say. Raises `BadInput` with the missing fact and how to give it."""
     base = _base(plan, folder)
     inputs = [_input(plan, strategy, name, source, base, folder) for name, source in trained(plan.scenario)]
-    layers = _layers(plan, base, folder) if strategy.id in LAYERED else None
+    layers = _layers(plan, base, folder) if strategy.merge_method in LAYERED else None
     if strategy.inputs.base == "one_of_the_sources" and len(inputs) == 1 and base:
         inputs.insert(0, Input(BASE, _written(base)))
     elif strategy.inputs.min > len(inputs) == 1 and base and BASE in plan.weights:
@@ -34,7 +34,7 @@ def meaning_of(plan: Plan, strategy: Strategy, folder: Path) -> Meaning:
     _check_count(strategy, inputs, base)
     shared = {name: value for name, value in _shared(plan, strategy).items() if value is not None}
     meaning = Meaning(
-        method=strategy.id,
+        method=strategy.merge_method,
         runner=strategy.runner,
         inputs=inputs,
         base=_base_of_recipe(strategy, inputs, base),
@@ -43,7 +43,7 @@ def meaning_of(plan: Plan, strategy: Strategy, folder: Path) -> Meaning:
         tokenizer=_tokenizer(plan, folder),
         layers=layers,
     )
-    return LAYERED[strategy.id](plan, meaning) if strategy.id in LAYERED else meaning
+    return LAYERED[strategy.merge_method](plan, meaning) if strategy.merge_method in LAYERED else meaning
 
 
 def _base(plan: Plan, folder: Path) -> str | None:
