@@ -32,22 +32,29 @@ def compact(data: Any) -> str:
 def shorten(data: dict[str, Any], limit: int) -> tuple[dict[str, Any], list[str]]:
     """A copy of `data` whose JSON has at most `limit` characters where that can be done, and what was cut ("findings: 12 of 90").
 
-    Halves the largest list, table or text, again and again, until the whole fits or nothing long is left.
+    Cuts the tail of the largest list, table or text by as much as is needed, at most by half, until the whole fits or nothing
+    long is left.
     """
     copy: dict[str, Any] = json.loads(json.dumps(data))
     cut: dict[tuple[str | int, ...], int] = {}
-    while len(compact(copy)) > limit and (found := _largest(copy)):
+    while (excess := len(compact(copy)) - limit) > 0 and (found := _largest(copy)):
         holder, where = found
         value = holder[where[-1]]
         cut.setdefault(where, len(value))
-        half = len(value) // 2
-        if isinstance(value, str):
-            holder[where[-1]] = value[: max(half, SHORTEST_TEXT)].rstrip("…") + "…"
-        elif isinstance(value, list):
-            holder[where[-1]] = value[:half]
-        else:
-            holder[where[-1]] = dict(list(value.items())[:half])
+        holder[where[-1]] = _without_tail(value, excess)
     return copy, [note for where, total in cut.items() if (note := _note(copy, where, total))]
+
+
+def _without_tail(value: str | list[Any] | dict[str, Any], excess: int) -> str | list[Any] | dict[str, Any]:
+    """The value without its last `excess` characters of JSON, or without its second half if that is less."""
+    if isinstance(value, str):
+        return value[: max(len(value) - excess - 1, len(value) // 2, SHORTEST_TEXT)].rstrip("…") + "…"
+    entries = list(value.items()) if isinstance(value, dict) else list(value)
+    keep = len(entries)
+    while keep > len(entries) // 2 and excess > 0:
+        keep -= 1
+        excess -= len(compact(entries[keep])) + 1
+    return dict(entries[:keep]) if isinstance(value, dict) else entries[:keep]
 
 
 def keep_whole_result(tool: str, data: dict[str, Any]) -> Path:

@@ -1,8 +1,11 @@
 """The files by which clients find skill and server agree with each other and with the package."""
 
 import json
+import subprocess
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,8 +17,32 @@ def read(path: str):
 def test_the_server_is_declared_once_and_started_by_the_launcher():
     servers = read(".mcp.json")["mcpServers"]
     assert list(servers) == ["model-merging"]
-    assert servers["model-merging"]["command"] == "${CLAUDE_PLUGIN_ROOT:-.}/scripts/launch-server"
     assert "mcpServers" not in read(".claude-plugin/plugin.json")
+
+
+@pytest.mark.parametrize("start", ["", "skills/model-merging"])
+def test_the_declared_command_finds_the_launcher_from_any_folder_of_the_clone(start):
+    assert started_in(ROOT / start).startswith("usage: model-merging-mcp")
+
+
+def test_as_a_plugin_the_declared_command_starts_the_plugins_own_launcher(tmp_path):
+    assert started_in(tmp_path, CLAUDE_PLUGIN_ROOT=str(ROOT)).startswith("usage: model-merging-mcp")
+
+
+def test_outside_of_clone_and_plugin_nothing_of_somebody_else_is_run(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    foreign = tmp_path / "scripts" / "launch-server"
+    foreign.write_text("#!/bin/sh\necho foreign\n", encoding="utf-8")
+    foreign.chmod(0o755)
+    assert started_in(tmp_path, CLAUDE_PLUGIN_ROOT="/nowhere") == ""
+
+
+def started_in(folder: Path, **environment: str) -> str:
+    """What the command of .mcp.json says to `--help`, started as a client starts it."""
+    server = read(".mcp.json")["mcpServers"]["model-merging"]
+    command = [server["command"], server["args"][0], server["args"][1] + " --help"]
+    variables = {"PATH": "/usr/bin:/bin", "HOME": str(folder), **environment}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, check=False, text=True).stdout
 
 
 def test_a_trusted_clone_approves_the_server_and_only_read_only_tools():
