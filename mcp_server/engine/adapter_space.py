@@ -21,17 +21,15 @@ from typing import Any
 import numpy as np
 
 from mcp_server.core.errors import Malformed, Unsupported
-from mcp_server.engine.card import model_card
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.journal import InputFile
 from mcp_server.engine.limits import PeakMeter
 from mcp_server.engine.merging import prepare
-from mcp_server.engine.papers import TOKENIZER_FILES, copy_files, provenance, sync_folder, write_durably, write_json
+from mcp_server.engine.papers import TOKENIZER_FILES, copy_files, sync_folder, write_json, write_record
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.recipe import parse_recipe
-from mcp_server.engine.request import Report, Request, all_headers, choose_seed
+from mcp_server.engine.request import Report, Request, choose_seed
 from mcp_server.engine.team import Team
 
 Array = np.ndarray[Any, Any]
@@ -99,7 +97,6 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
         team.close()
         reader.close()
     write_json(request.folder / "adapter_config.json", _config(plan, modules))
-    inputs = [InputFile.of(path, header.sha256) for path, header in all_headers(plan).items()]
     lost, whole = (sum(values) for values in zip(*errors, strict=True)) if errors else (0.0, 0.0)
     measured: dict[str, Any] = {
         "engine": "stream",
@@ -117,9 +114,7 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
     }
     adapter = next(source.adapter for source in plan.sources.values() if source.adapter)
     copy_files(adapter.folder, request.folder, TOKENIZER_FILES)
-    write_durably(request.folder / "mergekit_config.yml", recipe.text)
-    write_durably(request.folder / "README.md", model_card(request.name or request.folder.name, plan, measured, library="peft"))
-    write_json(request.folder / "merge_provenance.json", provenance(request, plan, inputs, measured, report))
+    write_record(request, plan, measured, library="peft")
     sync_folder(request.folder)
     return measured
 

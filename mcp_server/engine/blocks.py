@@ -31,7 +31,7 @@ def split(shape: tuple[int, ...]) -> list[Block]:
     rows, columns = (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
     if rows == 0 or columns == 0:
         return []
-    step = max(1, BLOCK_ELEMENTS // columns)
+    step = 1 << max(0, (BLOCK_ELEMENTS // columns).bit_length() - 1)  # a power of two: blocks then start at whole disk pages
     return [
         Block(i, row * columns, min(step, rows - row) * columns, row, min(step, rows - row), columns)
         for i, row in enumerate(range(0, rows, step))

@@ -65,6 +65,19 @@ def position_after(bits: Array, threshold: int, wanted: int) -> int:
     return bits.size
 
 
+@njit(nogil=True, cache=True)
+def collect(bits: Array, low: int, high: int, found: Array) -> tuple[int, int]:
+    """Write to `found`, in order, the |value| patterns in [low, high); returns (how many, how many are at or above high)."""
+    first, stop = np.uint32(low), np.uint32(high)
+    number = above = 0
+    for i in range(bits.size):
+        b = bits[i] & _ABS
+        found[number] = b  # overwritten by the next one unless it counts: cheaper than a branch
+        number += int((b >= first) & (b < stop))
+        above += int(b >= stop)
+    return number, above
+
+
 @njit(nogil=True, cache=True, fastmath=_SUM)
 def count_nonfinite(bits: Array) -> int:
     found = 0

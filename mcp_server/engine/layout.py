@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from mcp_server.engine.checkpoint import ITEM_BYTES
 from mcp_server.engine.plan import TensorPlan
 
+PAGE: Final = 4096
 STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -58,8 +59,8 @@ def plan_layout(tensors: Sequence[TensorPlan], shard_bytes: int) -> Layout:
     places: list[Place | None] = [None] * len(tensors)
     shards = []
     for shard, group in enumerate(groups):
-        # Wider types first, so that every tensor is aligned to its own item size.
-        group.sort(key=lambda number: -ITEM_BYTES[STORED[tensors[number].dtype]])
+        # Whole pages first, so that they can be written past the page cache; then wider types first, which aligns the rest.
+        group.sort(key=lambda number: (sizes[number] % PAGE != 0, -ITEM_BYTES[STORED[tensors[number].dtype]]))
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         position = 0
         for number in group:
@@ -69,7 +70,7 @@ def plan_layout(tensors: Sequence[TensorPlan], shard_bytes: int) -> Layout:
             places[number] = Place(shard, position, sizes[number])
             position = end
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-(8 + len(text)) % PAGE)
         name = "model.safetensors" if len(groups) == 1 else f"model-{shard + 1:05d}-of-{len(groups):05d}.safetensors"
         header = len(text).to_bytes(8, "little") + text
         shards.append(Shard(name, header, len(header) + position))

@@ -20,8 +20,9 @@ INTERPRETER_BYTES: Final = 120_000_000
 """Python, numpy, numba and its compiled kernels: measured 75–95 MB on Linux x86-64, Python 3.11, numpy 2.5, numba 0.66."""
 
 _COUNTS_BYTES: Final = 8 * (1 << 15 | 1 << 16)
-_FIXED_BUFFERS: Final = 7
-"""raw, reference, out, encoded, rounded, grid, update: float32 each at most."""
+_FIXED_BUFFERS: Final = 6
+"""raw, reference, out, rounded, grid, update: float32 each at most."""
+_WRITE_BUFFERS_AHEAD: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
     return {
         "interpreter and libraries": INTERPRETER_BYTES,
         "block buffers": shape.threads * per_thread,
+        "write buffers": (shape.threads + _WRITE_BUFFERS_AHEAD) * 4 * block,
         "selection counts": shape.threads * counting,
         "adapter factors": 3 * 4 * shape.factors,
     }

@@ -18,7 +18,7 @@ import numpy as np
 
 from mcp_server.core.errors import Malformed
 from mcp_server.engine import kernels
-from mcp_server.engine.blocks import BLOCK_ELEMENTS, Block
+from mcp_server.engine.blocks import BLOCK_ELEMENTS, Block, split
 from mcp_server.engine.checkpoint import ITEM_BYTES
 from mcp_server.engine.codecs import decode, encode
 from mcp_server.engine.coverage import require_coverage
@@ -35,6 +35,9 @@ from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.request import Report, Request, all_headers, choose_seed
 from mcp_server.engine.team import Team, Workspace
 from mcp_server.engine.writer import Writer
+
+BUFFERS_AHEAD = 4
+"""Blocks that may wait for the disk, besides one per computing thread."""
 
 Array = np.ndarray[Any, Any]
 ENGINE_VERSION = 1
@@ -54,8 +57,17 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
         if journal.resumes and not all(_has_size(request.folder / s.file, s.file_bytes) for s in layout.shards):
             journal.forget()
         forget = memory_limit_bytes() < layout.file_bytes + sum(entry.bytes for entry in inputs)
-        writer = Writer(request.folder, layout, journal.on_disk, keep=journal.resumes, forget=forget)
-        with closing(Reader(forget=forget)) as reader, closing(Team(request.threads or os.cpu_count() or 1)) as team:
+        threads = request.threads or os.cpu_count() or 1
+        largest = max((block.count for tensor in plan.tensors for block in split(tensor.shape)), default=0)
+        writer = Writer(
+            request.folder,
+            layout,
+            journal.on_disk,
+            keep=journal.resumes,
+            buffers=threads + BUFFERS_AHEAD,
+            buffer_bytes=4 * largest,
+        )
+        with closing(Reader(forget=forget)) as reader, closing(Team(threads)) as team:
             run = _Run(plan, layout, reader, writer, journal, team, seed, request.allow_nonfinite, report)
             try:
                 run.all_tensors()
@@ -77,7 +89,7 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
     }
     report("papers", 0, 1, "")
     measured |= {"wall_seconds": time.monotonic() - started, "peak_anon_bytes": run.meter.sample()}
-    measured["warnings"] += write_papers(request, plan, layout, inputs, measured, report)
+    measured["warnings"] += write_papers(request, plan, layout, measured)
     report("papers", 1, 1, "")
     return measured
 
@@ -128,22 +140,24 @@ class _Run:
             self.check(tensor, bad)
             out = workspace.take("out", block.count)
             merge_block(workspace, block, reference, deltas, out)
-            raw = workspace.take("encoded", block.count * ITEM_BYTES[stored], np.uint8)
+            size = ITEM_BYTES[stored]
+            buffer = self.writer.buffer()
+            raw = buffer[: block.count * size]
             encode(out, stored, raw)
-            self.writer.write(number, block.start * ITEM_BYTES[stored], raw)
-            self.written += raw.nbytes
-            self.report("merge", self.written, self.layout.weight_bytes, "bytes")
             rounded = out
             if stored != "F32":
                 rounded = workspace.take("rounded", block.count)
                 decode(raw, stored, rounded)
+            self.writer.write(number, block.start * size, buffer, raw.size)
+            self.written += raw.size
+            self.report("merge", self.written, self.layout.weight_bytes, "bytes")
             if count := int(kernels.count_nonfinite(rounded.view(np.uint32))):
                 bad["merged"] = count
             if tensor.reference is None:
                 return [], bad
             grid = reference
             if not same_grid and stored != "F32":
-                grid = workspace.take("grid", block.count)
+                grid, raw = workspace.take("grid", block.count), workspace.take("raw", block.count * size, np.uint8)
                 encode(reference, stored, raw)
                 decode(raw, stored, grid)
             return [kernels.landing(reference, grid, out, rounded, delta) for delta in deltas], bad

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -13,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.core.errors import NotFound
+from mcp_server.core.lineage import source_records
+from mcp_server.core.provenance import Provenance, identify, write_model_card, write_provenance
+from mcp_server.core.recipe import read_recipe
 from mcp_server.engine import layers
-from mcp_server.engine.card import model_card
 from mcp_server.engine.checkpoint import locate
-from mcp_server.engine.journal import InputFile
 from mcp_server.engine.layout import Layout
 from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.recipe import ModelRef
-from mcp_server.engine.request import Report, Request
+from mcp_server.engine.request import Request
 
 TOKENIZER_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "added_tokens.json", "merges.txt",
@@ -32,9 +32,7 @@ def write_papers(
     request: Request,
     plan: MergePlan,
     layout: Layout,
-    inputs: list[InputFile],
     measured: dict[str, Any],
-    report: Report,
 ) -> list[str]:
     """Write and sync them all. Returns warnings: what a user would expect and could not be copied."""
     folder, recipe = request.folder, plan.recipe
@@ -51,10 +49,7 @@ def write_papers(
         warnings.append(f"{tokenizer} has no tokenizer files, so the output has none; copy them from a source")
     if recipe.chat_template:
         write_durably(folder / "chat_template.jinja", recipe.chat_template)
-    write_durably(folder / "mergekit_config.yml", recipe.text)
-    name = request.name or folder.name
-    write_durably(folder / "README.md", model_card(name, plan, measured))
-    write_json(folder / "merge_provenance.json", provenance(request, plan, inputs, measured, report))
+    write_record(request, plan, measured | {"warnings": [*measured["warnings"], *warnings]})
     sync_folder(folder)
     return warnings
 
@@ -105,49 +100,38 @@ def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
     return copied
 
 
-def provenance(
-    request: Request,
-    plan: MergePlan,
-    inputs: list[InputFile],
-    measured: dict[str, Any],
-    report: Report,
-) -> dict[str, Any]:
-    files = []
-    for number, entry in enumerate(inputs):
-        record: dict[str, Any] = {
-            "path": entry.path,
-            "bytes": entry.bytes,
-            "mtime_ns": entry.mtime_ns,
-            "header_sha256": entry.header_sha256,
-        }
-        if hub := hub_revision(Path(entry.path)):
-            record["hub"] = hub
-        if request.hashing == "full":
-            report("hash", number, len(inputs), "files")
-            with Path(entry.path).open("rb") as file:
-                record["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append(record)
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipe": plan.recipe.text,
-        "seed": measured["seed"],
-        "engine": {"name": "stream", "arithmetic": "float32, float64 sums, one rounding"},
-        "versions": {name: version(name) for name in ("numpy", "numba", "safetensors")} | {"python": platform.python_version()},
-        "sources": [str(ref) for ref in plan.recipe.refs],
-        "inputs": files,
-        "evidence": {key: measured[key] for key in ("landed", "rounding_loss", "nonfinite", "relative_error") if key in measured},
-        "timings": {"merge_seconds": round(measured["wall_seconds"], 3), "resumed": measured["resumed"]},
-        "warnings": measured["warnings"],
-    }
-
-
-def hub_revision(path: Path) -> dict[str, str] | None:
-    """Repository and commit of a file in the hub cache: …/models--ORG--NAME/snapshots/COMMIT/FILE."""
-    parts = path.parts
-    for i, part in enumerate(parts[:-2]):
-        if part.startswith("models--") and parts[i + 1] == "snapshots":
-            return {"repository": part.removeprefix("models--").replace("--", "/"), "revision": parts[i + 2]}
-    return None
+def write_record(request: Request, plan: MergePlan, measured: dict[str, Any], *, library: str = "transformers") -> None:
+    """Provenance, recipe and model card. The weights and configs are on disk already: they are identified as they are."""
+    recipe = read_recipe(plan.recipe.text)
+    sources = source_records(recipe, request.hashing)
+    names = {source.ref: source.name for source in sources}
+    record = Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        job_id=request.job_id,
+        product=f"model-merging {version('model-merging')}",
+        engine="stream",
+        engine_version=f"model-merging {version('model-merging')}",
+        method=plan.recipe.method,
+        recipe=plan.recipe.text,
+        settings={
+            "arithmetic": "float32, float64 sums, one rounding",
+            "shard_size": request.shard_bytes,
+            "threads": request.threads,
+        },
+        seed=measured["seed"],
+        sources=sources,
+        output=identify(request.folder, request.hashing),
+        landed={names.get(ref, ref): share for ref, share in measured["landed"].items()},
+        rounding_loss={names.get(ref, ref): share for ref, share in measured["rounding_loss"].items()},
+        nonfinite={names.get(ref, ref): count for ref, count in measured["nonfinite"].items()},
+        relative_error=measured.get("relative_error"),
+        versions={name: version(name) for name in ("numpy", "numba", "safetensors")} | {"python": platform.python_version()},
+        wall_seconds=round(measured["wall_seconds"], 3),
+        resumed=measured["resumed"],
+        warnings=measured["warnings"],
+    )
+    write_provenance(request.folder, record)
+    write_model_card(request.folder, record, request.name or request.folder.name, library=library)
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -29,6 +29,7 @@ class Request:
     allow_nonfinite: bool = False
     hashing: Literal["headers", "full"] = "headers"
     name: str = ""
+    job_id: str = ""
     rank: int | None = None
 
 

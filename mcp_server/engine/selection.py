@@ -1,16 +1,21 @@
-"""Exactly the k largest |deltas| of a tensor, in O(n) and constant memory, without sorting.
+"""Exactly the k largest |deltas| of a tensor, in O(n) and bounded memory, without sorting.
 
-The bit pattern of a float32's magnitude grows with the magnitude, so ranks can be found by counting patterns: one pass counts the
-upper 16 bits of every element and finds the half-pattern in which rank k falls, a second counts the lower 16 bits within it. That
-gives the k-th magnitude exactly. Elements equal to it are taken in order of their index until there are k: the third pass counts
-them per block, to find the position up to which they count. Integer counts do not care in which order threads add them.
+The bit pattern of a float32's magnitude grows with the magnitude, so ranks can be found by counting patterns.
+
+By counting: one pass counts the upper 16 bits of every element and finds the half-pattern in which rank k falls, a second counts
+the lower 16 bits within it, which gives the k-th magnitude exactly. Elements equal to it are taken in order of their index until
+there are k; a third pass counts them per block, to find the position up to which they count.
+
+By guessing: a sample of a few rows per block shows roughly where rank k lies. One pass then counts what is above that window and
+keeps the patterns inside it, a few per cent; if the rank is in the window, as it nearly always is, they decide everything.
+If not, or if the window is too full (many equal magnitudes), counting does it. Both ways give the same cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,6 +25,15 @@ from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.team import Team, Workspace
 
 Array = np.ndarray[Any, Any]
+Wanted = Sequence[tuple[int, int]]
+"""(index of the delta, k) with 1 ≤ k ≤ number of elements."""
+
+GUESS_FROM_ELEMENTS: Final = 1 << 20
+SAMPLE_ONE_IN: Final = 32
+MARGIN: Final = 0.004
+"""How far, as a share of all elements, the sampled rank may be off on either side."""
+MOST_COLLECTED: Final = 24_000_000
+"""Patterns kept at most, all deltas of a tensor together: 96 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +47,79 @@ class Cut:
         return min(max(self.ties - block.start, 0), block.count)
 
 
-def largest(tensor: OpenTensor, wanted: Sequence[tuple[int, int]], team: Team) -> list[Cut]:
-    """One cut per (index of the delta, k), with 1 ≤ k ≤ number of elements."""
-    high_counts = _count(tensor, team, {index: [0] for index, _ in wanted}, 1 << 15, _count_high)
+def largest(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut]:
+    """One cut per wanted (delta, k)."""
+    if tensor.plan.count >= GUESS_FROM_ELEMENTS and (cuts := by_guessing(tensor, wanted, team)) is not None:
+        return cuts
+    return by_counting(tensor, wanted, team)
+
+
+def by_guessing(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut] | None:
+    """The cuts, or None when the guess was wrong or the windows are too full."""
+    sample = [replace(b, rows=max(1, b.rows // SAMPLE_ONE_IN)) for b in tensor.blocks]
+    sample = [replace(b, count=b.rows * b.columns) for b in sample]
+    counts = _count(tensor, team, {index: [0] for index, _ in wanted}, 1 << 15, _count_high, sample)
+    size = sum(b.count for b in sample)
+    windows, expected = [], 0.0
+    for index, k in wanted:
+        from_top = np.cumsum(counts[index, 0][::-1]) / size
+        share = k / tensor.plan.count
+        first = int(np.searchsorted(from_top, share - MARGIN))
+        last = min(int(np.searchsorted(from_top, share + MARGIN)), (1 << 15) - 1)
+        windows.append((index, ((1 << 15) - 1 - last) << 16, ((1 << 15) - first) << 16))
+        expected += float(from_top[last] - (from_top[first - 1] if first else 0)) * tensor.plan.count
+    if expected > min(MOST_COLLECTED, tensor.plan.count * len(wanted) / 8):
+        return None
+
+    def work(workspace: Workspace, block: Block) -> list[tuple[Array, int]]:
+        patterns = _patterns(tensor, sorted({index for index, _ in wanted}), workspace, block)
+        found = workspace.take("found", block.count + 1, np.uint32)
+        results = []
+        for index, low, high in windows:
+            number, above = kernels.collect(patterns[index], low, high, found)
+            results.append((found[:number].copy(), above))
+        return results
+
+    results = team.run(work, tensor.blocks)
+    cuts = []
+    for place, (index, k) in enumerate(wanted):
+        parts = [result[place][0] for result in results]
+        left, inside = k - sum(result[place][1] for result in results), np.concatenate(parts)
+        if not 0 < left <= inside.size:
+            return None
+        pattern = int(np.partition(inside, inside.size - left)[inside.size - left])
+        left -= int((inside > pattern).sum())
+        equal = np.cumsum([int((part == pattern).sum()) for part in parts])
+        cuts.append(Cut(pattern, _tie_position(tensor, index, pattern, equal, left)))
+    return cuts
+
+
+def by_counting(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut]:
+    """The cuts, whatever the values are."""
+    high_counts = _count(tensor, team, {index: [0] for index, _ in wanted}, 1 << 15, _count_high, tensor.blocks)
     found = [_rank(high_counts[index, 0], k) for index, k in wanted]
     halves: dict[int, list[int]] = {}
     for (index, _), (high, _) in zip(wanted, found, strict=True):
         halves.setdefault(index, []).append(high)
-    low_counts = _count(tensor, team, halves, 1 << 16, kernels.count_low)
-    patterns, missing, search = [], [], {}
+    low_counts = _count(tensor, team, halves, 1 << 16, kernels.count_low, tensor.blocks)
+    cuts, search = [], {}
     for number, ((index, _), (high, k)) in enumerate(zip(wanted, found, strict=True)):
         counts = low_counts[index, high]
         low, left = _rank(counts, k)
-        patterns.append(high << 16 | low)
-        missing.append(left)
+        cuts.append(Cut(high << 16 | low, tensor.plan.count))
         if left < counts[low]:
-            search[number] = (index, patterns[-1])
-    ends = _tie_positions(tensor, team, search, missing)
-    return [Cut(pattern, ends.get(number, tensor.plan.count)) for number, pattern in enumerate(patterns)]
+            search[number] = (index, cuts[-1].pattern, left)
+    if search:
+        sources = sorted({index for index, _, _ in search.values()})
+
+        def work(workspace: Workspace, block: Block) -> list[int]:
+            patterns = _patterns(tensor, sources, workspace, block)
+            return [int(kernels.count_equal(patterns[index], pattern)) for index, pattern, _ in search.values()]
+
+        equal = np.cumsum(team.run(work, tensor.blocks), axis=0)
+        for column, (number, (index, pattern, left)) in enumerate(search.items()):
+            cuts[number] = Cut(pattern, _tie_position(tensor, index, pattern, equal[:, column], left))
+    return cuts
 
 
 def _rank(counts: Array, k: int) -> tuple[int, int]:
@@ -75,9 +144,14 @@ def _count_high(bits: Array, _: int, counts: Array) -> None:
 
 
 def _count(
-    tensor: OpenTensor, team: Team, asked: dict[int, list[int]], size: int, kernel: Callable[[Array, int, Array], None]
+    tensor: OpenTensor,
+    team: Team,
+    asked: dict[int, list[int]],
+    size: int,
+    kernel: Callable[[Array, int, Array], None],
+    blocks: Sequence[Block],
 ) -> dict[tuple[int, int], Array]:
-    """Histograms over the whole tensor, one per (delta, upper half asked for)."""
+    """Histograms over some blocks, one per (delta, upper half asked for)."""
     keys = [(index, high) for index, halves in asked.items() for high in dict.fromkeys(halves)]
 
     def work(workspace: Workspace, block: Block, tables: dict[tuple[int, int], Array]) -> None:
@@ -85,26 +159,13 @@ def _count(
         for index, high in keys:
             kernel(patterns[index], high, tables[index, high])
 
-    parts = team.fold(work, tensor.blocks, lambda: {key: np.zeros(size, np.int64) for key in keys})
+    parts = team.fold(work, blocks, lambda: {key: np.zeros(size, np.int64) for key in keys})
     return {key: np.sum([part[key] for part in parts], axis=0) for key in keys}
 
 
-def _tie_positions(tensor: OpenTensor, team: Team, search: dict[int, tuple[int, int]], missing: Sequence[int]) -> dict[int, int]:
-    """For each cut that takes only some of the elements equal to its pattern: the position just past the last it takes."""
-    if not search:
-        return {}
-    sources = sorted({index for index, _ in search.values()})
-
-    def work(workspace: Workspace, block: Block) -> list[int]:
-        patterns = _patterns(tensor, sources, workspace, block)
-        return [int(kernels.count_equal(patterns[index], pattern)) for index, pattern in search.values()]
-
-    per_block = np.cumsum(team.run(work, tensor.blocks), axis=0)
-    ends = {}
-    for column, (number, (index, pattern)) in enumerate(search.items()):
-        place = int(np.searchsorted(per_block[:, column], missing[number]))
-        before = int(per_block[place - 1, column]) if place else 0
-        block, workspace = tensor.blocks[place], Workspace()
-        bits = _patterns(tensor, [index], workspace, block)[index]
-        ends[number] = block.start + int(kernels.position_after(bits, pattern, missing[number] - before))
-    return ends
+def _tie_position(tensor: OpenTensor, index: int, pattern: int, equal_up_to: Array, left: int) -> int:
+    """The position just past the `left`-th element with this pattern, given how many there are up to each block's end."""
+    place = int(np.searchsorted(equal_up_to, left))
+    block, before = tensor.blocks[place], int(equal_up_to[place - 1]) if place else 0
+    bits = _patterns(tensor, [index], Workspace(), block)[index]
+    return block.start + int(kernels.position_after(bits, pattern, left - before))

@@ -1,111 +1,144 @@
 """The output files: reserved whole, then filled at final offsets, in any order, from any thread.
 
-A background thread keeps pushing finished tensors to the disk and tells the journal once they are there. So the disk works while
-the processors do, little is dirty in the page cache at any time, and what the journal says is true after a power cut.
+Computing threads hand over blocks in page-aligned buffers; two threads write them, past the page cache where the system allows it
+(Linux, whole pages), so that a merge neither fills memory with its output nor pushes its inputs out of it. A third thread
+syncs finished tensors and then tells the journal. So the disk works while the processors do, and what the journal says is
+true after a power cut.
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import queue
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from mcp_server.core.errors import DiskFull
-from mcp_server.engine.layout import Layout
+from mcp_server.engine.layout import PAGE, Layout
 
 Array = np.ndarray[Any, Any]
 
 BATCH_BYTES: Final = 128 << 20
-"""Weights written between two syncs to disk: what a kill can cost, and what may be dirty."""
+"""Weights written between two syncs to disk: what a kill can cost."""
+WRITING_THREADS: Final = 2
 
 
 class Writer:
-    """`on_disk(tensors)` is called from the background thread with the numbers of tensors whose bytes are safe."""
+    """`on_disk(tensors)` is called from the background thread with the numbers of tensors whose bytes are safe.
 
-    def __init__(self, folder: Path, layout: Layout, on_disk: Callable[[list[int]], None], *, keep: bool, forget: bool) -> None:
+    `buffers` of `buffer_bytes` each are all there are: who computes faster than the disk writes waits in `buffer()`.
+    """
+
+    def __init__(
+        self, folder: Path, layout: Layout, on_disk: Callable[[list[int]], None], *, keep: bool, buffers: int, buffer_bytes: int
+    ) -> None:
         self.layout, self._on_disk = layout, on_disk
-        self._forget = forget and hasattr(os, "posix_fadvise")
         folder.mkdir(parents=True, exist_ok=True)
         _check_space(folder, layout, keep)
-        self._files = [_reserve(folder / shard.file, shard.header, shard.file_bytes, keep) for shard in layout.shards]
+        paths = [folder / shard.file for shard in layout.shards]
+        self._files = [_reserve(p, s.header, s.file_bytes, keep) for p, s in zip(paths, layout.shards, strict=True)]
+        self._direct = [_open_direct(path) for path in paths]
+        self._free: queue.SimpleQueue[Array] = queue.SimpleQueue()
+        for _ in range(buffers):
+            self._free.put(np.frombuffer(mmap.mmap(-1, max(buffer_bytes, PAGE)), np.uint8))
+        self._writers = ThreadPoolExecutor(WRITING_THREADS, "write")
+        self._state = threading.Condition()
+        self._open_blocks = dict.fromkeys(range(len(layout.places)), 1)  # a tensor itself counts until `finished`
         self._pending: list[int] = []
         self._pending_bytes = 0
-        self._wake = threading.Condition()
         self._closing = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._flush_loop, name="flush", daemon=True)
-        self._thread.start()
+        self._flusher = threading.Thread(target=self._flush_loop, name="flush", daemon=True)
+        self._flusher.start()
 
-    def write(self, tensor: int, offset: int, raw: Array) -> None:
-        """Write bytes at `offset` (bytes) within a tensor."""
-        place = self.layout.places[tensor]
-        view, position = memoryview(raw.data), place.offset + offset
-        try:
-            while view:
-                count = os.pwrite(self._files[place.shard], view, position)
-                view, position = view[count:], position + count
-        except OSError as error:
-            raise _disk_error(error, self.layout.shards[place.shard].file) from error
+    def buffer(self) -> Array:
+        """A free page-aligned buffer (uint8); `write` takes it over."""
+        if self._error:
+            raise self._error
+        return self._free.get()
+
+    def write(self, tensor: int, offset: int, buffer: Array, count: int) -> None:
+        """Write the first `count` bytes of `buffer` at byte `offset` of a tensor, some time soon."""
+        with self._state:
+            self._open_blocks[tensor] += 1
+        self._writers.submit(self._write, tensor, offset, buffer, count)
 
     def finished(self, tensor: int) -> None:
-        """All bytes of a tensor are written; sync it soon."""
-        with self._wake:
-            if self._error:
-                raise self._error
-            self._pending.append(tensor)
-            self._pending_bytes += self.layout.places[tensor].nbytes
-            if self._pending_bytes >= BATCH_BYTES:
-                self._wake.notify()
+        """All blocks of a tensor are handed over; sync it once they are written."""
+        if self._error:
+            raise self._error
+        self._settle(tensor)
 
     def close(self) -> None:
         """Sync what is left; every tensor is on disk and in the journal when this returns."""
         self._stop()
-        for file in self._files:
-            os.fsync(file)
-            os.close(file)
         if self._error:
             raise self._error
 
     def abandon(self) -> None:
-        """After a failure: stop the thread and close the files; what the journal knows stays true."""
+        """After a failure: stop the threads and close the files; what the journal knows stays true."""
         self._stop()
-        for file in self._files:
-            os.close(file)
+
+    def _write(self, tensor: int, offset: int, buffer: Array, count: int) -> None:
+        place = self.layout.places[tensor]
+        position = place.offset + offset
+        direct = self._direct[place.shard]
+        whole_pages = position % PAGE == 0 and count % PAGE == 0
+        file = direct if direct is not None and whole_pages else self._files[place.shard]
+        try:
+            view = memoryview(buffer.data)[:count]
+            while view:
+                written = os.pwrite(file, view, position)
+                view, position = view[written:], position + written
+                file = self._files[place.shard]  # the rest of a short write need not be whole pages
+        except OSError as error:
+            self._error = _disk_error(error, self.layout.shards[place.shard].file)
+        finally:
+            self._free.put(buffer)
+        self._settle(tensor)
+
+    def _settle(self, tensor: int) -> None:
+        with self._state:
+            self._open_blocks[tensor] -= 1
+            if self._open_blocks[tensor] == 0 and self._error is None:
+                self._pending.append(tensor)
+                self._pending_bytes += self.layout.places[tensor].nbytes
+                if self._pending_bytes >= BATCH_BYTES:
+                    self._state.notify()
 
     def _stop(self) -> None:
-        with self._wake:
+        self._writers.shutdown()
+        with self._state:
             self._closing = True
-            self._wake.notify()
-        self._thread.join()
+            self._state.notify()
+        self._flusher.join()
+        for file in [*self._files, *self._direct]:
+            if file is not None:
+                os.close(file)
 
     def _flush_loop(self) -> None:
         try:
             while True:
-                with self._wake:
-                    self._wake.wait_for(lambda: self._closing or self._pending_bytes >= BATCH_BYTES)
+                with self._state:
+                    self._state.wait_for(lambda: self._closing or self._pending_bytes >= BATCH_BYTES)
                     batch, self._pending, self._pending_bytes = self._pending, [], 0
                     last = self._closing
                 if batch:
-                    self._sync(batch)
+                    for shard in sorted({self.layout.places[tensor].shard for tensor in batch}):
+                        getattr(os, "fdatasync", os.fsync)(self._files[shard])
+                    self._on_disk(batch)
                 if last:
                     return
         except OSError as error:
             self._error = _disk_error(error, "the output")
-
-    def _sync(self, batch: list[int]) -> None:
-        places = [self.layout.places[tensor] for tensor in batch]
-        for shard in sorted({place.shard for place in places}):
-            getattr(os, "fdatasync", os.fsync)(self._files[shard])
-        self._on_disk(batch)
-        if self._forget:
-            for place in places:
-                os.posix_fadvise(self._files[place.shard], place.offset, place.nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def _check_space(folder: Path, layout: Layout, keep: bool) -> None:
@@ -132,6 +165,16 @@ def _reserve(path: Path, header: bytes, file_bytes: int, keep: bool) -> int:
         os.close(file)
         raise _disk_error(error, path.name) from error
     return file
+
+
+def _open_direct(path: Path) -> int | None:
+    """A handle that bypasses the page cache, or None where the platform or the file system has no such thing."""
+    if not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT)
+    except OSError:
+        return None
 
 
 def _disk_error(error: OSError, what: str) -> BaseException:

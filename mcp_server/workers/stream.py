@@ -19,6 +19,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+from mcp_server.core.provenance import read_provenance  # noqa: E402
 from mcp_server.engine.adapter_space import merge_adapters  # noqa: E402
 from mcp_server.engine.merge import merge  # noqa: E402
 from mcp_server.engine.request import Request  # noqa: E402
@@ -37,6 +38,7 @@ def main(job: Job) -> dict[str, Any]:
         allow_nonfinite=bool(parameters.get("allow_nonfinite")),
         hashing=parameters.get("hash") or "headers",
         name=Path(parameters["out"]).name,
+        job_id=str(parameters.get("job_id", "")),
         rank=parameters.get("rank"),
     )
 
@@ -44,7 +46,10 @@ def main(job: Job) -> dict[str, Any]:
         job.progress(stage, done, total, unit=unit)
 
     work = merge_adapters if parameters.get("output") == "adapter" else merge
-    return {"output": parameters["out"], **work(request, report)}
+    measured = work(request, report)
+    if record := read_provenance(request.folder):
+        measured |= {"landed": record.landed, "rounding_loss": record.rounding_loss, "nonfinite": record.nonfinite}
+    return {"output": parameters["out"], **measured}
 
 
 if __name__ == "__main__":
