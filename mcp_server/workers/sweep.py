@@ -41,6 +41,7 @@ from mcp_server.workers.sweeping.executors import Executor, LocalExecutor, RayEx
 from mcp_server.workers.sweeping.tasks import Step, Task
 
 GIB = 1 << 30
+EVALUATE = "mcp_server.workers.evaluate"
 
 
 class Request(Frozen):
@@ -173,7 +174,7 @@ class Bench:
     def sources(self, executor: Executor) -> Evaluation:
         """Base and sources on the development split, once; every later measurement finds their answers remembered."""
         parameters = self._measured(None, quick=False)
-        task = Task("sources", str(self.out / "work" / "sources"), [Step("evaluate", parameters)], **self._declared())
+        task = Task("sources", str(self.out / "work" / "sources"), [Step(EVALUATE, parameters)], **self._declared())
         ((_, answer),) = list(executor.run([task]))
         if "error" in answer:
             raise from_dict(answer["error"])
@@ -185,7 +186,7 @@ class Bench:
         for candidate in candidates:
             folder = self.out / "work" / _folder_name(candidate)
             model = folder / "model"
-            steps = [self._merge(candidate, model), Step("evaluate", self._measured(model, quick=quick))]
+            steps = [self._merge(candidate, model), Step(EVALUATE, self._measured(model, quick=quick))]
             kind = "quick" if quick else "whole"
             remove = [] if quick else [str(model)]
             tasks.append(Task(candidate.name, str(folder / kind), steps, remove=remove, **self._declared()))
@@ -199,7 +200,7 @@ class Bench:
     def final(self, candidate: Candidate, model: Path) -> Task:
         steps = [self._merge(candidate, model)]
         if self.request.test:
-            steps.append(Step("evaluate", self._measured(model, quick=False) | {"split": "test", "cross": True, "limit": None}))
+            steps.append(Step(EVALUATE, self._measured(model, quick=False) | {"split": "test", "cross": True, "limit": None}))
         return Task("winner", str(self.out / "work" / f"winner-{_folder_name(candidate)}"), steps, **self._declared())
 
     def _merge(self, candidate: Candidate, model: Path) -> Step:
@@ -228,7 +229,7 @@ class Bench:
 def _engine(candidate: Candidate) -> str:
     from mcp_server.engine.coverage import covers
 
-    return "mergekit" if covers(candidate.recipe) else "stream"
+    return f"mcp_server.workers.{'mergekit' if covers(candidate.recipe) else 'stream'}"
 
 
 def _names(plan: Plan, near: Path) -> dict[str, str]:

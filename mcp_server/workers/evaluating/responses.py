@@ -30,7 +30,11 @@ class ResponseStore:
         self.file = file
         self.answers: dict[str, Any] = {}
         if file is not None and file.is_file():
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if text and not text.endswith("\n"):
+                with file.open("a", encoding="utf-8") as stream:
+                    stream.write("\n")
+            for line in text.splitlines():
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:

@@ -24,8 +24,8 @@ DONE = "task.json"
 
 @dataclass(frozen=True)
 class Step:
-    """One worker process. `output` is a folder that the worker fills as `partial` and that is renamed when it is whole;
-    its files lie beside it as `OUTPUT.step`, so that another task with the same step finds it done."""
+    """One worker process, `python -m module FOLDER`. `output` is a folder that the worker fills as `partial` and that is renamed
+    when it is whole; the process's files lie beside it as `OUTPUT.step`, so that another task with this step finds it done."""
 
     module: str
     parameters: dict[str, Any]
@@ -95,7 +95,7 @@ def _run_step(folder: Path, step: Step, environment: dict[str, str]) -> dict[str
     write_json(folder / "request.json", {"kind": step.module, "parameters": parameters})
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         ended = subprocess.run(
-            [sys.executable, "-m", f"mcp_server.workers.{step.module}", str(folder)],
+            [sys.executable, "-m", step.module, str(folder)],
             stdout=log,
             stderr=subprocess.STDOUT,
             check=False,

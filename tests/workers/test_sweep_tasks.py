@@ -1,0 +1,106 @@
+"""Tasks of a sweep: what they leave behind, how they fail, and that a second run does not repeat what is whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcp_server.core.errors import BadInput
+from mcp_server.workers.sweeping.executors import LocalExecutor, RayExecutor
+from mcp_server.workers.sweeping.tasks import Step, Task, run_task
+from tests.fake_worker import FAKE
+
+
+def step(*script: dict[str, Any], output: str | None = None) -> Step:
+    return Step(FAKE, {"script": list(script)}, output=output)
+
+
+def test_a_task_gives_the_result_of_its_last_step(tmp_path: Path) -> None:
+    task = Task("t", str(tmp_path / "t"), [step(), step({"do": "say", "text": "hello"})])
+    answer = run_task(task.as_dict())
+    assert set(answer) == {"result", "attempts"}
+    assert answer["attempts"] == 1
+    assert (tmp_path / "t" / "step1" / "log.txt").read_text(encoding="utf-8") == "hello\n"
+
+
+def test_our_own_errors_come_back_as_they_were(tmp_path: Path) -> None:
+    task = Task("t", str(tmp_path / "t"), [step({"do": "fail", "type": "DiskFull", "message": "no room"})])
+    assert run_task(task.as_dict())["error"]["type"] == "DiskFull"
+
+
+def test_a_bug_names_the_log(tmp_path: Path) -> None:
+    task = Task("t", str(tmp_path / "t"), [step({"do": "bug"})])
+    error = run_task(task.as_dict())["error"]
+    assert error["message"] == f"{FAKE} ended with status 70"
+    assert str(tmp_path / "t" / "step0" / "log.txt") in error["next_step"]
+
+
+def test_a_finished_task_is_not_run_again_and_a_changed_one_is(tmp_path: Path) -> None:
+    first = Task("t", str(tmp_path / "t"), [step({"do": "say", "text": "once"})])
+    run_task(first.as_dict())
+    assert run_task(first.as_dict())["attempts"] == 2
+    log = tmp_path / "t" / "step0" / "log.txt"
+    assert log.read_text(encoding="utf-8") == "once\n"
+    run_task(Task("t", first.folder, [step({"do": "say", "text": "changed"})]).as_dict())
+    assert log.read_text(encoding="utf-8") == "once\nchanged\n"
+
+
+def test_folders_that_a_task_no_longer_needs_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    run_task(Task("t", str(tmp_path / "t"), [step()], remove=[str(tmp_path / "model")]).as_dict())
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_local_executor_answers_every_task(tmp_path: Path) -> None:
+    tasks = [Task(f"t{i}", str(tmp_path / f"t{i}"), [step({"do": "say", "text": str(i)})]) for i in range(3)]
+    answers = {task.name: answer for task, answer in LocalExecutor(2).run(tasks)}
+    assert {name: "result" in answer for name, answer in answers.items()} == {"t0": True, "t1": True, "t2": True}
+
+
+def test_a_task_survives_the_journey_as_json(tmp_path: Path) -> None:
+    task = Task("t", str(tmp_path / "t"), [step()], cpus=2, memory_bytes=5)
+    assert "result" in run_task(json.loads(json.dumps(task.as_dict())))
+
+
+@pytest.mark.slow
+def test_a_node_of_a_ray_cluster_dies_and_its_task_runs_again_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024})
+    doomed = cluster.add_node(num_cpus=1, object_store_memory=80 * 1024 * 1024)
+    executor = RayExecutor(cluster.address)
+    try:
+        assert executor.workers == 2
+        gate = tmp_path / "gate"
+        wait = {"do": "wait_for", "path": str(gate)}
+        tasks = [Task(name, str(tmp_path / name), [step(wait)], cpus=1, memory_bytes=10_000_000) for name in ("a", "b")]
+        running = executor.run(tasks)
+        _both_started(running, tasks, lambda: cluster.remove_node(doomed, allow_graceful=False), gate)
+        answers = {task.name: answer for task, answer in running}
+        assert {name: "result" in answer for name, answer in answers.items()} == {"a": True, "b": True}
+        assert sorted(answer["attempts"] for answer in answers.values()) == [1, 2]
+    finally:
+        executor.close()
+        cluster.shutdown()
+
+
+def _both_started(running: Any, tasks: list[Task], kill_node: Any, gate: Path) -> None:
+    """Once both tasks wait at the gate, one on each node, kill a node and open the gate; on a thread, since `running` is lazy."""
+    import threading
+    import time
+
+    def act() -> None:
+        while not all((Path(task.folder) / "step0" / "events.jsonl").is_file() for task in tasks):
+            time.sleep(0.1)
+        kill_node()
+        gate.touch()
+
+    threading.Thread(target=act, daemon=True).start()
+
+
+def test_without_ray_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(BadInput, match="needs the package ray"):
+        RayExecutor("auto")
