@@ -10,12 +10,11 @@ import json
 import sys
 import traceback
 
-import click
 import typer
 
 from mcp_server.cli import evidence, knowledge, merging, project
 from mcp_server.cli.console import stderr
-from mcp_server.core.errors import MergingError
+from mcp_server.core.errors import BadInput, MergingError
 
 EXIT_BAD_INPUT = 2
 EXIT_BUG = 70
@@ -47,12 +46,12 @@ def run(arguments: list[str]) -> int:
     except MergingError as error:
         show_error(error, as_json="--json" in arguments)
         return error.exit_code
-    except click.exceptions.Exit as leaving:
+    except typer.Exit as leaving:
         return leaving.exit_code
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:
+        show_error(BadInput(error.format_message(), "see model-merging --help"), as_json="--json" in arguments)
         return EXIT_BAD_INPUT
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         stderr.print("stopped")
         return EXIT_INTERRUPTED
     except Exception:  # noqa: BLE001 - the edge: a bug is shown whole and has its own exit code

@@ -17,7 +17,7 @@ import yaml
 from mcp_server.cli.console import size, stderr, table
 from mcp_server.cli.evidence import run_job, show_evaluation
 from mcp_server.cli.merging import finish, foreground
-from mcp_server.core.catalog import load as load_catalog
+from mcp_server.core.catalog import threshold
 from mcp_server.core.checkpoint import inspect_models
 from mcp_server.core.estimate import estimate
 from mcp_server.core.models.demo import Demo, Step
@@ -108,7 +108,7 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
         landed = ", ".join(f"{name} {share:.2f}" for name, share in verification.landed.items() if share is not None)
         said.append(f"{verification.verdict}, {len(verification.checks)} checks; landed: {landed or 'unknown'}")
     with tell.step("evaluate") as said:
-        limit = int(load_catalog().threshold("demo_evaluation_limit"))
+        limit = int(threshold("demo_evaluation_limit"))
         request_: dict[str, Any] = {"out": str(paths["model"]), "suites": SUITES, "limit": limit, "split": "test"}
         evaluation = Evaluation.model_validate(run_job("evaluate", request_, quiet=quiet))
         said.append(f"{evaluation.verdict}; base, sources and merge on {limit} prompts a suite")

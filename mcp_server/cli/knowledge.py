@@ -23,6 +23,7 @@ from mcp_server.core.scenario_reader import read_plan, read_scenario
 from mcp_server.core.validate import fix as fix_recipe
 from mcp_server.core.validate import validate as validate_recipe
 from mcp_server.jobs.planning import ask_planner
+from mcp_server.jobs.planning import ask_planner
 
 
 def register(app: typer.Typer) -> None:
@@ -52,6 +53,8 @@ def inspect(
     """What the sources are and whether they can be merged, from headers alone."""
     found = inspect_models(refs, base=base)
     emit(found, json, lambda: show_inspection(found))
+    if any(source.kind == "not_a_model" for source in found.sources):
+        return 2
     return 1 if found.compatible is False else 0
 
 

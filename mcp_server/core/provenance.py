@@ -51,6 +51,8 @@ class SourceRecord(Frozen):
     identity: Identity | None = Field(default=None, description="null: not on this machine when the record was written")
     licence: str | None = None
     base: str | None = Field(default=None, description="for an adapter: the base that it was folded into")
+    revision: str | None = Field(default=None, description="commit, when it came from the local hub cache")
+    modified: dict[str, int] = Field(default_factory=dict, description="weight file → modification time, ns since 1970")
 
 
 class Provenance(Frozen):
@@ -69,6 +71,10 @@ class Provenance(Frozen):
     landed: dict[str, float | None] = Field(default_factory=dict)
     rounding_loss: dict[str, float | None] = Field(default_factory=dict)
     nonfinite: dict[str, int] | None = Field(default=None, description="source or 'output' → count, where the engine counted")
+    relative_error: float | None = Field(default=None, description="of an adapter made by truncated SVD, Frobenius norm")
+    versions: dict[str, str] = Field(default_factory=dict, description="library → version")
+    wall_seconds: float | None = None
+    resumed: bool = False
     warnings: list[str] = Field(default_factory=list)
 
 
@@ -117,11 +123,14 @@ def read_provenance(folder: Path) -> Provenance | None:
     return Provenance.model_validate(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def write_model_card(folder: Path, provenance: Provenance, name: str | None = None) -> Path:
-    """Write `README.md`: front matter for hubs, lineage, licences, recipe. Folders of this machine shrink to their names."""
+def write_model_card(folder: Path, provenance: Provenance, name: str | None = None, *, library: str = "transformers") -> Path:
+    """Write `README.md`: front matter for hubs, lineage, licences, recipe, what landed.
+
+    Folders of this machine shrink to their names. `library` is what loads the output: transformers, or peft for an adapter.
+    """
     front: dict[str, Any] = {
         "base_model": [_public(s.ref) for s in provenance.sources],
-        "library_name": "transformers",
+        "library_name": library,
         "tags": ["merge", "mergekit", "model-merging", provenance.method],
     }
     licences = {s.licence for s in provenance.sources}
@@ -157,12 +166,29 @@ A merge of {len(provenance.sources)} sources by `{provenance.method}`, made with
 ```yaml
 {recipe.strip()}
 ```
-{f"{chr(10)}## Warnings{chr(10)}{warnings}{chr(10)}" if warnings else ""}
+{_landing(provenance)}{f"{chr(10)}## Warnings{chr(10)}{warnings}{chr(10)}" if warnings else ""}
 `{PROVENANCE_FILE}` holds the full record. A merge inherits what its sources were trained on; measure it before you rely on it.
 """
     path = folder / CARD_FILE
     write_text(path, text)
     return path
+
+
+def _landing(provenance: Provenance) -> str:
+    """How much of each source's delta the output holds, where the engine counted it."""
+    if provenance.relative_error is not None:
+        return f"\nThe merged deltas are approximated; relative error {provenance.relative_error:.3g} (Frobenius norm).\n"
+    if not any(share is not None for share in provenance.landed.values()):
+        return ""
+    rows = "\n".join(
+        f"| {name} | {_share(share)} | {_share(provenance.rounding_loss.get(name))} |"
+        for name, share in provenance.landed.items()
+    )
+    return f"\n## What landed\n\n| source | share of its delta in the result | lost to rounding |\n|---|---|---|\n{rows}\n"
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
 
 
 def _public(ref: str) -> str:

@@ -105,6 +105,33 @@ def absolute_sum(a: Array) -> float:
     return total
 
 
+# ── comparison ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@njit(nogil=True, cache=True, fastmath=_SUM)
+def measure(a: Array, threshold: float) -> tuple[float, int, int]:
+    """(Σa², how many are not zero, how many are at least `threshold` in magnitude)."""
+    square, changed, top = 0.0, 0, 0
+    for i in range(a.size):
+        square += np.float64(a[i]) * np.float64(a[i])
+        changed += a[i] != 0
+        top += abs(a[i]) >= threshold
+    return square, changed, top
+
+
+@njit(nogil=True, cache=True, fastmath=_SUM)
+def relate(a: Array, b: Array, threshold_a: float, threshold_b: float) -> tuple[float, int, int, int]:
+    """(Σab, how many both change, how many of these in opposite directions, how many are at least the thresholds in both)."""
+    product, both, opposite, top = 0.0, 0, 0, 0
+    for i in range(a.size):
+        x, y = a[i], b[i]
+        product += np.float64(x) * np.float64(y)
+        both += (x != 0) & (y != 0)
+        opposite += ((x > 0) & (y < 0)) | ((x < 0) & (y > 0))
+        top += (abs(x) >= threshold_a) & (abs(y) >= threshold_b)
+    return product, both, opposite, top
+
+
 # ── masks: what a sparsifier keeps of a delta ─────────────────────────────────────────────────────────────────────────────
 
 

@@ -20,11 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core.checkpoint.licence import read_licence
 from mcp_server.core.errors import RunFailed
 from mcp_server.core.files import tree_bytes, write_text
+from mcp_server.core.lineage import source_records
 from mcp_server.core.models.job import MergeRequest
-from mcp_server.core.provenance import Identity, Provenance, SourceRecord, identify, write_model_card, write_provenance
+from mcp_server.core.provenance import Provenance, SourceRecord, identify, write_model_card, write_provenance
 from mcp_server.core.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.core.recipe_refs import rewrite_refs
 from mcp_server.core.safetensors_header import read_header
@@ -40,7 +40,7 @@ def main(job: Job) -> dict[str, Any]:
     request = MergeRequest.model_validate({k: v for k, v in job.parameters.items() if k in MergeRequest.model_fields})
     partial = Path(job.parameters["partial"])
     recipe = read_recipe(request.recipe)
-    sources = _identify(recipe, request)
+    sources = _identify(recipe, request.hash)
     text = rewrite_refs(request.recipe, _folder(job))
     write_text(job.folder / "recipe.yml", text)
     transcript = mergekit_process.run(job, _command(job, recipe, request, partial))
@@ -101,30 +101,13 @@ def _folder(job: Job) -> Callable[[ModelRef], ModelRef]:
     return fold
 
 
-def _identify(recipe: Recipe, request: MergeRequest) -> list[SourceRecord]:
+def _identify(recipe: Recipe, hash: Any) -> list[SourceRecord]:
     """What goes in, before anything runs; a source that is no sound safetensors checkpoint stops the job here."""
-    stages = {stage.name for stage in recipe.stages}
-    found: dict[str, SourceRecord] = {}
-    for ref in recipe.references():
-        if ref.base in stages:
-            continue
-        base_role = ref.adapter is not None or ref == recipe.base
-        if ref.base_ref not in found:
-            found[ref.base_ref] = _record(ref.base_ref, "base" if base_role else "model", request)
-        if ref.adapter_ref is not None:
-            found[str(ref)] = _record(ref.adapter_ref, "adapter", request, whole=str(ref), base=ref.base_ref)
-    return list(found.values())
-
-
-def _record(ref: str, role: Any, request: MergeRequest, whole: str | None = None, base: str | None = None) -> SourceRecord:
-    folder = Path(ref)
-    identity: Identity | None = None
-    if folder.is_dir():
-        if role != "adapter":
-            open_checkpoint(ref)
-        identity = identify(folder, request.hash)
-    licence = read_licence(folder) if folder.is_dir() else None
-    return SourceRecord(name=folder.name, ref=whole or ref, role=role, identity=identity, licence=licence, base=base)
+    records = source_records(recipe, hash)
+    for record in records:
+        if record.role != "adapter" and record.identity is not None:
+            open_checkpoint(record.ref)
+    return records
 
 
 def _check(partial: Path, log: Path) -> int:
