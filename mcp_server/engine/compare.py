@@ -1,0 +1,217 @@
+"""How task vectors stand to each other: facts for a plan, from one streaming pass. None of them can clear a merge.
+
+For every pair of sources and for every tensor, layer and the whole: the cosine of their deltas from the base, the share of
+elements that both change in opposite directions, the ratio of their norms, and how far their largest changes fall on the same
+elements. For every source: the norm of its delta, also relative to the base's norm over the tensors that any source touches, and
+the share of parameters that it changes. Adapters are compared through their factors, row block by row block; tensors that no
+source touches are not read.
+
+The largest `TOP_SHARE` of each delta is told from a magnitude that a sample of its rows gives, so each input is read once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mcp_server.engine import kernels
+from mcp_server.engine.blocks import Block
+from mcp_server.engine.checkpoint import locate
+from mcp_server.engine.deltas import OpenTensor
+from mcp_server.engine.layers import split_layer
+from mcp_server.engine.plan import TensorPlan, make_plan
+from mcp_server.engine.reader import Reader
+from mcp_server.engine.recipe import parse_recipe
+from mcp_server.engine.team import Team, Workspace
+
+Array = np.ndarray[Any, Any]
+Report = Callable[[str, float, float, str], None]
+
+TOP_SHARE: Final = 0.2
+SAMPLE_ONE_IN: Final = 32
+STANDOUTS: Final = 10
+
+
+@dataclass
+class Sums:
+    """What is added up: over blocks, tensors, layers. One row per source, one per pair of sources."""
+
+    elements: int
+    base: float
+    single: Array
+    """Σδ², changed, in the top share: by source."""
+    pair: Array
+    """Σδδ', both changed, opposite, both in the top share: by pair."""
+
+    @classmethod
+    def zero(cls, sources: int) -> Sums:
+        return cls(0, 0.0, np.zeros((sources, 3)), np.zeros((sources * (sources - 1) // 2, 4)))
+
+    def add(self, other: Sums) -> None:
+        self.elements += other.elements
+        self.base += other.base
+        self.single += other.single
+        self.pair += other.pair
+
+
+def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: bool = False, threads: int = 1) -> dict[str, Any]:
+    """Compare `refs` (full models, base+adapter, or adapters of `base`). Everything goes to `path`, a summary is returned."""
+    models = [_with_base(base, ref) for ref in refs]
+    names = _short_names(refs)
+    entries = [{"model": model, "parameters": {"weight": 1}} for model in models]
+    plan = make_plan(parse_recipe(json.dumps({"merge_method": "task_arithmetic", "base_model": base, "models": entries})))
+    reader, team = Reader(), Team(threads)
+    per_tensor: dict[str, Sums] = {}
+    try:
+        for number, tensor in enumerate(plan.tensors):
+            per_tensor[tensor.name] = _tensor(tensor, reader, team, sample)
+            report("compare", number + 1, len(plan.tensors), "tensors")
+    finally:
+        team.close()
+        reader.close()
+    whole, layers = Sums.zero(len(refs)), dict[str, Sums]()
+    for name, sums in per_tensor.items():
+        whole.add(sums)
+        found = split_layer(name)
+        layers.setdefault(str(found[1]) if found else name, Sums.zero(len(refs))).add(sums)
+    overall = _figures(whole, names)
+    details: dict[str, Any] = {
+        "base": base,
+        "sources": dict(zip(names, models, strict=True)),
+        "sample": sample,
+        "overall": overall,
+        "layers": {name: _figures(sums, names) for name, sums in layers.items()},
+        "tensors": {name: _figures(sums, names) for name, sums in per_tensor.items()},
+    }
+    path.write_text(json.dumps(details, indent=1), encoding="utf-8")
+    return {
+        "overall": _flat(overall),
+        **overall,
+        "relations": [{k: pair[k] for k in ("between", "cosine", "sign_disagreement")} for pair in overall["pairs"]],
+        "layers": _standouts(details["layers"], overall),
+        "sample": sample,
+        "tensors": len(per_tensor),
+        "path": str(path),
+    }
+
+
+def _with_base(base: str, ref: str) -> str:
+    if "+" not in ref:
+        folder = locate(ref)
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            return f"{base}+{ref}"
+    return ref
+
+
+def _short_names(refs: list[str]) -> list[str]:
+    """The last folder of each reference; whole references where that is not unique."""
+    short = [Path(ref.split("+")[-1]).name for ref in refs]
+    return short if len(set(short)) == len(short) else refs
+
+
+def _tensor(plan: TensorPlan, reader: Reader, team: Team, sample: bool) -> Sums:
+    tensor, sources = OpenTensor(plan, reader), len(plan.inputs) - 1
+    sums = Sums.zero(sources)
+    need = [tensor.needs_reference(i) for i in range(sources)]
+    if not any(need) and not any(entry.low_rank for entry in tensor.deltas):
+        sums.elements = plan.count
+        return sums
+    rows = [replace(b, rows=max(1, b.rows // SAMPLE_ONE_IN)) for b in tensor.blocks]
+    sampled = [replace(b, count=b.rows * b.columns) for b in rows]
+    blocks = sampled if sample else tensor.blocks
+
+    def load(workspace: Workspace, block: Block) -> tuple[Array, Array]:
+        reference = tensor.load_reference(workspace, block)
+        deltas = workspace.stack("deltas", sources, block.count)
+        for i in range(sources):
+            tensor.load_delta(i, workspace, block, reference, deltas[i])
+        return reference, deltas
+
+    def magnitudes(workspace: Workspace, block: Block) -> Array:
+        return np.abs(load(workspace, block)[1])
+
+    every = np.concatenate(team.run(magnitudes, _thin(sampled)), axis=1)
+    place = max(0, every.shape[1] - max(1, int(TOP_SHARE * every.shape[1])))
+    tiny = np.finfo(np.float32).tiny
+    thresholds = [max(np.partition(row, place)[place], tiny) for row in every]
+
+    def work(workspace: Workspace, block: Block) -> Sums:
+        reference, deltas = load(workspace, block)
+        single = [kernels.measure(delta, t) for delta, t in zip(deltas, thresholds, strict=True)]
+        pair = [kernels.relate(deltas[i], deltas[j], thresholds[i], thresholds[j]) for i, j in combinations(range(sources), 2)]
+        return Sums(block.count, kernels.dot(reference, reference), np.array(single), np.array(pair).reshape(-1, 4))
+
+    for part in team.run(work, blocks):
+        sums.add(part)
+    return sums
+
+
+def _thin(blocks: list[Block]) -> list[Block]:
+    """At most a few million elements for the thresholds; indices follow the list."""
+    step = max(1, sum(b.count for b in blocks) // 2_000_000)
+    return [replace(block, index=i) for i, block in enumerate(blocks[::step])]
+
+
+def _figures(sums: Sums, names: list[str]) -> dict[str, Any]:
+    norms = np.sqrt(sums.single[:, 0])
+    sources = [
+        {
+            "name": name,
+            "norm": float(norms[i]),
+            "relative_norm": _ratio(float(norms[i]), math.sqrt(sums.base)),
+            "changed": _ratio(float(sums.single[i, 1]), sums.elements),
+        }
+        for i, name in enumerate(names)
+    ]
+    pairs = []
+    for (i, j), (product, both, opposite, top) in zip(combinations(range(len(names)), 2), sums.pair, strict=True):
+        pairs.append(
+            {
+                "between": [names[i], names[j]],
+                "cosine": _ratio(float(product), float(norms[i] * norms[j])),
+                "sign_disagreement": _ratio(float(opposite), float(both)),
+                "norm_ratio": _ratio(float(norms[i]), float(norms[j])),
+                "top_overlap": _ratio(float(top), float(min(sums.single[i, 2], sums.single[j, 2]))),
+            }
+        )
+    return {"sources": sources, "pairs": pairs}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return round(part / whole, 6) if whole else None
+
+
+def _flat(figures: dict[str, Any]) -> dict[str, float | None]:
+    """'persona: norm' and 'persona ~ tools: cosine' → value."""
+    flat = {f"{s['name']}: {key}": s[key] for s in figures["sources"] for key in s if key != "name"}
+    for pair in figures["pairs"]:
+        flat |= {f"{' ~ '.join(pair['between'])}: {key}": pair[key] for key in pair if key != "between"}
+    return flat
+
+
+def _standouts(layers: dict[str, Any], overall: dict[str, Any]) -> list[dict[str, Any]]:
+    """The layers that differ most from the whole: in cosine and sign disagreement, and in the norm ratio by a factor of four."""
+
+    def distance(pair: dict[str, Any], whole: dict[str, Any]) -> float:
+        parts = [abs(pair[k] - whole[k]) for k in ("cosine", "sign_disagreement") if pair[k] is not None and whole[k] is not None]
+        if pair["norm_ratio"] and whole["norm_ratio"]:
+            parts.append(abs(math.log(pair["norm_ratio"] / whole["norm_ratio"], 4)))
+        return max(parts, default=0.0)
+
+    rows = [
+        (
+            distance(pair, whole),
+            {"layer": name, "between": " ~ ".join(pair["between"])} | {k: pair[k] for k in pair if k != "between"},
+        )
+        for name, figures in layers.items()
+        for pair, whole in zip(figures["pairs"], overall["pairs"], strict=True)
+        if pair["cosine"] is not None
+    ]
+    return [row for _, row in sorted(rows, key=lambda entry: -entry[0])[:STANDOUTS]]
