@@ -12,18 +12,26 @@ from mcp_server.core.yaml_io import load_yaml
 
 
 class WorkingSet(Frozen):
-    """Bytes per element of the tensor in hand: `constant + per_model · models`, models beside the base, for 2-byte arithmetic."""
+    """What a method holds per element of the tensor in hand, as measured.
 
-    constant: float
-    per_model: float
-    wide_constant: float = Field(description="the same for 4-byte arithmetic")
-    wide_per_model: float
-    ns_per_element: float = Field(description="compute time, two models")
+    `narrow`: in 2-byte arithmetic, for 1, 2, 3 … models beside the first; more models go on as the last step did. `wide`: in
+    4-byte arithmetic at `len(narrow)` capped to 2 models, converted inputs not counted; a further model takes twice its bytes.
+    """
+
+    narrow: list[float] = Field(min_length=1)
+    wide: float
+    ns_per_element: float = Field(description="compute time with two models beside the first")
 
     def bytes_per_element(self, width: int, models: int) -> float:
         if width <= 2:
-            return self.constant + self.per_model * models
-        return (self.wide_constant + self.wide_per_model * models) * (width / 4)
+            return self._narrow(models)
+        measured_at = min(2, len(self.narrow))
+        return (self.wide + 2 * (self._narrow(models) - self._narrow(measured_at))) * (width / 4)
+
+    def _narrow(self, models: int) -> float:
+        known = self.narrow
+        step = known[-1] - known[-2] if len(known) > 1 else 0.0
+        return known[models - 1] if models <= len(known) else known[-1] + step * (models - len(known))
 
 
 class MergekitCosts(Frozen):
