@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,38 +20,19 @@ from mcp_server.core.engine_registry import differences
 from mcp_server.core.models.check import CheckFinding
 
 ROOT = paths.PACKAGE.parent
-STRATEGY = """\
-id: gentle_ties
-method: ties
-title: Gentle TIES
-idea: TIES that keeps most changes and adds half of them.
-inputs: {min: 1, base: required}
-weights: sum_one
-parameters:
-  - {name: weight, scope: source, required: true, advice: only the ratios count, source: "mergekit 0.1.5"}
-  - {name: density, scope: source, default: 1.0, start: 0.8, range: {above: 0, at_most: 1}, advice: keep most, source: mine}
-  - {name: lambda, scope: shared, default: 1.0, start: 0.5, advice: half of the sum, source: mine}
-when: [a first try that must not hurt plain language]
-when_not: [a skill has to survive in full]
-cost: {kind: whole_tensor}
-sources: [{title: My notebook}]
-checked_against: mergekit 0.1.5
-"""
-TEMPLATE = """\
-# Gentle TIES: keeps most changes and adds half of them.
-merge_method: ties
-base_model: {{ base | yaml }}
-models:
-{% for source in sources %}
-  - model: {{ source.model | yaml }} # {{ source.name | yaml }}
-    parameters:
-{% for name, value in source.parameters.items() %}
-      {{ name | yaml }}: {{ value | yaml }}
-{% endfor %}
-{% endfor %}
-{% include "_parameters.j2" %}
-{% include "_ending.j2" %}
-"""
+SKILL = (ROOT / ".claude/skills/extend-model-merging/SKILL.md").read_text(encoding="utf-8")
+
+
+def block(language: str, heading: str) -> str:
+    """The first code block after a heading of the student's guide: what the guide shows is what is tested."""
+    found = re.search(rf"```{language}\n(.*?)```", SKILL[SKILL.index(heading) :], flags=re.DOTALL)
+    assert found, heading
+    return found.group(1)
+
+
+STRATEGY = block("yaml", "### 1. The rules file")
+TEMPLATE = block("jinja", "### 2. The template")
+RULE = block("yaml", "## Change a decision")
 
 
 @pytest.fixture
@@ -87,6 +69,14 @@ def test_a_student_is_led_from_a_rules_file_to_a_strategy_step_by_step(tree: Pat
     assert "write templates/gentle_ties.yaml.j2" in steps[0].fix
     (tree / "templates/gentle_ties.yaml.j2").write_text(TEMPLATE, encoding="utf-8")
     assert "docgen golden gentle_ties > tests/golden/gentle_ties.yml" in only(tree).fix
+
+
+def test_the_rule_of_the_students_guide_is_a_sound_rule(tree: Path) -> None:
+    (tree / "rules/strategies/gentle_ties.yaml").write_text(STRATEGY, encoding="utf-8")
+    path = tree / "rules/decision.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("- id: asked_for\n", f"{RULE}- id: asked_for\n"), encoding="utf-8")
+    assert [f.message for f in findings(tree)] == ["it has no template", "it has no golden file"]
 
 
 def test_a_strategy_added_to_a_copy_of_the_tree_works_without_a_line_of_python(tmp_path: Path) -> None:

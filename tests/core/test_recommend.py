@@ -1,5 +1,6 @@
 """The recommender held against the scenario table, and what makes its answers trustworthy."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,22 @@ def test_the_scenario_table_holds(case: dict[str, Any]) -> None:
     for piece in [*case.get("says", []), *case.get("asks", [])]:
         assert piece in text
     assert [d.split(" ")[0] for d in plan.differences] == case.get("differences", [d.split(" ")[0] for d in plan.differences])
+
+
+def test_the_verification_prompt_gets_a_memory_plan_that_fits() -> None:
+    engine = plan_of(TABLE[0]).engine
+    assert engine is not None
+    assert engine.fits is True
+    assert engine.peak_anon_bytes is not None
+    assert 0 < engine.peak_anon_bytes < 12 * 2**30
+
+
+def test_every_test_that_ticks_a_criterion_of_the_learning_spec_exists() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (root / "LEARNING-SPEC.md").read_text(encoding="utf-8"))
+    assert len(named) >= 8
+    missing = [test for file, test in named if f"def {test}(" not in (root / file).read_text(encoding="utf-8")]
+    assert missing == []
 
 
 def test_the_table_has_at_least_sixty_scenarios_with_distinct_names() -> None:
