@@ -37,6 +37,7 @@ Report = Callable[[str, float, float, str], None]
 TOP_SHARE: Final = 0.2
 SAMPLE_ONE_IN: Final = 32
 STANDOUTS: Final = 10
+"""Pairs, and layers, that the summary shows; the file has all."""
 
 
 @dataclass
@@ -91,10 +92,11 @@ def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: b
         "tensors": {name: _figures(sums, names) for name, sums in per_tensor.items()},
     }
     path.write_text(json.dumps(details, indent=1), encoding="utf-8")
+    shown = {"sources": overall["sources"], "pairs": _closest(overall["pairs"])}
     return {
-        "overall": _flat(overall),
-        **overall,
-        "relations": [{k: pair[k] for k in ("between", "cosine", "sign_disagreement")} for pair in overall["pairs"]],
+        "overall": _flat(shown),
+        **shown,
+        "relations": [{k: pair[k] for k in ("between", "cosine", "sign_disagreement")} for pair in shown["pairs"]],
         "layers": _standouts(details["layers"], overall),
         "sample": sample,
         "tensors": len(per_tensor),
@@ -182,6 +184,12 @@ def _figures(sums: Sums, names: list[str]) -> dict[str, Any]:
             }
         )
     return {"sources": sources, "pairs": pairs}
+
+
+def _closest(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs that are least independent of each other, in their original order."""
+    most = sorted(pairs, key=lambda pair: -abs(pair["cosine"] or 0.0))[:STANDOUTS]
+    return [pair for pair in pairs if pair in most]
 
 
 def _ratio(part: float, whole: float) -> float | None:
