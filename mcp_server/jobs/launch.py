@@ -13,6 +13,7 @@ from mcp_server.core.policy import Policy
 from mcp_server.core.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.core.recipe_refs import rewrite_refs
 from mcp_server.core.refs import cached_snapshot, is_hub_id, resolve_ref
+from mcp_server.core.validate import require_valid
 from mcp_server.jobs import claims, engines, queue, store
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
@@ -63,6 +64,7 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
     if out.exists() and not out.is_dir():
         raise OutputExists(f"{out} is a file", "name a folder as the output")
     recipe, online = resolve(request.recipe, Path(request.recipe_folder or Path.cwd()), rules)
+    require_valid(recipe.text)
     seed = request.seed if request.seed is not None else secrets.randbelow(1 << 31)
     request = request.model_copy(update={"recipe": recipe.text, "recipe_folder": None, "out": str(out), "seed": seed})
     choice = engines.choose(request)
