@@ -16,8 +16,8 @@ from mcp_server.core.errors import Malformed, did_you_mean
 from mcp_server.core.yaml_io import load_yaml
 
 M = TypeVar("M", bound=BaseModel)
-DECIDED: Final = frozenset({"verdict", "strategy"})
-"""Facts that the first two stages of the decision table make; later stages may read them like signals."""
+DECIDED: Final = frozenset({"verdict", "strategy", "merge_fits", "verify_fits", "evaluate_fits", "evaluate_gib"})
+"""Facts that come to be while the table is read: the verdict, then the strategy, then the engine. Later stages may read them."""
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 
 
@@ -144,7 +144,7 @@ def _rule_problems(rule: Rule, loaded: Loaded) -> Iterator[str]:
     for condition in rule.when:
         read.add(condition.signal)
         if condition.signal in DECIDED:
-            if rule.stage in ("verdict", condition.signal):
+            if rule.stage == "verdict" or (rule.stage == "strategy" and condition.signal != "verdict"):
                 yield f"{condition.signal!r} is not decided yet when a {rule.stage} rule is read"
         elif problem := _signal_problem(condition.signal):
             yield problem

@@ -7,10 +7,11 @@ from pathlib import Path
 from mcp_server.core import catalog
 from mcp_server.core.errors import NotAModel, NotFound
 from mcp_server.core.estimate import mergekit
+from mcp_server.core.estimate.evidence import evaluate_cost, verify_cost
 from mcp_server.core.estimate.run import GIB, SHARD_SIZE, mergekit_cost, stream_cost
 from mcp_server.core.estimate.shapes import DTYPE_BYTES, TensorSize, model_shape
 from mcp_server.core.estimate.work import RANK_UNKNOWN, OutputTensor, Work
-from mcp_server.core.models.plan import EngineChoice, Plan
+from mcp_server.core.models.plan import EngineChoice, MemoryNeed, Plan
 from mcp_server.engine.memory import factors_of
 from mcp_server.engine.signatures import SIGNATURES
 
@@ -33,17 +34,27 @@ def estimate_plan(plan: Plan, folder: Path | None = None) -> EngineChoice | None
         return EngineChoice(id="stream" if covered else "mergekit", fits=None, note=note)
     ram = None if ram_gib is None else ram_gib * GIB
     free = int(scenario.constraints.disk_gib * GIB) if scenario.constraints and scenario.constraints.disk_gib else None
+    evidence = {
+        what: MemoryNeed(peak_anon_bytes=cost.peak_anon_bytes, fits=cost.fits)
+        for what, cost in (("verify", verify_cost(work, ram)), ("evaluate", evaluate_cost(work, ram)))
+    }
     by_mergekit = mergekit_cost(work, ram, free, SHARD_SIZE)
     if covered:
         by_stream = stream_cost(work, ram, free, [], None)
         note = f"mergekit would hold {by_mergekit.peak_anon_bytes / GIB:.1f} GiB"
-        return EngineChoice(id="stream", fits=by_stream.fits, peak_anon_bytes=by_stream.peak_anon_bytes, note=note)
+        peak = by_stream.peak_anon_bytes
+        return EngineChoice(id="stream", fits=by_stream.fits, peak_anon_bytes=peak, evidence=evidence, note=note)
     settings: dict[str, object] = {}
     if ram is not None and (size := mergekit.smallest_shard(work, int(ram))) and size < SHARD_SIZE:
         settings["shard_size"] = size
     note = f"only mergekit does {strategy.id}"
     return EngineChoice(
-        id="mergekit", settings=settings, fits=by_mergekit.fits, peak_anon_bytes=by_mergekit.peak_anon_bytes, note=note
+        id="mergekit",
+        settings=settings,
+        fits=by_mergekit.fits,
+        peak_anon_bytes=by_mergekit.peak_anon_bytes,
+        evidence=evidence,
+        note=note,
     )
 
 

@@ -21,11 +21,19 @@ class RunnerUp(Frozen):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
+class MemoryNeed(Frozen):
+    """An upper bound of memory that cannot be reclaimed, and whether the budget covers it (null: no budget was given)."""
+
+    peak_anon_bytes: int
+    fits: bool | None = None
+
+
 class EngineChoice(Frozen):
     id: EngineId
     settings: dict[str, Any] = Field(default_factory=dict)
     fits: bool | None = Field(default=None, description="null: the sizes are unknown")
     peak_anon_bytes: int | None = None
+    evidence: dict[str, MemoryNeed] = Field(default_factory=dict, description="what `verify` and `evaluate` need afterwards")
     note: str = ""
 
 
@@ -48,7 +56,8 @@ class Plan(Frozen):
     strategy: StrategyChoice | None = None
     weights: dict[str, float] = Field(default_factory=dict)
     source_parameters: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="source → parameters of its own (density, layer_range, gradients); they win over shared ones"
+        default_factory=dict,
+        description="source → parameters of its own (density, layer_range, gradients); they win over shared ones",
     )
     engine: EngineChoice | None = None
     runner_up: list[RunnerUp] = Field(default_factory=list)

@@ -5,6 +5,7 @@ A pure function of the scenario and the rules. Every line of the result names th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mcp_server.core import catalog
@@ -14,7 +15,7 @@ from mcp_server.core.models.base import Message
 from mcp_server.core.models.plan import EvaluationStep, FiredRule, Plan, RunnerUp, StrategyChoice
 from mcp_server.core.models.scenario import Scenario
 from mcp_server.core.recommend.decide import Decision, as_fired, decide, fill, fired
-from mcp_server.core.recommend.memory import choose_engine
+from mcp_server.core.recommend.memory import choose_engine, memory_facts
 from mcp_server.core.recommend.questions import questions
 from mcp_server.core.recommend.weights import scaled, shares, starting_parameters
 from mcp_server.core.scenario_reader import read_scenario
@@ -39,14 +40,15 @@ def recommend(scenario: Scenario) -> Plan:
     )
     if decision.strategy:
         plan = _with_strategy(plan, decision, rules)
+        plan = plan.model_copy(update={"engine": choose_engine(plan)})
+    decision = replace(decision, facts={**decision.facts, **memory_facts(plan.engine)})
     fired_warnings = list(fired(rules, "warning", decision.facts))
-    plan = plan.model_copy(
+    return plan.model_copy(
         update={
             "rules": plan.rules + [as_fired(rule, decision.facts) for rule in fired_warnings],
             "warnings": [Message(code=rule.id, message=fill(rule.warn or "", decision.facts)) for rule in fired_warnings],
         }
     )
-    return plan.model_copy(update={"engine": choose_engine(plan)})
 
 
 def recommend_file(path: Path) -> Plan:
