@@ -110,7 +110,9 @@ def from_dict(data: dict[str, Any]) -> MergingError:
     """Rebuild an error that a worker wrote with `as_dict`. Unknown types come back as `RunFailed`."""
     classes = {cls.__name__: cls for cls in _tree(MergingError)}
     cls = classes.get(str(data.get("type")), RunFailed)
-    return cls(str(data.get("message", "no message")), str(data.get("next_step", "")), **data.get("details", {}))
+    details = data.get("details")
+    kept = {k: v for k, v in details.items() if k not in ("message", "next_step")} if isinstance(details, dict) else {}
+    return cls(str(data.get("message", "no message")), str(data.get("next_step", "")), **kept)
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

@@ -98,7 +98,7 @@ def _parse(file: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str
 
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number of thousands of digits
         raise _broken(file, f"its header is not JSON ({error})") from error
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):

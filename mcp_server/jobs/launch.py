@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.core import files, policy, settings
-from mcp_server.core.errors import NotFound, OutputExists
+from mcp_server.core.errors import BadInput, NotFound, OutputExists
 from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
 from mcp_server.core.policy import Policy
+from mcp_server.core.provenance import PROVENANCE_FILE
 from mcp_server.core.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.core.recipe_refs import rewrite_refs
 from mcp_server.core.refs import cached_snapshot, is_hub_id, resolve_ref
@@ -19,6 +20,7 @@ from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
 
 _GIB: Final = 1 << 30
+_CHECKPOINT_FILES: Final = ("config.json", "adapter_config.json", PROVENANCE_FILE)
 WORKERS: Final = {
     "compare": "mcp_server.workers.compare",
     "verify": "mcp_server.workers.verify",
@@ -59,11 +61,9 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
     """
     rules = policy or _default_policy()
     out = rules.check_write(request.out)
-    if out.exists() and not request.overwrite and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputExists(f"{out} exists", "name another output folder, or ask for it to be overwritten")
-    if out.exists() and not out.is_dir():
-        raise OutputExists(f"{out} is a file", "name a folder as the output")
+    check_output(out, overwrite=request.overwrite)
     recipe, online = resolve(request.recipe, Path(request.recipe_folder or Path.cwd()), rules)
+    keep_off_sources(out, recipe)
     require_valid(recipe.text)
     seed = request.seed if request.seed is not None else secrets.randbelow(1 << 31)
     request = request.model_copy(update={"recipe": recipe.text, "recipe_folder": None, "out": str(out), "seed": seed})
@@ -95,6 +95,30 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
         store.mark_active(folder, True)
     queue.dispatch()
     return status(folder.name)
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raise `OutputExists` unless `out` may be written: absent, empty, or a model that the user gave up.
+
+    Only what looks like a checkpoint is ever replaced: a mistyped path must not cost somebody a home folder.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise OutputExists(f"{out} is a file", "name a folder as the output")
+    if not overwrite:
+        raise OutputExists(f"{out} exists", "name another output folder, or ask for it to be overwritten")
+    if not any((out / name).is_file() for name in _CHECKPOINT_FILES) and not any(out.glob("*.safetensors")):
+        raise OutputExists(f"{out} holds no model, so it is not replaced", "name another output folder, or remove it yourself")
+
+
+def keep_off_sources(out: Path, recipe: Recipe) -> None:
+    """Raise `BadInput` when the output is a source, lies inside one, or holds one: replacing it would destroy what is read."""
+    for ref in recipe.references():
+        for text in filter(None, (ref.base, ref.adapter)):
+            source = Path(text)
+            if source.is_absolute() and (out.is_relative_to(source.resolve()) or source.resolve().is_relative_to(out)):
+                raise BadInput(f"the output {out} and the source {source} are one inside the other", "name another output folder")
 
 
 def resolve(text: str, folder: Path, rules: Policy) -> tuple[Recipe, bool]:

@@ -6,6 +6,7 @@ only the newest such chunk is kept. An offset counts from the start of the strea
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import re
@@ -87,7 +88,11 @@ def _chunks(folder: Path) -> list[tuple[Path, int, int]]:
 
 
 def read_page(folder: Path, offset: int, limit: int) -> LogPage:
-    """At most `limit` bytes from `offset`, cut at a line's end. `next_offset` is None at the end of what there is."""
+    """At most `limit` bytes (but at least one character) from `offset`, cut at a line's end if there is one.
+
+    `next_offset` is None at the end of what there is.
+    """
+    limit = max(limit, 4)
     pieces = [(start, path) for path, _, start in _chunks(folder)]
     ends = [end for _, end, _ in _chunks(folder)]
     pieces.append((ends[-1] if ends else 0, folder / "log.txt"))
@@ -105,8 +110,8 @@ def read_page(folder: Path, offset: int, limit: int) -> LogPage:
                 data += file.read(limit - len(data))
             end = start + size
     end = _end(pieces)
-    if at + len(data) < end and b"\n" in data:
-        data = data[: data.rindex(b"\n") + 1]
+    if at + len(data) < end:
+        data = data[: data.rindex(b"\n") + 1] if b"\n" in data else _whole_characters(data)
     following = at + len(data)
     return LogPage(
         job_id=folder.name,
@@ -114,6 +119,13 @@ def read_page(folder: Path, offset: int, limit: int) -> LogPage:
         next_offset=following if following < end else None,
         path=str(folder / "log.txt"),
     )
+
+
+def _whole_characters(data: bytes) -> bytes:
+    """Without a character that is cut at the end."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return data[: len(data) - len(decoder.getstate()[0])]
 
 
 def _end(pieces: list[tuple[int, Path]]) -> int:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_worker import FAKE
 from tests.jobs.conftest import job, merge
 
-__all__ = ["disk", "job", "memory_group", "merge"]
+__all__ = ["FAKE", "disk", "job", "memory_group", "merge"]
 
 Disk = Callable[[int], Path]
 

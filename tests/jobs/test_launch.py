@@ -99,6 +99,21 @@ def test_a_file_in_the_place_of_the_output_is_not_overwritten(model, tmp_path):
     assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
 
 
+def test_overwriting_replaces_models_only(model, tmp_path):
+    (tmp_path / "home-of-somebody").mkdir()
+    (tmp_path / "home-of-somebody" / "thesis.tex").touch()
+    with pytest.raises(OutputExists, match="holds no model"):
+        start(tiny.linear_recipe(model), tmp_path / "home-of-somebody", overwrite=True)
+
+
+@pytest.mark.parametrize("out", ["model", "model/inside", "."])
+def test_an_output_at_inside_or_around_a_source_is_refused(out, model, tmp_path):
+    (tmp_path / "config.json").touch()
+    with pytest.raises(BadInput, match="one inside the other"):
+        start(tiny.linear_recipe(model), tmp_path / out, overwrite=True)
+    assert (model / "model.safetensors").is_file()
+
+
 def test_models_and_outputs_outside_the_roots_are_refused(model, tmp_path):
     rules = Policy(roots=(tmp_path / "model", tmp_path / "allowed"))
     with pytest.raises(NotAllowed, match="may not write"):

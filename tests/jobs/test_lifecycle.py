@@ -148,9 +148,10 @@ def test_an_output_that_exists_is_not_touched(merge, tmp_path, store):
 
 def test_overwrite_replaces_the_output_only_when_the_new_one_is_whole(merge, tmp_path):
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").touch()
     (tmp_path / "out" / "mine").touch()
     failed = jobs.wait(merge({"do": "fail"}, overwrite=True).job_id, 30)
-    assert (failed.state, names(tmp_path / "out")) == ("failed", ["mine"])
+    assert (failed.state, names(tmp_path / "out")) == ("failed", ["config.json", "mine"])
     assert jobs.wait(merge(overwrite=True).job_id, 30).state == "succeeded"
     assert names(tmp_path / "out") == ["config.json", "model.safetensors"]
     jobs.prune()

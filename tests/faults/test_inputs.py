@@ -1,0 +1,63 @@
+"""Sources that change, shrink or vanish while they are read."""
+
+import os
+import shutil
+
+import pytest
+
+from mcp_server import jobs
+from mcp_server.core.models.job import MergeRequest
+from tests.faults import big
+from tests.jobs.watching import until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def models(store, tmp_path):
+    folder = tmp_path / "sources"
+    yield [big.write_model(folder / f"m{n}", n) for n in range(3)]
+    shutil.rmtree(folder)
+
+
+def merging(status) -> bool:
+    return status.progress is not None and status.progress.stage == "merge"
+
+
+def start(models, tmp_path):
+    started = jobs.start_merge(
+        MergeRequest(recipe=big.ties_recipe(*models), out=str(tmp_path / "out"), engine="stream", seed=1, threads=1)
+    )
+    until(started.job_id, merging)
+    return started.job_id
+
+
+def test_a_source_that_is_truncated_during_the_merge_is_named(models, tmp_path):
+    job_id = start(models, tmp_path)
+    os.truncate(models[2] / "model.safetensors", 1_000_000)
+    ended = jobs.wait(job_id, 60)
+    assert (ended.state, ended.error["type"]) == ("failed", "InputChanged")
+    assert str(models[2]) in ended.error["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_changed_between_interruption_and_resume_starts_the_merge_again(models, tmp_path):
+    job_id = start(models, tmp_path)
+    assert jobs.interrupt(job_id).state == "interrupted"
+    file = models[1] / "model.safetensors"
+    with file.open("r+b") as stream:
+        stream.seek(-2, os.SEEK_END)
+        stream.write(b"\x00\x00")
+    ended = jobs.wait(jobs.resume(job_id).job_id, 120)
+    assert ended.state in ("succeeded", "failed")
+    if ended.state == "failed":
+        assert ended.error["type"] == "InputChanged"
+
+
+def test_a_source_that_is_deleted_before_the_resume_is_named(models, tmp_path):
+    job_id = start(models, tmp_path)
+    jobs.interrupt(job_id)
+    (models[2] / "model.safetensors").unlink()
+    ended = jobs.wait(jobs.resume(job_id).job_id, 60)
+    assert ended.state == "failed"
+    assert str(models[2]) in ended.error["message"]
