@@ -55,7 +55,7 @@ def _revision(folder: Path) -> str | None:
 
 def _unique(records: list[SourceRecord]) -> list[SourceRecord]:
     names = [record.name for record in records]
-    unique = []
+    unique: list[SourceRecord] = []
     for number, record in enumerate(records):
         name = record.name
         if names.count(name) > 1:
