@@ -19,6 +19,8 @@ class RunnerUp(Frozen):
     strategy: str
     why: str
     parameters: dict[str, Any] = Field(default_factory=dict)
+    rule: str = Field(default="", description="id of the rule that proposes it")
+    source: str = ""
 
 
 class MemoryNeed(Frozen):
@@ -47,6 +49,8 @@ class EvaluationStep(Frozen):
     suite: str
     why: str
     when: str = "after the merge"
+    rule: str = Field(default="", description="id of the rule that asks for it")
+    source: str = ""
 
 
 class Plan(Frozen):

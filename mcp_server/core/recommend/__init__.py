@@ -69,7 +69,7 @@ def _with_strategy(plan: Plan, decision: Decision, rules: Catalog) -> Plan:
             "weights": weights,
             "dtype": plan.scenario.dtype or "bfloat16",
             "tokenizer": plan.scenario.tokenizer,
-            "rules": plan.rules + (why if weights else []) + [as_fired(rule, decision.facts) for rule in [*following, *steps]],
+            "rules": plan.rules + (why if weights else []),
             "runner_up": [_runner_up(rule, rules, portions, count) for rule in following],
             "evaluation": [_step(rule, decision) for rule in steps],
         }
@@ -80,12 +80,19 @@ def _runner_up(rule: Rule, rules: Catalog, portions: dict[str, float], count: in
     assert rule.runner_up is not None  # the rule's model guarantees it for this stage
     strategy = rules.strategies[rule.runner_up.strategy]
     start = starting_parameters(strategy, scaled(portions, strategy), count)
-    return RunnerUp(strategy=strategy.id, why=" ".join(rule.because.split()), parameters={**start, **rule.runner_up.parameters})
+    return RunnerUp(
+        strategy=strategy.id,
+        why=" ".join(rule.because.split()),
+        parameters={**start, **rule.runner_up.parameters},
+        rule=rule.id,
+        source=rule.source,
+    )
 
 
 def _step(rule: Rule, decision: Decision) -> EvaluationStep:
     assert rule.evaluate is not None
-    return EvaluationStep(suite=rule.evaluate.suite, when=rule.evaluate.when, why=fill(rule.because, decision.facts))
+    because = fill(rule.because, decision.facts)
+    return EvaluationStep(suite=rule.evaluate.suite, when=rule.evaluate.when, why=because, rule=rule.id, source=rule.source)
 
 
 def _differences(decision: Decision) -> list[str]:

@@ -76,11 +76,4 @@ def shown(value: Any) -> str:
 
 
 def as_fired(rule: Rule, facts: Facts) -> FiredRule:
-    """The rule as a plan lists it. Where the plan says `because` elsewhere (as `why`), it is not said twice."""
-    if rule.runner_up:
-        because = f"{rule.runner_up.strategy} is worth trying next"
-    elif rule.evaluate:
-        because = f"{rule.evaluate.suite} has to be measured"
-    else:
-        because = fill(rule.because, facts)
-    return FiredRule(id=rule.id, because=because, source=rule.source)
+    return FiredRule(id=rule.id, because=fill(rule.because, facts), source=rule.source)
