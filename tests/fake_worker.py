@@ -90,11 +90,22 @@ def write(job: Job, name: str, bytes: int, **_: Any) -> None:
             file.write(os.urandom(min(1 << 16, bytes - start)))
 
 
+def refuse(job: Job, number: int, path: str, **_: Any) -> None:
+    raise OSError(number, os.strerror(number), path)
+
+
+def exhaust(job: Job, **_: Any) -> None:
+    bytearray(1 << 62)
+
+
 def environment(job: Job, name: str, **_: Any) -> None:
     print(f"{name}={os.environ.get(name)}", flush=True)
 
 
-STEPS = {f.__name__: f for f in (progress, say, fail, bug, kill, leave, block, wait_for, child, allocate, write, environment)}
+STEPS = {
+    step.__name__: step
+    for step in (progress, say, fail, bug, kill, leave, block, wait_for, child, allocate, write, refuse, exhaust, environment)
+}
 
 
 def script_of(parameters: dict[str, Any]) -> list[dict[str, Any]]:

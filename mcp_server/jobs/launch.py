@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from typing import Any, Final
@@ -41,7 +42,7 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
     rules = policy or _default_policy()
     refs = list(_strings(request.parameters))
     for text in refs:
-        for part in text.split("+"):
+        for part in (text, *re.split(r"[+=]", text)):  # base+adapter, NAME=REF
             if part.startswith("/"):
                 rules.check_read(part)
     with store.creating(request.kind) as folder:

@@ -110,6 +110,17 @@ def test_a_mergekit_merge_survives_with_identical_bytes(models, store, tmp_path)
     shutil.rmtree(tmp_path / "out")
 
 
+def test_a_comparison_survives_with_the_same_numbers(models, store):
+    seen: list[object] = []
+
+    def check(ended):
+        seen.append({k: v for k, v in ended.result.items() if "path" not in k and "seconds" not in k and k != "details"})
+        assert seen[0] == seen[-1]
+
+    parameters = {"base": str(models[0]), "refs": [str(m) for m in models[1:]]}
+    survive(5, lambda: jobs.start(JobRequest(kind="compare", parameters=parameters)), check)
+
+
 def test_a_verification_survives_with_the_same_verdict(models, store, tmp_path):
     recipe = big.ties_recipe(*models)
     out = jobs.wait(jobs.start_merge(MergeRequest(recipe=recipe, out=str(tmp_path / "out"), engine="stream", seed=1)).job_id, 120)

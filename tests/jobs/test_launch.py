@@ -148,7 +148,8 @@ def test_what_an_other_kind_of_job_reads_passes_the_policy_too(store, tmp_path):
     from mcp_server.core.models.job import JobRequest
 
     rules = Policy(roots=(tmp_path,))
-    with pytest.raises(NotAllowed):
-        jobs.start(JobRequest(kind="evaluate", parameters={"models": {"a": "/etc"}}), policy=rules, worker=FAKE)
+    for parameters in ({"models": {"a": "/etc"}}, {"against": ["base=/etc"]}, {"refs": [f"{tmp_path}+/etc"]}):
+        with pytest.raises(NotAllowed):
+            jobs.start(JobRequest(kind="evaluate", parameters=parameters), policy=rules, worker=FAKE)
     with pytest.raises(BadInput):
         jobs.start(JobRequest(kind="verify", parameters={"out": "/tmp/a\x00"}), policy=rules, worker=FAKE)
