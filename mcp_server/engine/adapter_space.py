@@ -189,7 +189,7 @@ def _approximate(
         """The merged delta, a block of rows at a time: the merge around a reference of zero."""
         workspace = team.workspace()
         for block in tensor.blocks:
-            reference, deltas, _ = tensor.load_all(workspace, block)
+            reference, deltas = tensor.load_all(workspace, block)
             out = workspace.take("out", block.count)
             reference[:] = 0
             merge_block(workspace, block, reference, deltas, out)

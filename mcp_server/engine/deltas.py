@@ -76,32 +76,41 @@ class OpenTensor:
             return workspace.take("reference", 0)
         return self._value(self.reference, workspace, block, workspace.take("reference", block.count))
 
-    def load_delta(self, index: int, workspace: Workspace, block: Block, reference: Array, out: Array) -> int:
-        """Source `index`'s delta into `out`; returns how many of its stored values are not finite."""
-        entry = self.deltas[index]
-        if self.reference is not None and not self.needs_reference(index):
-            if entry.low_rank is None:
-                out[:] = 0
-            else:
-                self._factors[id(entry.low_rank)].rows_into(block, out)
-            return 0
-        self._value(entry, workspace, block, out)
-        bad = int(kernels.count_nonfinite(out.view(np.uint32)))
-        if self.reference is not None:
-            np.subtract(out, reference, out=out)
-        return bad
+    def untouched(self, index: int) -> bool:
+        """Whether this source has the reference's very bytes: its delta is zero everywhere."""
+        return not self.needs_reference(index) and self.reference is not None and self.deltas[index].low_rank is None
 
-    def load_all(self, workspace: Workspace, block: Block) -> tuple[Array, Array, dict[str, int]]:
-        """(reference, stack of deltas, sources that hold values that are not finite and how many)."""
+    def load_delta(self, index: int, workspace: Workspace, block: Block, reference: Array, out: Array) -> None:
+        """Source `index`'s delta into `out`. `reference` is only used if the delta needs it."""
+        entry = self.deltas[index]
+        if self.untouched(index):
+            out[:] = 0
+        elif self.reference is not None and not self.needs_reference(index):
+            self._factors[id(entry.low_rank)].rows_into(block, out)
+        else:
+            self._value(entry, workspace, block, out)
+            if self.reference is not None:
+                np.subtract(out, reference, out=out)
+
+    def load_all(self, workspace: Workspace, block: Block) -> tuple[Array, Array]:
+        """(reference, stack of deltas)."""
         reference = self.load_reference(workspace, block)
         stack = workspace.stack("deltas", len(self.deltas), block.count)
-        bad = {}
-        if self.reference is not None and (number := int(kernels.count_nonfinite(reference.view(np.uint32)))):
-            bad[self.reference.source] = number
-        for index, entry in enumerate(self.deltas):
-            if number := self.load_delta(index, workspace, block, reference, stack[index]):
-                bad[entry.source] = number
-        return reference, stack, bad
+        for index in range(len(self.deltas)):
+            self.load_delta(index, workspace, block, reference, stack[index])
+        return reference, stack
+
+    def nonfinite(self, reference: Array, stack: Array) -> dict[str, int]:
+        """Sources that hold values that are not finite in a loaded block, and how many; the reference is blamed first."""
+        found = {}
+        if self.reference is not None and (number := _count_nonfinite(reference)):
+            found[self.reference.source] = number
+        for entry, delta in zip(self.deltas, stack, strict=True):
+            if number := _count_nonfinite(delta):
+                broken = np.isfinite(reference) if reference.size else np.ones(delta.size, bool)
+                if own := int((~np.isfinite(delta) & broken).sum()):
+                    found[entry.source] = own
+        return found
 
     def _value(self, entry: Input, workspace: Workspace, block: Block, out: Array) -> Array:
         self.reader.values(entry.stored, block, workspace, out)
@@ -115,3 +124,7 @@ class OpenTensor:
         """Give the inputs' pages back, if the reader was told to."""
         for entry in self.plan.inputs:
             self.reader.done_with(entry.stored)
+
+
+def _count_nonfinite(values: Array) -> int:
+    return int(kernels.count_nonfinite(values.view(np.uint32)))

@@ -136,7 +136,8 @@ class _Run:
         same_grid = tensor.reference is not None and tensor.reference.stored.dtype == stored and not tensor.reference.low_rank
 
         def work(workspace: Workspace, block: Block) -> tuple[list[tuple[float, ...]], dict[str, int]]:
-            reference, deltas, bad = tensor.load_all(workspace, block)
+            reference, deltas = tensor.load_all(workspace, block)
+            bad = tensor.nonfinite(reference, deltas)
             self.check(tensor, bad)
             out = workspace.take("out", block.count)
             merge_block(workspace, block, reference, deltas, out)

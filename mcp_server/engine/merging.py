@@ -38,8 +38,8 @@ def prepare(method: str, tensor: OpenTensor, team: Team, seed: int) -> MergeBloc
     shared = tensor.plan.shared
     if method == "linear":
         return linear(tensor, weights, shared["normalize"])
-    if not weights:  # only the base is there
-        return weighted(1.0, [])
+    if all(tensor.untouched(i) for i in range(len(weights))):  # the base as it is
+        return weighted(1.0, [0.0] * len(weights))
     strength = shared["lambda"]
     if not signature.elect:
         total = sum(weights)

@@ -34,7 +34,8 @@ class Thinner(ABC):
     """What to keep of each delta of one tensor. `scales` multiply what was kept; 1 where nothing is rescaled."""
 
     def __init__(self, tensor: OpenTensor) -> None:
-        self.densities = [values["density"] for values in tensor.parameters]
+        every = enumerate(tensor.parameters)
+        self.densities = [1.0 if tensor.untouched(i) else values["density"] for i, values in every]
         self.scales: Array = np.ones(len(self.densities))
 
     def keep(self, index: int, block: Block, delta: Array, kept: Array) -> None:

@@ -31,7 +31,7 @@ def gram(tensor: OpenTensor, team: Team, with_reference: bool) -> Array:
     """Inner products of the deltas with each other; row and column 0 are the reference's if asked for."""
 
     def work(workspace: Workspace, block: Block) -> list[float]:
-        reference, deltas, _ = tensor.load_all(workspace, block)
+        reference, deltas = tensor.load_all(workspace, block)
         rows = [reference, *deltas] if with_reference else list(deltas)
         return [kernels.dot(a, b) for i, a in enumerate(rows) for b in rows[i:]]
 
