@@ -1,0 +1,184 @@
+"""The evaluate and load-check workers on a real, tiny language model, as processes, the way jobs run them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mcp_server.core.models.evidence import Evaluation, Verification
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+ECHO = {
+    "task": "echo",
+    "output_type": "generate_until",
+    "test_split": "test",
+    "doc_to_text": "{{text}}",
+    "doc_to_target": "{{text}}",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 12, "do_sample": False},
+}
+UTILS = """
+from datasets import Dataset
+
+def load(**_):
+    return {"test": Dataset.from_list([{"text": text} for text in ("abc", "hello there", "x", "What is it?", "no", "yes, I do")])}
+
+def score(doc, results):
+    letters = [c for c in results[0] if c.isalpha()]
+    return {"letters": len(letters) / max(len(results[0]), 1), "mode": "loud" if results[0].isupper() else "calm"}
+
+def loud(text):
+    return any(c.isupper() for c in text)
+
+def count(values):
+    return float(len(values))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, str(HERE / "tiny_language_model.py"), str(folder)], check=True, capture_output=True)
+    suite = folder / "suites" / "echo"
+    suite.mkdir(parents=True)
+    (suite / "utils.py").write_text(UTILS, encoding="utf-8")
+    metrics = (
+        "metric_list:\n- {metric: letters, aggregation: mean, higher_is_better: true}\n"
+        "- {metric: mode, aggregation: !function utils.count, higher_is_better: true}\n"
+    )
+    functions = "custom_dataset: !function utils.load\nprocess_results: !function utils.score\n"
+    (suite / "echo.yaml").write_text(yaml.safe_dump(ECHO) + functions + metrics, encoding="utf-8")
+    sidecar = {"capability": "echoing", "tasks": {"test": ["echo"]}, "metric": "letters", "chat_template": True}
+    (suite / "suite.yaml").write_text(yaml.safe_dump(sidecar | {"behaviour": "utils.py:loud"}), encoding="utf-8")
+    return folder
+
+
+def run(worker: str, folder: Path, home: Path, **parameters: Any) -> tuple[int, dict[str, Any]]:
+    folder.mkdir(parents=True)
+    (folder / "request.json").write_text(json.dumps({"kind": worker, "parameters": parameters}), encoding="utf-8")
+    environment = {**os.environ, "MODEL_MERGING_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-m", f"mcp_server.workers.{worker}", str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    file = folder / ("result.json" if ended.returncode == 0 else "error.json")
+    assert file.is_file(), ended.stderr
+    return ended.returncode, json.loads(file.read_text(encoding="utf-8"))
+
+
+def measured(place: Path, folder: Path, home: Path, **parameters: Any) -> Evaluation:
+    defaults = {
+        "base": str(place / "base"),
+        "sources": {"other": str(place / "other"), "tuned": f"{place / 'base'}+{place / 'adapter'}"},
+        "suites": ["echo", "perplexity"],
+        "suite_folders": [str(place / "suites")],
+        "dtype": "float32",
+        "limit": 6,
+    }
+    status, result = run("evaluate", folder, home, **defaults | parameters)
+    assert status == 0
+    return Evaluation.model_validate(result)
+
+
+@pytest.fixture(scope="module")
+def evaluation(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
+    home = tmp_path_factory.mktemp("home")
+    return measured(place, home / "job", home, out=str(place / "folded"), cross=True), home
+
+
+def test_every_model_is_measured_on_every_suite(evaluation: tuple[Evaluation, Path], place: Path) -> None:
+    found, _ = evaluation
+    assert set(found.capabilities) == {"echoing", "general language"}
+    for capability in found.capabilities.values():
+        assert capability.n == 6
+        assert set(capability.sources) == {"other", "tuned"}
+        assert None not in (capability.base, capability.merged)
+    assert list(found.models) == ["base", "other", "tuned", "merged"]
+    assert Path(found.path or "") == place / "folded" / "evaluation.json"
+
+
+def test_our_fold_of_an_adapter_answers_as_pefts_does(evaluation: tuple[Evaluation, Path]) -> None:
+    """`folded` is PEFT's merge of the same adapter, in float32."""
+    prose = evaluation[0].capabilities["general language"]
+    assert prose.merged == pytest.approx(prose.sources["tuned"], rel=1e-5)
+    assert prose.base != pytest.approx(prose.sources["tuned"], rel=1e-3)
+
+
+def test_labels_become_a_table_and_behaviours_a_matrix(evaluation: tuple[Evaluation, Path]) -> None:
+    found, _ = evaluation
+    assert set(found.cross_context) == {found.capabilities["echoing"].expert}
+    assert all(set(row) == {"echo"} for row in found.cross_context.values())
+
+
+def test_a_second_run_computes_nothing_and_finds_the_same(place: Path, evaluation: tuple[Evaluation, Path]) -> None:
+    first, home = evaluation
+    again = measured(place, home / "again", home, out=str(place / "folded"), cross=True)
+    assert {label: speed.computed for label, speed in again.generation.items()} == dict.fromkeys(first.models, 0)
+    assert again.capabilities == first.capabilities
+
+
+def test_changed_weights_are_another_model(place: Path, evaluation: tuple[Evaluation, Path], tmp_path: Path) -> None:
+    _, home = evaluation
+    changed = shutil.copytree(place / "folded", tmp_path / "changed")
+    data = bytearray((changed / "model.safetensors").read_bytes())
+    data[-1] ^= 0x01
+    (changed / "model.safetensors").write_bytes(data)
+    found = measured(place, tmp_path / "job", home, out=str(changed), suites=["echo"], cross=False)
+    assert found.generation["merged"].computed == 6
+    assert found.generation["base"].computed == 0
+
+
+def test_an_unknown_suite_is_bad_input_before_any_model_is_loaded(place: Path, tmp_path: Path) -> None:
+    status, error = run(
+        "evaluate", tmp_path / "job", tmp_path, base=str(place / "base"), suites=["ehco"], suite_folders=[str(place / "suites")]
+    )
+    assert (status, error["type"]) == (2, "NotFound")
+    assert "'ehco' is neither a suite nor a task of lm-eval" in error["message"]
+
+
+def test_a_model_that_is_not_there_is_bad_input(tmp_path: Path) -> None:
+    status, error = run("evaluate", tmp_path / "job", tmp_path, base=str(tmp_path / "nothing"), suites=["perplexity"])
+    assert (status, error["type"]) == (2, "NotAModel")
+
+
+def test_a_right_model_loads_and_generates(place: Path, tmp_path: Path) -> None:
+    status, result = run("load_check", tmp_path / "job", tmp_path, out=str(place / "folded"))
+    assert (status, result["loads"]) == (0, True)
+
+
+def test_weights_that_a_loader_would_invent_do_not_load(place: Path, tmp_path: Path) -> None:
+    from tests.engine.synthetic import load, save
+
+    broken = shutil.copytree(place / "folded", tmp_path / "broken")
+    tensors = load(broken)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save(broken / "model.safetensors", tensors, "float32")
+    status, result = run("load_check", tmp_path / "job", tmp_path, out=str(broken))
+    assert (status, result["loads"]) == (0, False)
+    assert "model.layers.1.mlp.up_proj.weight" in result["detail"]
+
+
+def test_verify_adds_the_load_check_to_its_own(place: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_dump(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": str(place / "base"),
+            "models": [{"model": f"{place / 'base'}+{place / 'adapter'}", "parameters": {"weight": 1.0}}],
+        }
+    )
+    status, result = run("verify", tmp_path / "job", tmp_path, out=str(place / "folded"), recipe=recipe, full=True)
+    found = Verification.model_validate(result)
+    assert (status, found.verdict, found.checks[-1].name) == (0, "verified", "loads"), found.checks
+    assert found.landed == {"adapter": pytest.approx(1.0, abs=1e-4)}
+    assert json.loads((place / "folded" / "verification.json").read_text(encoding="utf-8")) == result
