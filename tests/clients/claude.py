@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,13 @@ def plugin_copy() -> Path:
 
 
 def install() -> str:
-    folder, elsewhere = plugin_copy(), SCRATCH / "elsewhere"
-    elsewhere.mkdir(exist_ok=True)
+    """From a folder outside of the clone, where nothing but the plugin can declare the server."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        return installed_in(Path(elsewhere).resolve())
+
+
+def installed_in(elsewhere: Path) -> str:
+    folder = plugin_copy()
     server = {"MODEL_MERGING_SERVER": str(ROOT / ".venv" / "bin" / "model-merging-mcp")}
     for command in (("marketplace", "add", folder), ("install", "model-merging@model-merging")):
         ended = run("claude", "plugin", *command, cwd=elsewhere, timeout=300, **server)

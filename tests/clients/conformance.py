@@ -15,7 +15,7 @@ from tests.clients.ground import LAUNCHER, ROOT, Check, environment, require, ru
 SCENARIOS = (
     "tools-list", "resources-list", "prompts-list", "completion-complete", "sep-2164-resource-not-found",
     "dns-rebinding-protection",
-    "caching", "http-header-validation", "server-initialize", "ping", "server-session-lifecycle", "server-stateless",
+    "caching", "http-header-validation", "server-initialize", "ping", "server-session-lifecycle",
 )  # fmt: skip
 
 

@@ -51,7 +51,12 @@ def environment(**more: str) -> dict[str, str]:
     home = SCRATCH / "home"
     home.mkdir(parents=True, exist_ok=True)
     path = f"{CLIENTS / 'node_modules' / '.bin'}{os.pathsep}{os.environ['PATH']}"
-    quiet = {"DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "NO_COLOR": "1"}
+    quiet = {
+        "DISABLE_AUTOUPDATER": "1",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "NO_COLOR": "1",
+        "MCP_TIMEOUT": "120000",
+    }
     return {"HOME": str(home), "PATH": path, "MODEL_MERGING_HOME": str(SCRATCH / "store"), "LANG": "C.UTF-8", **quiet, **more}
 
 
