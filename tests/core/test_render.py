@@ -110,6 +110,29 @@ def test_dtype_and_tokenizer_are_set_for_the_whole_recipe() -> None:
     assert (document["dtype"], document["tokenizer"]) == ("float32", {"source": "union"})
 
 
+def test_the_dtype_is_the_bases_own_unless_the_plan_says_another(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"torch_dtype": "float16"}', encoding="utf-8")
+    plan = plan_for(base_model=str(tmp_path / "base"))
+    assert recipe(plan)["dtype"] == "float16"
+    assert recipe(plan, "dtype=float32")["dtype"] == "float32"
+    assert [w.code for w in render(plan).warnings] == ["ties_blunts_weights"]
+
+
+def test_a_dtype_that_nothing_tells_is_assumed_aloud() -> None:
+    assert [w.code for w in render(plan_for()).warnings] == ["ties_blunts_weights", "dtype_assumed"]
+
+
+def test_the_warnings_are_those_of_the_strategy_that_is_rendered() -> None:
+    plan = plan_for().model_copy(update={"dtype": "bfloat16"})
+    codes = {name: [w.code for w in render(plan, {"strategy": name}).warnings] for name in ("linear", "dare_ties", "moe")}
+    assert codes == {
+        "linear": [],
+        "dare_ties": ["dare_needs_seed", "density_low_is_risky", "lambda_cliff"],
+        "moe": ["moe_needs_memory"],
+    }
+
+
 def test_small_floats_are_numbers_to_yaml_1_1() -> None:
     document = recipe(plan_for("ram"), "parameters.epsilon=0.00001")
     assert document["parameters"] == {"epsilon": 1e-5}

@@ -67,7 +67,7 @@ def _with_strategy(plan: Plan, decision: Decision, rules: Catalog) -> Plan:
         update={
             "strategy": StrategyChoice(id=strategy.id, parameters=starting_parameters(strategy, weights, count)),
             "weights": weights,
-            "dtype": plan.scenario.dtype or "bfloat16",
+            "dtype": plan.scenario.dtype,
             "tokenizer": plan.scenario.tokenizer,
             "rules": plan.rules + (why if weights else []),
             "runner_up": [_runner_up(rule, rules, portions, count) for rule in following],

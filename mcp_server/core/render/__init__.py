@@ -10,13 +10,16 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from mcp_server.core import catalog, paths
+from mcp_server.core.catalog.loader import DECIDED
 from mcp_server.core.catalog.models import Strategy
+from mcp_server.core.catalog.signals import read_facts
 from mcp_server.core.errors import Malformed, NotFound
 from mcp_server.core.models.base import Message
 from mcp_server.core.models.plan import Plan, Rendered
+from mcp_server.core.recommend.decide import fill, fired
 from mcp_server.core.render.example import example_plan
 from mcp_server.core.render.meaning import Meaning, compare
-from mcp_server.core.render.meant import meaning_of
+from mcp_server.core.render.meant import ASSUMED_DTYPE, known_dtype, meaning_of
 from mcp_server.core.render.overrides import apply, parse_overrides, strategy_of
 from mcp_server.core.render.yaml_text import to_yaml
 from mcp_server.core.scenario_reader import read_plan
@@ -33,9 +36,10 @@ def render(plan: Plan, overrides: dict[str, str] | None = None, *, relative_to: 
     """
     plan = apply(plan, overrides or {})
     strategy = strategy_of(plan)
-    meaning = meaning_of(plan, strategy, relative_to or Path.cwd())
+    folder = relative_to or Path.cwd()
+    meaning = meaning_of(plan, strategy, folder)
     text = _text(strategy, meaning, paths.templates_dir())
-    return Rendered(strategy=strategy.id, recipe=text, warnings=_warnings(plan, strategy))
+    return Rendered(strategy=strategy.id, recipe=text, warnings=_warnings(plan, strategy, folder))
 
 
 def render_strategy(strategy_id: str, templates: Path | None = None, strategies: dict[str, Strategy] | None = None) -> Rendered:
@@ -118,9 +122,12 @@ def _line(error: Exception, template: str) -> int | None:
     return frames[-1].lineno if frames else None
 
 
-def _warnings(plan: Plan, strategy: Strategy) -> list[Message]:
-    warnings = [w for w in plan.warnings if w.code in ("ties_blunts_weights", "passthrough_artifacts", "dare_needs_seed")]
-    if strategy.random and not any(w.code == "dare_needs_seed" for w in warnings):
-        text = "this strategy drops entries at random; it repeats only with a seed (merge --seed N)"
-        warnings.append(Message(code="dare_needs_seed", message=text))
+def _warnings(plan: Plan, strategy: Strategy, folder: Path) -> list[Message]:
+    """What the decision table says about this strategy (which may not be the plan's own), and what rendering assumed."""
+    facts = {**dict.fromkeys(DECIDED), **read_facts(plan.scenario), "verdict": plan.verdict, "strategy": strategy.id}
+    rules = [r for r in fired(catalog.load(), "warning", facts) if any(c.signal == "strategy" for c in r.when)]
+    warnings = [Message(code=rule.id, message=fill(rule.warn or "", facts)) for rule in rules]
+    if not plan.dtype and not known_dtype(plan, folder):
+        text = f"nothing tells the sources' dtype, so {ASSUMED_DTYPE} is assumed; set another with --set dtype=float16"
+        warnings.append(Message(code="dtype_assumed", message=text))
     return warnings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,9 @@ from mcp_server.core.render.meaning import Input, Meaning
 
 BASE: Final = "base"
 """What the base is called where it goes in as a source of its own."""
+DTYPES: Final = ("bfloat16", "float16", "float32")
+ASSUMED_DTYPE: Final = "bfloat16"
+"""Where neither plan nor config tells: what nearly all current checkpoints have. `render` says that it was assumed."""
 MIDDLE: Final = "merged_middle"
 """The name of an intermediate model; mergekit-multi puts its folder in the name's place."""
 _SPLITS: Final = re.compile(r"[+@]")
@@ -39,7 +43,7 @@ def meaning_of(plan: Plan, strategy: Strategy, folder: Path) -> Meaning:
         inputs=inputs,
         base=_base_of_recipe(strategy, inputs, base),
         parameters=shared,
-        dtype=plan.dtype,
+        dtype=plan.dtype or known_dtype(plan, folder) or ASSUMED_DTYPE,
         tokenizer=_tokenizer(plan, folder),
         layers=layers,
     )
@@ -166,15 +170,24 @@ def _range_of(plan: Plan, name: str, source: ScenarioSource) -> list[int] | None
 
 
 def _layers(plan: Plan, base: str | None, folder: Path) -> int | None:
-    if plan.scenario.layers:
-        return plan.scenario.layers
+    found = plan.scenario.layers or next(_configured(plan, base, folder, "num_hidden_layers"), None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def known_dtype(plan: Plan, folder: Path) -> str | None:
+    """The base's own dtype, or the first source's; None where no config on this machine tells."""
+    base = _base(plan, folder)
+    found = [*_configured(plan, base, folder, "dtype"), *_configured(plan, base, folder, "torch_dtype")]
+    return next((dtype for dtype in found if dtype in DTYPES), None)
+
+
+def _configured(plan: Plan, base: str | None, folder: Path, key: str) -> Iterator[Any]:
+    """What config.json says under `key`: the base's first, then each source's."""
     refs = [base] if base else []
     refs += [resolve_ref(s.ref, folder) for _, s in trained(plan.scenario) if s.ref]
     for ref in refs:
-        layers = _json(Path(ref) / "config.json").get("num_hidden_layers")
-        if isinstance(layers, int) and layers > 0:
-            return layers
-    return None
+        if (value := _json(Path(ref) / "config.json").get(key)) is not None:
+            yield value
 
 
 def _need_layers(meaning: Meaning) -> int:

@@ -20,11 +20,11 @@ from mcp_server.core.catalog.signals import source_names
 from mcp_server.core.errors import BadInput, did_you_mean
 from mcp_server.core.models.plan import Plan, StrategyChoice
 from mcp_server.core.recommend.weights import scaled, shares, starting_parameters
+from mcp_server.core.render.meant import DTYPES
 from mcp_server.core.scenario_reader import scenario_from
 from mcp_server.core.yaml_io import load_yaml
 
 TOP: Final = ("strategy", "dtype", "tokenizer", "base_model", "layers")
-DTYPES: Final = ("bfloat16", "float16", "float32")
 _OF_SCENARIO: Final = ("ref", "base", "kind", "prompts", "layer_range")
 
 
@@ -81,7 +81,6 @@ def _switch(plan: Plan, name: str) -> Plan:
             "strategy": StrategyChoice(id=name, parameters=parameters),
             "weights": weights,
             "source_parameters": {source: own for source, own in kept.items() if own},
-            "dtype": plan.dtype or "bfloat16",
         }
     )
 
