@@ -9,7 +9,7 @@ import typer
 
 from mcp_server.cli.console import Json, emit, stderr, table
 from mcp_server.cli.merging import finish, foreground
-from mcp_server.core.models.evidence import Evaluation, Verification
+from mcp_server.core.models.evidence import Evaluation, Sweep, Verification
 from mcp_server.core.models.job import JobKind, JobRequest
 from mcp_server.core.report import write_report
 
@@ -77,25 +77,35 @@ def show_verification(found: Verification) -> None:
 
 
 def evaluate(
-    out: Annotated[Path, typer.Argument(help="a merged model")],
+    out: Annotated[
+        Path | None, typer.Argument(help="a merged model; left out: measure base and sources alone, before a merge")
+    ] = None,
     suite: Annotated[list[str] | None, typer.Option(help="suite or lm-eval task; repeat for more")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="NAME=REF of base or source; default: from the provenance")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="NAME=REF of base or a source; default: from the provenance")] = None,
     cross: Annotated[bool, typer.Option(help="each source alone on the others' prompts")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N prompts of every suite")] = None,
+    quick: Annotated[bool, typer.Option(help="each suite's own small number of prompts")] = False,
     split: Annotated[str, typer.Option(help="dev or test")] = "test",
-    endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible URL that serves the merged model")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible URL that serves the models")] = None,
+    served: Annotated[list[str] | None, typer.Option(help="LABEL=NAME of a model at the endpoint; repeat for more")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="folder of the tokenizer, for an endpoint")] = None,
+    suite_folder: Annotated[list[str] | None, typer.Option(help="folder with suites of your own; repeat for more")] = None,
     json: Json = False,
 ) -> int:
     """Measure a merge against its sources and its base, capability by capability."""
-    parameters = {
-        "out": str(out.resolve()),
+    parameters: dict[str, Any] = {
+        "out": out and str(out.resolve()),
         "suites": suite or [],
         "against": against or [],
         "cross": cross,
         "limit": limit,
+        "quick": quick,
         "split": split,
-        "endpoint": endpoint,
+        "suite_folders": [str(Path(folder).resolve()) for folder in suite_folder or []],
     }
+    if endpoint:
+        names = dict(pair.partition("=")[::2] for pair in served or [])
+        parameters |= {"backend": "openai", "endpoint": endpoint, "served": names, "tokenizer": tokenizer}
     found = Evaluation.model_validate(run_job("evaluate", parameters, quiet=json))
     emit(found, json, lambda: show_evaluation(found))
     return EXIT_OF_EVALUATION[found.verdict]
@@ -125,30 +135,46 @@ def sweep(
     out: Annotated[Path, typer.Argument(help="folder for the table and the winner")],
     suite: Annotated[list[str] | None, typer.Option(help="suite; repeat for more")] = None,
     grid: Annotated[list[str] | None, typer.Option(help="KEY=V1,V2,… ; default: the plan's shortlist")] = None,
-    limit: Annotated[int | None, typer.Option(min=1)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="prompts per suite for the full measurement")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="candidates at once on this machine")] = 1,
     ray: Annotated[str | None, typer.Option(help="address of a Ray cluster (extra: ray)")] = None,
     json: Json = False,
 ) -> int:
     """Merge and evaluate several candidates, choose on the dev split, report once on the test split."""
-    import json as encoder
-
     parameters = {
         "plan": str(plan.resolve()),
         "out": str(out.resolve()),
         "suites": suite or [],
         "grid": grid or [],
         "limit": limit,
+        "workers": workers,
         "ray": ray,
     }
-    result = run_job("sweep", parameters, quiet=json)
-    if json:
-        print(encoder.dumps(result, ensure_ascii=False, indent=2))
-    else:
-        candidates = result.get("candidates", [])
-        columns = ("name", "recipe", "scores", "pareto", "stopped")
-        table("Candidates (dev split)", columns, [[c.get(k) for k in columns] for c in candidates])
-        stderr.print(f"winner: {result.get('winner')}", markup=False)
-    return 0 if result.get("winner") else 1
+    found = Sweep.model_validate(run_job("sweep", parameters, quiet=json))
+    emit(found, json, lambda: show_sweep(found))
+    return 0 if found.winner else 1
+
+
+def show_sweep(found: Sweep) -> None:
+    names = list(dict.fromkeys(name for candidate in found.candidates for name in candidate.scores))
+    rows = [
+        (
+            f"{'→ ' if c.name == found.winner else ''}{c.name}{' *' if c.pareto else ''}",
+            *(c.scores.get(name) for name in names),
+            c.perplexity_ratio,
+            c.verdict,
+            c.stopped,
+        )
+        for c in found.candidates
+    ]
+    columns = ("candidate", *names, "perplexity ratio", "verdict", "stopped")
+    table("Candidates on the dev split (* nothing is better in every capability)", columns, rows)
+    stderr.print(f"winner: {found.winner or 'none'}. {found.why}", markup=False)
+    if found.test:
+        show_evaluation(found.test)
+    for what in ("recipe", "model", ""):
+        if path := getattr(found, f"{what}_path".strip("_")):
+            stderr.print(f"{what or 'everything'}: {path}", markup=False)
 
 
 def report(
