@@ -14,6 +14,7 @@ everything outside the blocks is free prose.
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 import typing
@@ -236,7 +237,7 @@ def _value(value: object) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = " ".join(text.split())
+    text = re.sub(r"\{(\w+)\}", r"`\1`", " ".join(text.split()))
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!", ")")) else ".") if text else ""
 
 

@@ -78,6 +78,6 @@ def test_a_rendered_recipe_plans_runs_and_loads(report: dict[str, Any], name: st
     if name in ("passthrough", "adapters_stacked"):
         expected |= {"layers": 6, "tensors": 6 * 9 + 3}
     if name == "moe":
-        # Attention and norms of four layers, a router and two experts of three matrices in each, embeddings, norm and head.
-        expected |= {"tensors": 4 * (6 + 1 + 2 * 3) + 3, "loads": "MixtralForCausalLM"}
+        # The same number by chance: in place of three feed-forward matrices a router and the experts' two stacked ones.
+        expected |= {"loads": "MixtralForCausalLM"}
     assert report[name] == expected
