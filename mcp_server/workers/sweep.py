@@ -8,7 +8,7 @@ Worker inputs   request.json parameters:
     workers, ray    tasks at once on this machine, or the address of a Ray cluster
     cpus, memory_gib, gpus    what one task declares to the cluster
     seed            of every merge (default 0)
-Worker outputs  result.json: `Sweep`; OUT/sweep.json, OUT/recipe.yml, OUT/merged with its evaluation
+Worker outputs  result.json: `Sweep`; OUT/sweep.json, OUT/sweep.md, OUT/recipe.yml, OUT/merged with its evaluation
 Not covered     tuning inside a candidate; candidates are independent and a rerun continues after the last finished one.
 """
 
@@ -34,6 +34,7 @@ from mcp_server.core.models.evidence import Evaluation, Sweep, SweepCandidate
 from mcp_server.core.models.plan import Plan
 from mcp_server.core.recipe import read_recipe
 from mcp_server.core.refs import resolve_ref
+from mcp_server.core.report import sweep_section
 from mcp_server.core.scenario_reader import read_plan
 from mcp_server.core.sweep import Candidate, choose, from_grid, hopeless, pareto_front
 from mcp_server.workers.protocol import Job, run_worker
@@ -101,6 +102,7 @@ def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
         result = _finish(result, bench, executor, job)
     result = result.model_copy(update={"seconds": round(time.monotonic() - start, 1)})
     write_json(bench.out / "sweep.json", result.model_dump(mode="json"))
+    write_text(bench.out / "sweep.md", sweep_section(result))
     return result
 
 

@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 from mcp_server.core.errors import Malformed, NotFound
-from mcp_server.core.models.evidence import Capability, Check, Evaluation, Generation, Interval, Verification
-from mcp_server.core.report import gather, model_card_section, render_page, write_report
+from mcp_server.core.models.evidence import (
+    Capability,
+    Check,
+    Evaluation,
+    Generation,
+    Interval,
+    Sweep,
+    SweepCandidate,
+    Verification,
+)
+from mcp_server.core.report import gather, model_card_section, render_page, sweep_section, write_report
 
 SPAN = Interval(low=0.5, high=0.7)
 
@@ -171,6 +180,25 @@ def test_the_model_cards_table_has_one_row_a_capability() -> None:
         "| tools (exact_match ↑, 24) | 0 | 0.95 | 0 | 0.6 (0.5–0.7) | 0.63 | 0.63 (0.5–0.7) |",
         "| language (perplexity ↓, 10) | 11 | 12 | – | 15 | – | – |",
     ]
+
+
+def test_a_sweeps_table_ranks_by_the_least_kept_gain_and_puts_the_stopped_last() -> None:
+    fields = {"recipe": "", "prompts": {"tools": 100, "persona": 40}}
+    tried = [
+        SweepCandidate(name="a", scores={"tools": 0.5}, gains={"tools": 0.55}, perplexity_ratio=1.0, **fields),
+        SweepCandidate(name="b", scores={"tools": 0.1}, gains={"tools": 0.1}, stopped="hopeless", **fields),
+        SweepCandidate(name="c", scores={"tools": 0.9}, gains={"tools": 0.95}, perplexity_ratio=1.02, pareto=True, **fields),
+    ]
+    text = sweep_section(Sweep(candidates=tried, winner="c", why="it is best", sources={"tools": {"base": 0.0, "tools": 0.95}}))
+    assert [line for line in text.splitlines() if line.startswith("| ") and "---" not in line] == [
+        "| candidate | tools (gain) | perplexity ÷ best source | note |",
+        "| c | 0.9 (95%) | 1.02 | **chosen**; Pareto front |",
+        "| a | 0.5 (55%) | 1 |  |",
+        "| b | 0.1 (10%) | – | stopped: hopeless |",
+        "| capability | base | tools |",
+        "| tools | 0 | 0.95 |",
+    ]
+    assert "Development split (100 tools, 40 persona)" in text
 
 
 def test_a_missing_folder_is_bad_input(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ markdown   the evaluation as a section for the model card
 """
 
 from mcp_server.core.report.gather import Evidence, gather
-from mcp_server.core.report.markdown import model_card_section
+from mcp_server.core.report.markdown import model_card_section, sweep_section
 from mcp_server.core.report.page import render_page, write_report
 
-__all__ = ["Evidence", "gather", "model_card_section", "render_page", "write_report"]
+__all__ = ["Evidence", "gather", "model_card_section", "render_page", "sweep_section", "write_report"]

@@ -1,8 +1,8 @@
-"""The evaluation as Markdown, for the model card."""
+"""The evaluation as Markdown for the model card, and a sweep's table for the documents."""
 
 from __future__ import annotations
 
-from mcp_server.core.models.evidence import Capability, Evaluation
+from mcp_server.core.models.evidence import Capability, Evaluation, Sweep, SweepCandidate
 
 
 def model_card_section(evaluation: Evaluation) -> str:
@@ -45,3 +45,46 @@ def _figure(capability: Capability, label: str, value: float | None) -> str:
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def sweep_section(sweep: Sweep) -> str:
+    """Every candidate of a bake-off in the order of its worst kept gain, the sources it is measured against, and the winner."""
+    names = list(dict.fromkeys(name for c in sweep.candidates for name in c.gains))
+    header = ["candidate", *(f"{n} (gain)" for n in names), "perplexity ÷ best source", "note"]
+    lines = ["## Candidates", "", _row(header), _row(["---"] * len(header))]
+    ranked = sorted(sweep.candidates, key=lambda c: (c.stopped is not None, -_least(c)))
+    for candidate in ranked:
+        note = "; ".join(
+            text
+            for text, wanted in (
+                ("**chosen**", candidate.name == sweep.winner),
+                ("Pareto front", candidate.pareto),
+                (f"stopped: {candidate.stopped}", candidate.stopped is not None),
+            )
+            if wanted
+        )
+        figures = [f"{_plain(candidate.scores.get(n))} ({_percent(candidate.gains.get(n))})" for n in names]
+        lines.append(_row([candidate.name, *figures, _plain(candidate.perplexity_ratio), note]))
+    lines += ["", "Measured against, on the same prompts:", ""]
+    labels = list(dict.fromkeys(label for row in sweep.sources.values() for label in row))
+    lines += [_row(["capability", *labels]), _row(["---"] * (len(labels) + 1))]
+    lines += [_row([name, *(_plain(row.get(label)) for label in labels)]) for name, row in sweep.sources.items()]
+    prompts = max((c.prompts for c in sweep.candidates), key=lambda p: sum(p.values()), default={})
+    counted = ", ".join(f"{count} {name}" for name, count in prompts.items())
+    lines += ["", f"Development split ({counted}); stopped candidates stand on the quick look. {sweep.why}.", ""]
+    if sweep.test is not None:
+        lines += ["The winner on the test split, which nothing before had touched:", ""]
+        lines += model_card_section(sweep.test).splitlines()[2:]
+    return "\n".join([*lines, ""])
+
+
+def _least(candidate: SweepCandidate) -> float:
+    return min((gain for gain in candidate.gains.values() if gain is not None), default=-1.0)
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
