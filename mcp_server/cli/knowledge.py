@@ -23,7 +23,6 @@ from mcp_server.core.scenario_reader import read_plan, read_scenario
 from mcp_server.core.validate import fix as fix_recipe
 from mcp_server.core.validate import validate as validate_recipe
 from mcp_server.jobs.planning import ask_planner
-from mcp_server.jobs.planning import ask_planner
 
 
 def register(app: typer.Typer) -> None:

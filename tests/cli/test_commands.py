@@ -1,0 +1,123 @@
+"""The command line: exit codes, JSON on stdout and nothing else, errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mcp_server import cli
+from tests.tiny import write_adapter, write_model
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A base, two adapters of it, and a recipe that merges them."""
+    base = write_model(tmp_path / "base")
+    write_adapter(tmp_path / "persona", base, rank=2, seed=1)
+    write_adapter(tmp_path / "tools", base, rank=4, seed=2)
+    scenario = {
+        "sources": [
+            {"name": "persona", "ref": "./persona", "kind": "lora", "training_examples": 200, "status": "works"},
+            {"name": "tools", "ref": "./tools", "kind": "lora", "training_examples": 500, "status": "works"},
+        ],
+        "base_model": "./base",
+        "relation": {"data_overlap": 0.1, "capabilities": "complementary", "similarity": "distinct", "same_base": True},
+        "constraints": {"ram_gib": 12},
+    }
+    (tmp_path / "scenario.yaml").write_text(json.dumps(scenario), encoding="utf-8")
+    return tmp_path
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict]:
+    """Exit code and the parsed JSON of a command; that stdout is JSON and nothing else is part of the claim."""
+    capsys.readouterr()
+    code = cli.run([str(argument) for argument in arguments] + ["--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_the_path_from_inspect_to_a_verified_merge(
+    sources: Path, store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sources)
+    code, inspection = answer(capsys, "inspect", "./persona", "./tools", "--base", "./base")
+    assert (code, inspection["compatible"]) == (0, True)
+    assert [source["kind"] for source in inspection["sources"]] == ["full", "lora", "lora"]
+    code, plan = answer(capsys, "recommend", "scenario.yaml", "-o", "plan.yaml")
+    assert (code, plan["strategy"]["id"]) == (0, "ties")
+    code, rendered = answer(capsys, "render", "plan.yaml", "-o", "recipe.yml", "--set", "sources.persona.weight=0.5")
+    assert code == 0
+    assert "weight: 0.5" in rendered["recipe"]
+    code, validation = answer(capsys, "validate", "recipe.yml")
+    assert (code, validation["ok"]) == (0, True)
+    code, estimate = answer(capsys, "estimate", "recipe.yml", "--ram-gib", 12)
+    assert (code, estimate["engines"]["stream"]["fits"]) == (0, True)
+    code, merged = answer(capsys, "merge", "recipe.yml", "merged", "--engine", "stream", "--seed", 7)
+    assert (code, merged["state"], merged["engine"], merged["seed"]) == (0, "succeeded", "stream", 7)
+    code, again = answer(capsys, "merge", "recipe.yml", "merged", "--engine", "stream")
+    assert (code, again["error"]["type"]) == (2, "OutputExists")
+    code, listed = answer(capsys, "jobs")
+    assert (code, [job["job_id"] for job in listed["jobs"]]) == (0, [merged["job_id"]])
+    code, log = answer(capsys, "logs", merged["job_id"])
+    assert (code, log["job_id"]) == (0, merged["job_id"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["inspect", "nothing-here"], 2, "nothing-here"),
+        (["inspect", "."], 2, "adapter_config.json"),
+        (["recommend", "scenario-with-typo.yaml"], 2, "base_model"),
+        (["merge", "recipe.yml", "out"], 2, "recipe.yml"),
+        (["merge", "broken.yml", "out"], 2, "line 2, column 1"),
+        (["validate", "no-weight.yml"], 1, "weight"),
+        (["status", "merge-0"], 2, "merge-0"),
+        (["merge", "no-weight.yml", "out", "--shard-size", "5 parsecs"], 2, "5 parsecs"),
+        (["verify", "nothing-here"], 2, "nothing-here"),
+        (["mrege"], 2, "mrege"),
+        (["merge"], 2, "recipe"),
+        (["estimate", "no-weight.yml", "--ram-gib", "much"], 2, "ram"),
+    ],
+)
+def test_bad_input_says_what_was_found_and_writes_nothing(
+    arguments: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    store: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "scenario-with-typo.yaml").write_text("base_modle: x\n", encoding="utf-8")
+    (tmp_path / "broken.yml").write_text("models: [\n", encoding="utf-8")
+    (tmp_path / "no-weight.yml").write_text("merge_method: linear\nmodels:\n- model: a\n- model: b\n", encoding="utf-8")
+    assert cli.run(arguments) == code
+    shown = capsys.readouterr()
+    assert said in re.sub(r"\s+", " ", shown.err)
+    assert shown.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    from mcp_server.cli.merging import parse_size
+
+    sizes = {"5GB": 5 * 10**9, "500 MB": 5 * 10**8, "1GiB": 2**30, "1000000": 10**6}
+    assert {text: parse_size(text) for text in sizes} == sizes
+
+
+def test_every_command_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = re.findall(r"^model-merging (.+?)(?:\s+#.*)?$", README.read_text(encoding="utf-8"), re.M)
+    assert len(lines) >= 9
+    for line in lines:
+        command, *rest = shlex.split(line)
+        assert cli.run([command, "--help"]) == 0, line
+        offered = capsys.readouterr().out
+        for option in (word for word in rest if word.startswith("--")):
+            assert option in offered, f"{option} of: {line}"
