@@ -12,61 +12,84 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mcp_server.engine.blocks import BLOCK_ELEMENTS
+from mcp_server.engine.blocks import BLOCK_ELEMENTS, MOST_COLLECTED, MOST_COLLECTED_SHARE
+from mcp_server.engine.checkpoint import ITEM_BYTES
 from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.signatures import SIGNATURES
 
-INTERPRETER_BYTES: Final = 120_000_000
-"""Python, numpy, numba and its compiled kernels: measured 75–95 MB on Linux x86-64, Python 3.11, numpy 2.5, numba 0.66."""
+INTERPRETER_BYTES: Final = 75_000_000
+"""Python, numpy, numba and its compiled kernels: measured 70–73 MB on Linux x86-64, Python 3.11, numpy 2.5, numba 0.66."""
 
 _COUNTS_BYTES: Final = 8 * (1 << 15 | 1 << 16)
-_FIXED_BUFFERS: Final = 6
-"""raw, reference, out, rounded, grid, update: float32 each at most."""
 _WRITE_BUFFERS_AHEAD: Final = 4
+_WHOLE_COPIES: Final = 3
+"""Of a low-rank factor while it is read: as stored, widened, rearranged."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergeShape:
-    """What memory depends on. `deltas`: sources without the base. `row`: the longest last dimension of any tensor.
+    """What memory depends on.
 
-    `factors`: the most float32 values that the low-rank factors of one tensor hold together, Σ rank·(rows + columns).
+    `deltas`: sources without the base. `row`: the longest last dimension of any tensor. `largest`: elements of the largest
+    tensor. `factors`: the most float32 values that the low-rank factors of one tensor hold together, Σ rank·(rows + columns).
+    `stored_bytes`, `out_bytes`: the widest element among the inputs, and in the output.
     """
 
     method: str
     deltas: int
     threads: int
     row: int
+    largest: int
     factors: int = 0
+    stored_bytes: int = 4
+    out_bytes: int = 4
 
 
 def peak_anon(shape: MergeShape) -> dict[str, int]:
     """Part → bytes; their sum is the bound."""
     block = max(BLOCK_ELEMENTS, shape.row)
-    thinning = SIGNATURES[shape.method].sparsify if shape.method in SIGNATURES else "none"
-    per_thread = 4 * block * (_FIXED_BUFFERS + shape.deltas * (2 if thinning != "none" else 1))
-    if thinning == "della":
-        per_thread += 32 * block
-    counting = shape.deltas * _COUNTS_BYTES * (2 if thinning == "outliers" else 1) if thinning in ("magnitude", "outliers") else 0
+    signature = SIGNATURES.get(shape.method)
+    thinning = signature.sparsify if signature else "none"
+    selects = thinning in ("magnitude", "outliers")
+    has_reference = shape.factors > 0 or (signature is not None and signature.base != "ignored")
+    narrows = shape.out_bytes < 4
+    bytes_per_element = (
+        shape.stored_bytes  # raw
+        + 4 * has_reference
+        + 4 * shape.deltas * (2 if thinning != "none" else 1)  # and what thinning keeps of them
+        + 4  # merged
+        + 4 * narrows  # merged, rounded
+        + 4 * (narrows and has_reference and shape.stored_bytes != shape.out_bytes)  # the reference, rounded
+        + 4 * selects  # patterns found
+        + 4 * (shape.factors > 0)  # an update beside its base
+        + 24 * (thinning == "della")  # order, ranks, probabilities
+    )
+    cuts = shape.deltas * (2 if thinning == "outliers" else 1) if selects else 0
+    collected = min(MOST_COLLECTED, int(MOST_COLLECTED_SHARE * shape.largest) * cuts)
     return {
         "interpreter and libraries": INTERPRETER_BYTES,
-        "block buffers": shape.threads * per_thread,
-        "write buffers": (shape.threads + _WRITE_BUFFERS_AHEAD) * 4 * block,
-        "selection counts": shape.threads * counting,
-        "adapter factors": 3 * 4 * shape.factors,
+        "block buffers": shape.threads * block * bytes_per_element,
+        "write buffers": (shape.threads + _WRITE_BUFFERS_AHEAD) * shape.out_bytes * block,
+        "selection": max(shape.threads * cuts * _COUNTS_BYTES, 4 * collected + (9 * collected // cuts if cuts else 0)),
+        "adapter factors": _WHOLE_COPIES * 4 * shape.factors,
     }
 
 
 def shape_of(plan: MergePlan, threads: int) -> MergeShape:
     """The shape of a planned merge."""
+    inputs = [entry.stored for tensor in plan.tensors for entry in tensor.inputs]
     return MergeShape(
         method=plan.recipe.method,
         deltas=max(len(tensor.inputs) - (tensor.base is not None) for tensor in plan.tensors),
         threads=threads,
         row=max((tensor.shape[-1] for tensor in plan.tensors if len(tensor.shape) > 1), default=1),
+        largest=max(tensor.count for tensor in plan.tensors),
         factors=max(
             sum(entry.low_rank.a.count + entry.low_rank.b.count for entry in tensor.inputs if entry.low_rank)
             for tensor in plan.tensors
         ),
+        stored_bytes=max(ITEM_BYTES[stored.dtype] for stored in inputs),
+        out_bytes=max(4 if tensor.dtype == "float32" else 2 for tensor in plan.tensors),
     )
 
 

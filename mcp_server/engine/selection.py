@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from mcp_server.engine import kernels
-from mcp_server.engine.blocks import Block
+from mcp_server.engine.blocks import MOST_COLLECTED, MOST_COLLECTED_SHARE, Block
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.team import Team, Workspace
 
@@ -32,8 +32,6 @@ GUESS_FROM_ELEMENTS: Final = 1 << 20
 SAMPLE_ONE_IN: Final = 32
 MARGIN: Final = 0.004
 """How far, as a share of all elements, the sampled rank may be off on either side."""
-MOST_COLLECTED: Final = 24_000_000
-"""Patterns kept at most, all deltas of a tensor together: 96 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def by_guessing(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut] | N
         last = min(int(np.searchsorted(from_top, share + MARGIN)), (1 << 15) - 1)
         windows.append((index, ((1 << 15) - 1 - last) << 16, ((1 << 15) - first) << 16))
         expected += float(from_top[last] - (from_top[first - 1] if first else 0)) * tensor.plan.count
-    if expected > min(MOST_COLLECTED, tensor.plan.count * len(wanted) / 8):
+    if expected > min(MOST_COLLECTED, tensor.plan.count * len(wanted) * MOST_COLLECTED_SHARE):
         return None
 
     def work(workspace: Workspace, block: Block) -> list[tuple[Array, int]]:

@@ -18,6 +18,9 @@ def breakdown(work: Work, threads: int | None) -> dict[str, int]:
         deltas=work.deltas,
         threads=threads or os.cpu_count() or 1,
         row=max((tensor.row for tensor in work.tensors), default=1),
+        largest=work.largest.elements,
         factors=work.factors,
+        stored_bytes=max(width for tensor in work.tensors for width in tensor.stored_bytes),
+        out_bytes=max(-(-tensor.out_bytes // max(1, tensor.elements)) for tensor in work.tensors),
     )
     return {part.replace(" ", "_"): size for part, size in peak_anon(shape).items()}

@@ -1,0 +1,62 @@
+"""The memory model bounds what a merge's process really holds, closely."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mcp_server.engine.memory import MergeShape, peak_anon, shape_of
+from mcp_server.engine.plan import make_plan
+from mcp_server.engine.recipe import parse_recipe
+from tests.engine.synthetic import random_tensors, write_adapter, write_model
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One matrix of two million elements: several blocks, and selection by guessing."""
+    root, generator = tmp_path_factory.mktemp("models"), np.random.default_rng(0)
+    for name in ("base", "one", "two"):
+        write_model(root / name, random_tensors(0, layers=1) | {f"{UP}.weight": generator.standard_normal((2048, 1024))})
+    factors = {f"{UP}.lora_A.weight": np.ones((8, 1024)), f"{UP}.lora_B.weight": np.ones((2048, 8))}
+    write_adapter(root / "lora", factors, r=8)
+    return root
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
+@pytest.mark.parametrize(("method", "second"), [("linear", "two"), ("ties", "two"), ("dare_ties", "base+lora")])
+def test_a_merge_stays_below_its_bound_and_near_it(models: Path, tmp_path: Path, method: str, second: str) -> None:
+    refs = [str(models / "one"), "+".join(str(models / part) for part in second.split("+"))]
+    body: dict[str, Any] = {
+        "merge_method": method,
+        "models": [
+            {"model": ref, "parameters": {"weight": 0.5} | ({} if method == "linear" else {"density": 0.5})} for ref in refs
+        ],
+    }
+    text = json.dumps(body | ({} if method == "linear" else {"base_model": str(models / "base")}))
+    parameters = {"recipe": text, "out": str(tmp_path / "out"), "partial": str(tmp_path / "out"), "threads": 2}
+    (tmp_path / "request.json").write_text(json.dumps({"kind": "merge", "parameters": parameters}), "utf-8")
+    subprocess.run([sys.executable, "-m", "mcp_server.workers.stream", str(tmp_path)], check=True)
+    measured = json.loads((tmp_path / "result.json").read_text("utf-8"))["peak_anon_bytes"]
+    bound = sum(peak_anon(shape_of(make_plan(parse_recipe(text)), threads=2)).values())
+    assert measured <= bound <= measured + 40_000_000
+
+
+def test_memory_does_not_grow_with_the_model() -> None:
+    small = MergeShape("dare_ties", deltas=2, threads=2, row=4096, largest=10**8)
+    large = MergeShape("dare_ties", deltas=2, threads=2, row=4096, largest=10**10)
+    assert peak_anon(small) == peak_anon(large)
+
+
+def test_the_full_llama_shape_fits_well_under_half_a_gigabyte() -> None:
+    shape = MergeShape(
+        "ties", deltas=2, threads=2, row=14336, largest=128256 * 4096, factors=48 * (14336 + 4096), stored_bytes=2, out_bytes=2
+    )
+    assert sum(peak_anon(shape).values()) < 450_000_000
