@@ -17,6 +17,8 @@ from mcp_server.core.models.plan import Plan
 from mcp_server.core.recommend import read_scenario, recommend
 from mcp_server.core.render import parse_overrides, render, render_strategy
 from mcp_server.core.render.yaml_text import to_yaml
+from mcp_server.core.validate import validate
+from tests.tiny import write_adapter, write_model
 
 STRATEGIES = sorted(catalog.load().strategies)
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -253,6 +255,30 @@ def test_a_missing_fact_is_named_with_how_to_give_it(changes: dict[str, Any], st
         render(plan_for(**changes), {"strategy": strategy})
     assert complaint in refused.value.message
     assert refused.value.next_step
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, two fine-tunes and two adapters of different rank, a few hundred bytes each."""
+    folder = tmp_path_factory.mktemp("tiny")
+    base = write_model(folder / "base")
+    for number, name in enumerate(("persona", "tools"), 1):
+        write_adapter(folder / name, base, rank=2 * number, seed=number)
+        write_model(folder / f"{name}_full", seed=number)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "keep_ends"])  # its ends need more than the one layer
+def test_the_linter_finds_no_fault_in_a_rendered_recipe(tiny: Path, name: str, kind: str) -> None:
+    sources = [
+        {"name": n, "ref": str(tiny / (n if kind == "lora" else f"{n}_full")), "kind": kind, "capability": f"{n} prompts"}
+        for n in ("persona", "tools")
+    ]
+    text = render(plan_for(sources=sources, base_model=str(tiny / "base"), layers=None), {"strategy": name}).recipe
+    found = validate(text, folder=tiny)
+    assert found.level == "checkpoints"
+    assert [finding for finding in found.findings if finding.severity != "note"] == []
 
 
 def test_a_plan_that_says_no_is_not_rendered_without_being_asked() -> None:
