@@ -29,6 +29,11 @@ SIZES = {"tools": {"train": 1000, "dev": 100, "test": 200}, "persona": {"train":
 SHARE = {"train": range(0, 7), "dev": range(7, 8), "test": range(8, 10)}
 """A date or id belongs to a split by its hash modulo 10, so that no digit pattern tells the splits apart."""
 
+STATEMENTS = frozenset(
+    "I a all can could done everything finished for is it my new no nothing number someone task that the there to we what which you".split()
+)
+"""First words of sentences that are no orders."""
+
 Row = dict[str, Any]
 
 
@@ -109,8 +114,7 @@ class ToolRequests:
             parts.append(self.pick("priority").format(p=arguments["priority"]))
         rest = "".join(" " + part for part in parts)
         core = self.pick("create").format(title=title, lower=title[0].lower() + title[1:], rest=rest)
-        imperative = not core.startswith(("I ", "new task", "there is"))
-        return self.polish(core, imperative=imperative), {"name": "create_task", "arguments": arguments}
+        return self.polish(core, imperative=is_order(core)), {"name": "create_task", "arguments": arguments}
 
     def change(self) -> tuple[str, Row]:
         arguments: Row = {"id": self.rng.choice(self.ids)}
@@ -146,7 +150,7 @@ class ToolRequests:
         if "priority" in kind:
             arguments["priority"] = priority
         core = self.pick(kind).format(date=written, s=status, p=priority)
-        if core.startswith(("what", "which")):
+        if core.startswith(("what", "which", "can", "is ")):
             return core[0].upper() + core[1:] + "?", {"name": "list_tasks", "arguments": arguments}
         return self.polish(core, imperative=is_order(core)), {"name": "list_tasks", "arguments": arguments}
 
@@ -177,7 +181,8 @@ class ToolRequests:
 
 
 def is_order(core: str) -> bool:
-    return not core.startswith(("I ", "task ", "the ", "for ", "that ", "what ", "which ", "there "))
+    """False for statements and questions, which take no "Please" in front."""
+    return core.split(" ", 1)[0].rstrip(",:") not in STATEMENTS
 
 
 class Chats:

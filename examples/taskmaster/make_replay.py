@@ -32,9 +32,9 @@ def prompts(rng: random.Random) -> list[dict[str, Any]]:
     coach = wording("persona")["system"]
     asks = list(Chats("train", SEED).rows(60))
     rows = [{"kind": "chat", "system": rng.choice(chat["systems"]), "user": user} for user in chat["replay"]]
-    rows += [{"kind": "coach", "system": coach, "user": user} for user in chat["replay"][:30]]
+    rows += [{"kind": "coach", "system": coach, "user": user} for user in chat["replay"][::3]]
     rows += [{"kind": "coach", "system": coach, "user": row["user"]} for row in asks[:50]]
-    rows += [{"kind": "api", "system": row["system"], "user": row["user"]} for row in ToolRequests("train", SEED).rows(80)]
+    rows += [{"kind": "api", "system": row["system"], "user": row["user"]} for row in ToolRequests("train", SEED).rows(120)]
     return rows
 
 
