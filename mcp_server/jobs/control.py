@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.core import files
+from mcp_server.core import files, paths
 from mcp_server.core.errors import BadInput, RunFailed
 from mcp_server.core.models.job import JobList, JobStatus, LogPage
 from mcp_server.jobs import claims, publish, queue, store
@@ -193,7 +193,8 @@ def follow(job_id: str, on_progress: Callable[[JobStatus], None] | None = None) 
 def prune(older_than_seconds: float = 0.0) -> int:
     """Remove the folders of jobs that are over, their leftovers beside outputs included, never outputs. Returns how many.
 
-    Interrupted jobs stay while their partial output is there: they can still be resumed.
+    Interrupted jobs stay while their partial output is there: they can still be resumed. When no job is active, the cached
+    copies of bases with an adapter folded in go too: they can be made again.
     """
     removed = 0
     for folder in store.folders():
@@ -208,6 +209,8 @@ def prune(older_than_seconds: float = 0.0) -> int:
             _release(record)
         shutil.rmtree(folder, ignore_errors=True)
         removed += 1
+    if not store.active():
+        shutil.rmtree(paths.cache_dir() / "folded", ignore_errors=True)
     return removed
 
 

@@ -38,10 +38,13 @@ def classify(folder: Path, record: Record, watched: Watched, oom_kills: int) -> 
     return failed(record, error)
 
 
-def failed(record: Record, error: MergingError) -> Record:
-    return record.model_copy(
-        update={"state": "failed", "error": error.as_dict(), "exit_code": record.exit_code or error.exit_code}
-    )
+def failed(record: Record, error: MergingError, exit_code: int | None = None) -> Record:
+    code = exit_code or record.exit_code or error.exit_code
+    return record.model_copy(update={"state": "failed", "error": error.as_dict(), "exit_code": code})
+
+
+def bug(folder: Path) -> RunFailed:
+    return RunFailed("a bug ended the job's runner", f"please report it with {folder / 'log.txt'}")
 
 
 def succeeded(record: Record) -> Record:

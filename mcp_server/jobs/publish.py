@@ -73,6 +73,16 @@ def move_into_place(folder: Path, record: Record, *, overwrite: bool) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def discard_useless(folder: Path, record: Record) -> None:
+    """Remove a partial output that no resume would go on with: mergekit's, unless it is whole or was asked to stay."""
+    if record.partial is None or record.engine == "stream" or (folder / "done.json").is_file():
+        return
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if files.read_json(folder / "request.json")["parameters"].get("keep_partial"):
+            return
+    shutil.rmtree(record.partial, ignore_errors=True)
+
+
 def discard(folder: Path, record: Record) -> None:
     """Remove what a cancelled job had written, unless it was asked to stay."""
     keep = False

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def main(folder: Path, handle: int) -> int:
         record = run(folder, record, settings, log, stop, output_handle)
     except (MergingError, OSError) as error:
         record = outcome.failed(record, outcome.in_our_words(error))
+    except Exception:  # noqa: BLE001 - the process boundary: the traceback goes to the log, the job ends as "bug"
+        traceback.print_exc()
+        record = outcome.failed(record, outcome.bug(folder), outcome.EXIT_BUG)
     log.line(f"{record.state}{': ' + record.error['message'] if record.error else ''}")
     log.close()
     end(folder, record, output_handle)
@@ -55,7 +59,7 @@ def main(folder: Path, handle: int) -> int:
 def run(folder: Path, record: Record, settings: Settings, log: LogWriter, stop: Stop, output_handle: int | None) -> Record:
     """One attempt. Returns the record of how it ended; raises for what goes wrong around the worker."""
     began = time.monotonic()
-    request = files.read_json(folder / "request.json")
+    request = store.read_request(folder)
     if publish.was_published(folder, record):
         return outcome.succeeded(record)
     if not publish.is_worker_done(folder, record):
@@ -88,6 +92,8 @@ def end(folder: Path, record: Record, output_handle: int | None) -> None:
     """Write the last state, tidy up and give up the output. A full disk delays the last state, not the tidying."""
     if record.state == "cancelled":
         publish.discard(folder, record)
+    elif record.state in ("failed", "interrupted"):
+        publish.discard_useless(folder, record)
     if output_handle is not None and record.output:
         remove_lock(output_lock(Path(record.output)), output_handle)
     for delay in (0.5, 2.0, 8.0, None):

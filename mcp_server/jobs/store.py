@@ -24,7 +24,7 @@ from typing import Any, Final
 from pydantic import Field, ValidationError
 
 from mcp_server.core import files, paths
-from mcp_server.core.errors import DiskFull, NotAllowed, NotFound, RunFailed, did_you_mean
+from mcp_server.core.errors import DiskFull, Malformed, NotAllowed, NotFound, RunFailed, did_you_mean
 from mcp_server.core.models.base import EngineId, Frozen
 from mcp_server.core.models.job import JobKind, JobState
 from mcp_server.jobs.locks import is_held
@@ -138,6 +138,18 @@ def _rebuilt(folder: Path, what: str) -> Record:
             "error": None if state == "running" else error.as_dict(),
         }
     )
+
+
+def read_request(folder: Path) -> dict[str, Any]:
+    """The job's request. Raises `Malformed` when the file was damaged."""
+    try:
+        request = files.read_json(folder / "request.json")
+        if isinstance(request["parameters"], dict) and isinstance(request["worker"], str):
+            return dict(request)
+        problem = "it lacks what a runner needs"
+    except (ValueError, KeyError, TypeError) as error:
+        problem = str(error)
+    raise Malformed(f"the request of job {folder.name} is damaged ({problem})", "start the work again, and prune this job")
 
 
 def mark_active(folder: Path, active: bool) -> None:

@@ -33,7 +33,8 @@ class Stop:
 
     def set(self) -> None:
         self.wanted = True
-        os.write(self._write, b"x")
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b"x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def watch(
             silent = time.monotonic() - heard
             end_group(worker, _STOP_GRACE_SECONDS)
             break
-        if _has_ended(process.pid):
+        if _has_ended(process):
             break
     # While the worker is unreaped its pid, and so its group's id, cannot belong to anybody else.
     with contextlib.suppress(ProcessLookupError):
@@ -119,8 +120,11 @@ def watch(
     return Watched(returncode, peak, stop.wanted, silent)
 
 
-def _has_ended(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Without reaping it where the system can tell that (macOS cannot)."""
+    if hasattr(os, "waitid"):
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return process.poll() is not None
 
 
 def _drain(handle: int, log: LogWriter) -> None:

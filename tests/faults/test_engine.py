@@ -26,7 +26,7 @@ def run(store, tmp_path, monkeypatch):
         command = folder / "mergekit-yaml"
         command.write_text(f"#!/bin/sh\nWEIGHTS={model / 'model.safetensors'}\n{script}\n", encoding="utf-8")
         command.chmod(command.stat().st_mode | stat.S_IXUSR)
-        request = MergeRequest(recipe=tiny.linear_recipe(model, model), out=str(tmp_path / "out"), engine="mergekit")
+        request = MergeRequest(recipe=tiny.linear_recipe(model), out=str(tmp_path / "out"), engine="mergekit")
         return jobs.start_merge(request).job_id
 
     return start
@@ -119,7 +119,7 @@ def test_what_mergekit_is_known_to_say_comes_in_our_words(said, kind, message, r
 def test_a_pickle_source_is_refused_before_mergekit_is_asked(store, tmp_path):
     model = tiny.write_model(tmp_path / "model")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    request = MergeRequest(recipe=tiny.linear_recipe(model, model), out=str(tmp_path / "out"), engine="mergekit")
+    request = MergeRequest(recipe=tiny.linear_recipe(model), out=str(tmp_path / "out"), engine="mergekit")
     with pytest.raises(NotAModel, match="pickle"):
         jobs.start_merge(request)
     assert jobs.list_jobs().total == 0

@@ -21,6 +21,8 @@ from tests.faults import big
 
 pytestmark = pytest.mark.slow
 VICTIMS = ("worker", "runner", "both")
+PATIENCE_SECONDS = 900
+"""An upper bound for a busy machine; an idle one needs seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +52,12 @@ def strike(job_id: str, after_seconds: float, victim: str) -> str:
 
 
 def resume_to_the_end(job_id: str):
-    ended = jobs.wait(job_id, 120)
+    ended = jobs.wait(job_id, PATIENCE_SECONDS)
     for _ in range(3):
         if ended.state == "succeeded":
             break
         assert ended.state == "interrupted", ended
-        ended = jobs.wait(jobs.resume(job_id).job_id, 120)
+        ended = jobs.wait(jobs.resume(job_id).job_id, PATIENCE_SECONDS)
     return ended
 
 

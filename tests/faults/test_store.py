@@ -35,6 +35,15 @@ def test_a_corrupt_status_of_a_running_job_does_not_hide_that_it_runs(job, tmp_p
     assert jobs.wait(started.job_id, 30).state == "succeeded"
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"parameters": 3, "worker": "x"}', b"\xff"])
+def test_a_damaged_request_is_said_to_be_one(content, job):
+    job_id = ended(job({"do": "fail"}).job_id).job_id
+    (store.find(job_id) / "request.json").write_bytes(content)
+    again = jobs.wait(jobs.resume(job_id).job_id, 30)
+    assert (again.state, again.error["type"]) == ("failed", "Malformed")
+    assert f"the request of job {job_id} is damaged" in again.error["message"]
+
+
 @pytest.mark.parametrize("name", ["events.jsonl", "result.json", "log.txt"])
 def test_garbage_in_a_jobs_other_files_is_no_reason_to_fail(name, job):
     job_id = ended(job({"do": "progress"}).job_id).job_id

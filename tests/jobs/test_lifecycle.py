@@ -105,6 +105,15 @@ def test_cancel_keeps_the_partial_output_when_asked(merge, tmp_path):
     assert beside(tmp_path) == [f"out.partial-{started.job_id}"]
 
 
+@pytest.mark.parametrize(("engine", "stays"), [("mergekit", False), ("stream", True)])
+def test_a_failed_merge_keeps_its_partial_output_only_if_resuming_goes_on_with_it(engine, stays, merge, tmp_path):
+    started = merge({"do": "write", "name": "a.safetensors", "bytes": 10}, {"do": "fail"}, engine=engine)
+    assert jobs.wait(started.job_id, 30).state == "failed"
+    assert (tmp_path / f"out.partial-{started.job_id}").exists() is stays
+    jobs.prune()
+    assert beside(tmp_path) == []
+
+
 def test_cancelling_what_is_over_changes_nothing(job):
     ended = jobs.wait(job().job_id, 30)
     assert jobs.cancel(ended.job_id) == ended
