@@ -78,8 +78,9 @@ def main(job: Job) -> Sweep:
 
 def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
     start = time.monotonic()
-    plan = read_plan(request.plan)
-    near = Path(request.plan).parent if isinstance(request.plan, str) else Path.cwd()
+    file = Path(request.plan) if isinstance(request.plan, str) and "\n" not in request.plan else None
+    plan = read_plan(file or request.plan)
+    near = file.parent if file else Path.cwd()
     candidates = from_grid(plan, request.grid, near)
     bench = Bench(request, candidates, Path(request.out), _names(plan, near))
     bench.out.mkdir(parents=True, exist_ok=True)
