@@ -19,7 +19,8 @@ TABLE = yaml.safe_load((Path(__file__).parent / "scenarios.yaml").read_text(enco
 
 def rules_of(plan: Plan) -> set[str]:
     """The ids of every rule that put a line into a plan."""
-    return {rule.id for rule in plan.rules} | {one.rule for one in [*plan.runner_up, *plan.evaluation]}
+    asked = {rule.id for rule in catalog.load().rules if rule.ask in plan.questions}
+    return asked | {rule.id for rule in plan.rules} | {one.rule for one in [*plan.runner_up, *plan.evaluation]}
 
 
 def plan_of(case: dict[str, Any]) -> Plan:
@@ -135,9 +136,14 @@ def test_a_question_whose_answer_changes_nothing_is_not_asked() -> None:
         "same_base": True,
     }
     constraints = {"compute": "limited", "quality": "tunable", "ram_gib": 12}
-    sources = [{"name": n, "kind": "lora", "status": "works"} for n in ("a", "b")]
+    sources = [{"name": n, "kind": "lora", "status": "works", "training_examples": 100} for n in ("a", "b")]
     scenario = {"sources": sources, "base_model": "m", "goal": "balanced", "relation": known, "constraints": constraints}
     assert recommend(read_scenario(scenario)).questions == []
+
+
+def test_unknown_examples_and_memory_are_asked_for_because_weights_and_engine_follow_them() -> None:
+    questions = recommend(read_scenario({"sources": [{"name": "a", "kind": "lora"}, {"name": "b", "kind": "lora"}]})).questions
+    assert [q for q in questions if q.startswith("How many examples") or q.startswith("How much memory")] == questions[-2:]
 
 
 def test_recommend_is_a_pure_function() -> None:

@@ -106,6 +106,7 @@ def examples_ratio(scenario: Scenario) -> float | None:
     return _ratio(s.training_examples for _, s in trained(scenario))
 
 
+@signal
 def examples_known(scenario: Scenario) -> bool | None:
     """Whether every source says how many examples it was trained on."""
     found = [s.training_examples for _, s in trained(scenario)]
