@@ -177,13 +177,19 @@ def test_one_faded_skill_gets_more_weight_where_weights_scale() -> None:
     tried = Tried(method="task_arithmetic", weights={"tools": 0.8, "persona": 0.8})
     found = suggest_next("adjust", {"tools": gone("tools", 0.6), "persona": gone("persona", 1.0)}, LIMITS, tried)
     assert found is not None
-    assert (found["action"], found["set"]) == ("rebalance", {"sources.tools.weight": 1.0})
+    assert (found["action"], found["set"]) == ("rebalance", {"sources.tools.weight": 0.92})
 
 
 def test_one_faded_skill_under_ties_asks_for_another_method_because_ties_blunts_weights() -> None:
-    found = suggest_next("adjust", {"tools": gone("tools", 0.6), "persona": gone("persona", 1.0)}, LIMITS, Tried(method="ties"))
+    found = suggest_next(
+        "adjust",
+        {"tools": gone("tools", 0.6), "persona": gone("persona", 1.0)},
+        LIMITS,
+        Tried(method="ties", weights={"persona": 0.31, "tools": 0.69}),
+    )
     assert found is not None
     assert (found["action"], found["strategy"]) == ("change_method", "task_arithmetic")
+    assert found["set"] == {"strategy": "task_arithmetic", "sources.persona.weight": 1.0, "sources.tools.weight": 1.15}
 
 
 def test_all_skills_faded_under_averaging_asks_for_adding() -> None:

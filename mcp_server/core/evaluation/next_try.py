@@ -17,7 +17,7 @@ from mcp_server.core.models.base import Frozen
 from mcp_server.core.models.evidence import Capability
 
 LAMBDA_STEP: Final = 0.7
-WEIGHT_STEP: Final = 1.25
+WEIGHT_STEP: Final = 1.15
 ADDITIVE: Final = frozenset({"task_arithmetic", "dare_linear", "breadcrumbs", "della_linear"})
 """Methods in which a source's weight scales its own delta; elsewhere weights are normalised or only settle elections."""
 
@@ -82,12 +82,13 @@ def suggest_next(
     if strong:
         name = weak[0].expert or ""
         if strategy not in ADDITIVE:
+            full = {f"sources.{source}.weight": 1.0 for source in tried.weights}
             return {
                 "action": "change_method",
                 "strategy": "task_arithmetic",
-                "set": {f"sources.{name}.weight": WEIGHT_STEP},
+                "set": {"strategy": "task_arithmetic", **full, f"sources.{name}.weight": WEIGHT_STEP},
                 "why": f"{name} lost its skill and the others kept theirs; under {strategy} a weight does not scale its source, "
-                "under task_arithmetic it does",
+                "under task_arithmetic it does, at 1 for a source that is to stay whole",
             }
         value = round(tried.weights.get(name, 1.0) * WEIGHT_STEP, 2)
         return {
