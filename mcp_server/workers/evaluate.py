@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mcp_server.core.errors import BadInput
-from mcp_server.core.evaluation import SuiteSamples
+from mcp_server.core.evaluation import SuiteSamples, load_thresholds
 from mcp_server.core.evaluation.assemble import Measured, assemble
 from mcp_server.core.evaluation.lineage import Lineage, read_lineage
 from mcp_server.core.models.evidence import Evaluation, Generation
@@ -48,6 +48,7 @@ def main(job: Job) -> Evaluation:
 def measure(request: Request, job: Job) -> Evaluation:
     """Measure every model on every suite, then score. A model is loaded at most once, and not at all if its answers are known."""
     start = time.monotonic()
+    rules = load_thresholds()
     lineage = read_lineage(Path(request.out)) if request.out else Lineage()
     refs = _models(request, lineage)
     suites = _suites(request, list(refs))
@@ -94,7 +95,7 @@ def measure(request: Request, job: Job) -> Evaluation:
         cross=request.cross,
         tried=lineage.tried,
     )
-    evaluation = assemble(measured).model_copy(
+    evaluation = assemble(measured, rules).model_copy(
         update={
             "models": {label: str(ref) for label, ref in refs.items()},
             "limit": request.limit,

@@ -26,7 +26,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from mcp_server.core.errors import BadInput, from_dict
-from mcp_server.core.evaluation import load_thresholds
+from mcp_server.core.evaluation import Thresholds, load_thresholds
 from mcp_server.core.evaluation.lineage import lineage_of
 from mcp_server.core.files import write_json, write_text
 from mcp_server.core.models.base import Frozen
@@ -78,6 +78,7 @@ def main(job: Job) -> Sweep:
 
 def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
     start = time.monotonic()
+    limits = load_thresholds()
     file = Path(request.plan) if isinstance(request.plan, str) and "\n" not in request.plan else None
     plan = read_plan(file or request.plan)
     near = file.parent if file else Path.cwd()
@@ -86,10 +87,10 @@ def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
     bench.out.mkdir(parents=True, exist_ok=True)
     job.progress("base and sources", 0, 1, message=f"{len(candidates)} candidates")
     sources = bench.sources(executor)
-    found = _measure(bench, executor, job)
+    found = _measure(bench, executor, job, limits)
     front = pareto_front(found)
     found = [candidate.model_copy(update={"pareto": candidate.name in front}) for candidate in found]
-    winner, why = choose(found, load_thresholds())
+    winner, why = choose(found, limits)
     result = Sweep(
         candidates=found,
         winner=winner,
@@ -107,9 +108,8 @@ def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
     return result
 
 
-def _measure(bench: Bench, executor: Executor, job: Job) -> list[SweepCandidate]:
+def _measure(bench: Bench, executor: Executor, job: Job, limits: Thresholds) -> list[SweepCandidate]:
     """A quick look at all, then the whole measurement of those that may still win."""
-    limits = load_thresholds()
     by_name = {candidate.name: candidate for candidate in bench.candidates}
     found: dict[str, SweepCandidate] = {}
     total = len(by_name)
