@@ -2,7 +2,7 @@
 
 usage: python benchmarks/estimate/coefficients.py WORKDIR [METHOD...]
 
-One model with one large tensor (an embedding of 49,152 × 1,024) and hardly anything else: the peak less the peak of a tiny
+One model with one large tensor (an embedding of 24,576 × 1,024) and hardly anything else: the peak less the peak of a tiny
 merge, divided by the elements, is the method's working set in bytes per element. Run for one, two and three models beside the
 base, in bfloat16 and float32 arithmetic; prints one JSON line a run.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from measure import measure
 from synthetic import Shape, write_model
 
-LARGE = Shape(hidden=1024, layers=1, intermediate=64, vocabulary=49152, tied=True)
+LARGE = Shape(hidden=1024, layers=1, intermediate=64, vocabulary=24576, tied=True)
 TINY = Shape(hidden=64, layers=1, intermediate=64, vocabulary=512, tied=True)
 METHODS = {
     "linear": {"weight": 0.5}, "slerp": {"t": 0.5}, "nuslerp": {"weight": 0.5}, "multislerp": {"weight": 0.5}, "karcher": {},

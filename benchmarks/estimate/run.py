@@ -24,10 +24,10 @@ from mcp_server.core.estimate import estimate
 
 THREADS = 2
 SHAPES = {
-    "117M": Shape(hidden=1024, layers=4, intermediate=2816, vocabulary=32000),
-    "74M tied": Shape(hidden=512, layers=16, intermediate=1536, vocabulary=64000, tied=True),
-    "74M tied f32": Shape(hidden=512, layers=16, intermediate=1536, vocabulary=64000, tied=True, dtype="F32"),
-    "320M": Shape(hidden=2048, layers=4, intermediate=5632, vocabulary=32000),
+    "48M": Shape(hidden=1024, layers=2, intermediate=2816, vocabulary=12000),
+    "20M tied": Shape(hidden=512, layers=4, intermediate=1536, vocabulary=24000, tied=True),
+    "20M tied f32": Shape(hidden=512, layers=4, intermediate=1536, vocabulary=24000, tied=True, dtype="F32"),
+    "115M": Shape(hidden=2048, layers=1, intermediate=5632, vocabulary=16000),
 }
 SETTINGS = {
     "linear": {"weight": 0.5}, "slerp": {"t": 0.5}, "task_arithmetic": {"weight": 0.5}, "ties": {"weight": 0.5, "density": 0.5},
@@ -59,21 +59,21 @@ class Case:
         return f"{self.engine} | {self.method} | {self.shape} | {what} | {self.dtype or 'as stored'} | {shard}"
 
 
-SMALL = 100_000_000
+SMALL = 20_000_000
 CASES = [
-    Case("mergekit", "linear", "117M"), Case("mergekit", "linear", "117M", sources=3, shard_bytes=SMALL),
-    Case("mergekit", "slerp", "117M"), Case("mergekit", "ties", "117M"),
-    Case("mergekit", "ties", "117M", sources=3, shard_bytes=SMALL),
-    Case("mergekit", "ties", "320M", shard_bytes=SMALL), Case("mergekit", "dare_ties", "117M"),
-    Case("mergekit", "task_arithmetic", "320M"), Case("mergekit", "della", "74M tied"),
-    Case("mergekit", "karcher", "74M tied", sources=3), Case("mergekit", "breadcrumbs", "74M tied", shard_bytes=SMALL),
-    Case("mergekit", "ties", "74M tied f32", dtype=None), Case("mergekit", "ties", "117M", adapters=(8, 16)),
-    Case("stream", "linear", "117M"), Case("stream", "linear", "320M", sources=3), Case("stream", "slerp", "117M"),
-    Case("stream", "ties", "117M"), Case("stream", "ties", "320M"), Case("stream", "ties", "117M", sources=4),
-    Case("stream", "ties", "117M", shard_bytes=SMALL), Case("stream", "dare_ties", "117M"), Case("stream", "della", "74M tied"),
-    Case("stream", "breadcrumbs", "74M tied", sources=3), Case("stream", "task_arithmetic", "74M tied f32", dtype=None),
-    Case("stream", "ties", "320M", adapters=(16, 64)), Case("stream", "linear", "117M", adapters=(8, 16)),
-    Case("stream", "dare_linear", "320M", shard_bytes=SMALL),
+    Case("mergekit", "linear", "48M"), Case("mergekit", "linear", "48M", sources=3, shard_bytes=SMALL),
+    Case("mergekit", "slerp", "48M"), Case("mergekit", "ties", "48M"),
+    Case("mergekit", "ties", "48M", sources=3, shard_bytes=SMALL),
+    Case("mergekit", "ties", "115M", shard_bytes=SMALL), Case("mergekit", "dare_ties", "48M"),
+    Case("mergekit", "task_arithmetic", "115M"), Case("mergekit", "della", "20M tied"),
+    Case("mergekit", "karcher", "20M tied", sources=3), Case("mergekit", "breadcrumbs", "20M tied", shard_bytes=SMALL),
+    Case("mergekit", "ties", "20M tied f32", dtype=None), Case("mergekit", "ties", "48M", adapters=(8, 16)),
+    Case("stream", "linear", "48M"), Case("stream", "linear", "115M", sources=3), Case("stream", "slerp", "48M"),
+    Case("stream", "ties", "48M"), Case("stream", "ties", "115M"), Case("stream", "ties", "48M", sources=4),
+    Case("stream", "ties", "48M", shard_bytes=SMALL), Case("stream", "dare_ties", "48M"), Case("stream", "della", "20M tied"),
+    Case("stream", "breadcrumbs", "20M tied", sources=3), Case("stream", "task_arithmetic", "20M tied f32", dtype=None),
+    Case("stream", "ties", "115M", adapters=(16, 64)), Case("stream", "linear", "48M", adapters=(8, 16)),
+    Case("stream", "dare_linear", "115M", shard_bytes=SMALL),
 ]  # fmt: skip
 
 

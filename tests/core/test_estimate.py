@@ -96,8 +96,8 @@ def test_a_recipe_that_cannot_be_read_is_refused() -> None:
 
 def test_the_shard_that_makes_mergekit_fit_is_named(tmp_path: Path) -> None:
     sizes = [(f"model.layers.{n:02d}.w", 50_000_000) for n in range(40)]
-    whole = mergekit.anon_bytes(mergekit.peak_of(work(*sizes), 5_000_000_000))
-    small = mergekit.anon_bytes(mergekit.peak_of(work(*sizes), 500_000_000))
+    whole = mergekit.anon_bytes(work(*sizes), 5_000_000_000)
+    small = mergekit.anon_bytes(work(*sizes), 500_000_000)
     assert whole - small == pytest.approx(3.5e9, rel=0.1)
     assert mergekit.smallest_shard(work(*sizes), whole) == 5_000_000_000
     assert mergekit.smallest_shard(work(*sizes), small) == 500_000_000
@@ -149,7 +149,8 @@ def test_a_wider_output_takes_more_disk(tmp_path: Path) -> None:
 def test_a_union_of_vocabularies_has_every_token(tmp_path: Path) -> None:
     a = write_model(tmp_path / "a", tokens=[f"t{n}" for n in range(16)])
     b = write_model(tmp_path / "b", tokens=[f"t{n}" for n in range(10)] + [f"u{n}" for n in range(6)])
-    text = f"merge_method: linear\nmodels: [{{model: {a}}}, {{model: {b}}}]\nparameters: {{weight: 1}}\ntokenizer: {{source: union}}\n"
+    models = f"models: [{{model: {a}}}, {{model: {b}}}]"
+    text = f"merge_method: linear\n{models}\nparameters: {{weight: 1}}\ntokenizer: {{source: union}}\n"
     embedding = next(t for t in work_of(read_recipe(text)).tensors if "embed" in t.name)
     assert embedding.elements == 22 * 8
     assert estimate(text).engines["stream"].covers is False

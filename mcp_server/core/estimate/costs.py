@@ -43,6 +43,7 @@ class MergekitCosts(Frozen):
 
 
 class StreamCosts(Frozen):
+    compile_bytes: int = Field(description="held for a moment by a method's first merge, which compiles its kernels")
     start_seconds: float
     ns_per_element: float
 
@@ -53,11 +54,10 @@ class DiskCosts(Frozen):
 
 
 class EvidenceCosts(Frozen):
-    """A worker that loads a model with transformers: process, a copy of the weights, and activations."""
+    """A worker that loads a model with transformers: its process, and room for a batch's scores when it evaluates."""
 
     process_bytes: int
-    activation_bytes_per_vocabulary: float
-    load_factor: float
+    scores_bytes: int
 
 
 class Costs(Frozen):

@@ -1,38 +1,49 @@
-"""What verifying and evaluating the result cost: both load it with transformers once, on the CPU."""
+"""What verifying and evaluating the result cost: both load it with transformers, on the CPU.
+
+Weights are held as bfloat16 where the processor multiplies that, else as float32 (the workers choose so). Verifying feeds one
+prompt; evaluating holds the scores of a batch, whose room the evaluation's worker bounds. Models are measured one after another.
+"""
 
 from __future__ import annotations
 
-from mcp_server.core.estimate.costs import costs
-from mcp_server.core.estimate.work import VOCABULARY, Work
+from functools import cache
+from pathlib import Path
+
+from mcp_server.core.estimate.costs import EvidenceCosts, costs
+from mcp_server.core.estimate.work import Work
 from mcp_server.core.models.estimation import EngineEstimate, Seconds
 
 
 def verify_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
-    """Structure and values are read in blocks; the last check loads the model and generates a few tokens."""
-    return _loaded(work, ram_bytes, models=1)
+    """Structure and values are read in blocks; the last check, which needs the memory, loads the model and generates a little."""
+    return _loaded(work, ram_bytes, costs().evidence, models=1, scores=0)
 
 
 def evaluate_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
-    """Base, sources and result are measured one after another, each in a fresh process: one model at a time."""
-    return _loaded(work, ram_bytes, models=work.inputs + 1)
-
-
-def _loaded(work: Work, ram_bytes: float | None, models: int) -> EngineEstimate:
+    """Base, sources and result answer the same prompts, one model at a time."""
     constants = costs().evidence
-    rows = max((t.elements for t in work.tensors if any(part in t.name for part in VOCABULARY)), default=0)
-    hidden = max(1, min((t.elements for t in work.tensors), default=1))
-    parts = {
-        "process": constants.process_bytes,
-        "weights": int(work.out_bytes * constants.load_factor),
-        "activations": int(rows / hidden * constants.activation_bytes_per_vocabulary),
-    }
+    return _loaded(work, ram_bytes, constants, models=work.inputs + 1, scores=constants.scores_bytes)
+
+
+def _loaded(work: Work, ram_bytes: float | None, constants: EvidenceCosts, models: int, scores: int) -> EngineEstimate:
+    parts = {"process": constants.process_bytes, "weights": work.elements * load_width()}
+    if scores:
+        parts["scores"] = scores
     total = sum(parts.values())
     per_model = work.out_bytes / costs().disk.slow_bytes_per_second
     return EngineEstimate(
         peak_anon_bytes=total,
         page_cache_bytes=work.out_bytes,
         disk_bytes=0,
-        seconds=Seconds(low=5.0 * models, high=round(models * (60 + per_model), 1)),
+        seconds=Seconds(low=5.0 * models, high=round(models * (120 + per_model), 1)),
         fits=None if ram_bytes is None else total <= ram_bytes,
         breakdown=parts,
     )
+
+
+@cache
+def load_width() -> int:
+    """Bytes per weight once a worker has loaded it: 2 where the processor has bfloat16 instructions, else 4."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="utf-8") if info.is_file() else ""
+    return 2 if "avx512_bf16" in flags or "amx_bf16" in flags else 4

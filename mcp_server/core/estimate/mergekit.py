@@ -34,35 +34,38 @@ def peak_of(work: Work, shard_size: int) -> Peak:
     buffer = 0
     peak = Peak(0, 0, 0, "")
     for tensor in sorted(work.tensors, key=lambda t: t.name):
+        kept_bytes = 0 if work.views and not _converted(tensor) else tensor.out_bytes
         now = Peak(buffer, _working(tensor, table, work), _converted(tensor), tensor.name)
-        kept = Peak(buffer + tensor.out_bytes, 0, 0, tensor.name)
+        kept = Peak(buffer + kept_bytes, 0, 0, tensor.name)
         peak = max(peak, now, kept, key=lambda p: p.total)
-        if buffer and buffer + tensor.out_bytes > shard_size:
+        if buffer and buffer + kept_bytes > shard_size:
             buffer = 0
-        buffer += tensor.out_bytes
+        buffer += kept_bytes
     return peak
 
 
 def smallest_shard(work: Work, budget_bytes: int) -> int | None:
     """The largest round shard size with which the merge stays inside the budget, or None when no size helps."""
     for size in (5_000_000_000, 2_000_000_000, 1_000_000_000, 500_000_000, 200_000_000, 100_000_000):
-        if anon_bytes(peak_of(work, size)) <= budget_bytes:
+        if anon_bytes(work, size) <= budget_bytes:
             return size
     return None
 
 
-def anon_bytes(peak: Peak) -> int:
-    constants = costs().mergekit
-    return constants.process_bytes + constants.margin_bytes + peak.total
+def anon_bytes(work: Work, shard_size: int) -> int:
+    return sum(breakdown(work, shard_size).values())
 
 
-def breakdown(peak: Peak) -> dict[str, int]:
+def breakdown(work: Work, shard_size: int) -> dict[str, int]:
+    """Part → bytes; the sum is the upper bound of the anonymous memory of mergekit and the worker that watches it."""
     constants: MergekitCosts = costs().mergekit
-    return {
+    peak = peak_of(work, shard_size)
+    parts = {
         "process": constants.process_bytes + constants.margin_bytes,
         "largest_tensor": peak.working + peak.converted,
         "shard_buffer": peak.buffer,
     }
+    return parts | ({"gates": work.resident_bytes} if work.resident_bytes else {})
 
 
 def working_set(method: str) -> WorkingSet:

@@ -80,10 +80,9 @@ def stream_cost(work: Work, ram: float | None, free: int | None, why_not: list[s
 def mergekit_cost(work: Work, ram: float | None, free: int | None, shard_size: int) -> EngineEstimate:
     """With adapters, a full copy of the base with each folded in lies on disk while the merge runs."""
     size = shard_size
-    if ram is not None and mergekit.anon_bytes(mergekit.peak_of(work, size)) > ram:
+    if ram is not None and mergekit.anon_bytes(work, size) > ram:
         size = min(shard_size, mergekit.smallest_shard(work, int(ram)) or 100_000_000)
-    peak = mergekit.peak_of(work, size)
-    parts = mergekit.breakdown(peak)
+    parts = mergekit.breakdown(work, size)
     copies = work.adapters * work.model_bytes
     disk = work.out_bytes + METADATA_BYTES + copies
     constants = costs().mergekit

@@ -1,14 +1,25 @@
 """What the stream engine holds: the process, block buffers for each thread, and the factors of one tensor's adapters.
 
 Nothing grows with the model. The bound itself belongs to the engine (`engine.memory`); here the work is put into its terms.
+A method's first merge on a machine also compiles its kernels, which holds more for a moment (measured: rules/costs.yaml); whether
+they are compiled is seen from numba's cache beside the engine, so that every later estimate is tight.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from mcp_server import engine
+from mcp_server.core.estimate.costs import costs
 from mcp_server.core.estimate.work import Work
 from mcp_server.engine.memory import MergeShape, peak_anon
+from mcp_server.engine.signatures import SIGNATURES
+
+THINNING = {"magnitude": "keep_largest", "outliers": "drop_largest", "random": "keep_random", "della": "keep_with_probability"}
+"""A method's way of thinning deltas → the kernel that only such methods use."""
+CODECS = {2: ("_widen_bf16", "_narrow_bf16")}
+"""Stored bytes per element → the kernels that read and write it; float32 needs none."""
 
 
 def breakdown(work: Work, threads: int | None) -> dict[str, int]:
@@ -20,7 +31,29 @@ def breakdown(work: Work, threads: int | None) -> dict[str, int]:
         row=max((tensor.row for tensor in work.tensors), default=1),
         largest=work.largest.elements,
         factors=work.factors,
-        stored_bytes=max(width for tensor in work.tensors for width in tensor.stored_bytes),
-        out_bytes=max(-(-tensor.out_bytes // max(1, tensor.elements)) for tensor in work.tensors),
+        stored_bytes=max((width for tensor in work.tensors for width in tensor.stored_bytes), default=4),
+        out_bytes=max((tensor.out_bytes // max(1, tensor.elements) for tensor in work.tensors), default=4),
     )
-    return {part.replace(" ", "_"): size for part, size in peak_anon(shape).items()}
+    parts = peak_anon(shape)
+    if not all(compiled(kernel) for kernel in kernels_of(work)):
+        parts["compiling kernels"] = costs().stream.compile_bytes
+    return {part.replace(" ", "_"): size for part, size in parts.items()}
+
+
+def kernels_of(work: Work) -> list[str]:
+    """The kernels that tell whether this merge finds everything compiled."""
+    signature = SIGNATURES.get(work.method)
+    thinning = THINNING.get(signature.sparsify) if signature else None
+    widths = {width for tensor in work.tensors for width in (*tensor.stored_bytes, tensor.work_bytes)}
+    kernels = [f"codecs.{name}" for width in widths for name in CODECS.get(width, ())]
+    kernels += [f"kernels.{name}" for name in (thinning, "elect" if signature and signature.elect else None) if name]
+    return [*kernels, "kernels.count_nonfinite"]
+
+
+def compiled(kernel: str) -> bool:
+    """Whether numba's cache holds `module.function`, compiled from the source as it is now."""
+    source = Path(engine.__file__).parent / f"{kernel.partition('.')[0]}.py"
+    configured = os.environ.get("NUMBA_CACHE_DIR")
+    cache = [Path(configured)] if configured else [source.parent / "__pycache__"]
+    written = source.stat().st_mtime
+    return any(index.stat().st_mtime >= written for folder in cache for index in folder.rglob(f"{kernel}-*.nbi"))

@@ -54,6 +54,10 @@ class Work:
     model_bytes: int
     """Bytes of one full model as stored: what folding an adapter into a copy costs on disk."""
     origins: tuple[str, ...]
+    views: bool = False
+    """Outputs are the inputs' own mapped bytes (passthrough without scale), so an unwritten shard holds no memory."""
+    resident_bytes: int = 0
+    """A whole model that is loaded while gates are computed (a mixture with hidden gates)."""
 
     @property
     def out_bytes(self) -> int:
@@ -104,7 +108,14 @@ def work_of(recipe: Recipe, folder: Path | None = None) -> Work:
         read_bytes=sum(models.values()) + adapter_bytes,
         model_bytes=max(models.values()),
         origins=tuple(dict.fromkeys(shape.origin for shape in shapes.values())),
+        views=recipe.method == "passthrough" and not any(_scaled(recipe)),
     )
+
+
+def _scaled(recipe: Recipe) -> Iterator[bool]:
+    for group in recipe.groups():
+        for source in group.sources:
+            yield any(True for _ in group.settings("scale", source))
 
 
 def _shapes(recipe: Recipe, folder: Path | None) -> dict[ModelRef, ModelShape]:
@@ -221,6 +232,7 @@ def _mixture(recipe: Recipe, folder: Path | None) -> Work:
         adapters=0,
         adapter_bytes=0,
         factors=0,
+        resident_bytes=base.nbytes if recipe.gate_mode == "hidden" else 0,
         read_bytes=sum(models.values()),
         model_bytes=max(models.values()),
         origins=tuple(dict.fromkeys(shape.origin for shape in shapes.values())),
