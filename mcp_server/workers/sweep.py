@@ -4,6 +4,7 @@ Worker inputs   request.json parameters:
     plan            path of a plan, or the plan itself
     out             folder for the table, the winner's recipe and the winner (OUT/merged)
     suites, grid    suites to measure by; KEY=V1,V2 axes (default: the shortlist)
+    tries           single candidates beside the grid: KEY=VALUE KEY=VALUE
     limit           prompts per suite for the full measurement; `quick_limit` for the first look (default 20)
     workers, ray    tasks at once on this machine, or the address of a Ray cluster
     cpus, memory_gib, gpus    what one task declares to the cluster
@@ -51,6 +52,7 @@ class Request(Frozen):
     suites: list[str] = Field(default_factory=list)
     suite_folders: list[str] = Field(default_factory=list)
     grid: list[str] = Field(default_factory=list)
+    tries: list[str] = Field(default_factory=list, description="single candidates: KEY=VALUE KEY=VALUE")
     limit: int | None = Field(default=None, ge=1)
     quick_limit: int = Field(default=20, ge=1)
     workers: int = Field(default=1, ge=1)
@@ -82,7 +84,7 @@ def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
     file = Path(request.plan) if isinstance(request.plan, str) and "\n" not in request.plan else None
     plan = read_plan(file or request.plan)
     near = file.parent if file else Path.cwd()
-    candidates = from_grid(plan, request.grid, near)
+    candidates = from_grid(plan, request.grid, near, request.tries)
     bench = Bench(request, candidates, Path(request.out), _names(plan, near))
     bench.out.mkdir(parents=True, exist_ok=True)
     job.progress("base and sources", 0, 1, message=f"{len(candidates)} candidates")

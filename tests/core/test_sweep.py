@@ -66,6 +66,14 @@ def test_commas_in_a_gradient_belong_to_its_value(plan: Plan) -> None:
     assert [candidate.settings["sources.tools.weight"] for candidate in found] == ["[0.2, 0.8]", "1"]
 
 
+def test_single_candidates_stand_beside_a_grid_and_alone(plan: Plan) -> None:
+    single = "strategy=task_arithmetic sources.tools.weight=1.1 parameters.lambda=0.9"
+    settings = {"strategy": "task_arithmetic", "sources.tools.weight": "1.1", "parameters.lambda": "0.9"}
+    assert [c.settings for c in from_grid(plan, [], tries=[single])] == [settings]
+    both = from_grid(plan, ["strategy=ties,linear"], tries=[single])
+    assert [c.settings for c in both] == [{"strategy": "ties"}, {"strategy": "linear"}, settings]
+
+
 def test_no_axis_means_the_shortlist(plan: Plan) -> None:
     assert from_grid(plan, []) == shortlist(plan)
 

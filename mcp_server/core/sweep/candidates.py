@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 from mcp_server.core.errors import BadInput
 from mcp_server.core.models.base import Frozen
 from mcp_server.core.models.plan import Plan
-from mcp_server.core.render import render
+from mcp_server.core.render import parse_overrides, render
 
 LAMBDAS: Final = ("0.3", "0.5", "0.7", "0.85", "1.0")
 SCALED: Final = ("task_arithmetic", "ties", "dare_ties", "dare_linear")
@@ -24,8 +25,12 @@ class Candidate(Frozen):
     recipe: str
 
 
-def from_grid(plan: Plan, grid: Iterable[str], relative_to: Path | None = None) -> list[Candidate]:
-    """Every combination of `KEY=V1,V2,…` axes. Commas inside brackets belong to a value. Raises `BadInput`."""
+def from_grid(plan: Plan, grid: Iterable[str], relative_to: Path | None = None, tries: Iterable[str] = ()) -> list[Candidate]:
+    """Every combination of `KEY=V1,V2,…` axes, then each of `tries`: single candidates as `KEY=VALUE KEY=VALUE`.
+
+    Commas inside brackets belong to a value. Without axes and tries it is the shortlist. Raises `BadInput`.
+    """
+    single = [parse_overrides(shlex.split(text)) for text in tries]
     axes: list[list[tuple[str, str]]] = []
     for text in grid:
         key, sign, values = text.partition("=")
@@ -34,13 +39,13 @@ def from_grid(plan: Plan, grid: Iterable[str], relative_to: Path | None = None) 
             raise BadInput(f"{text!r} is not KEY=V1,V2,…", "for example --grid parameters.lambda=0.5,0.7,1")
         axes.append([(key.strip(), value) for value in found])
     if not axes:
-        return shortlist(plan, relative_to)
+        return _render(plan, single, relative_to) if single else shortlist(plan, relative_to)
     count = 1
     for axis in axes:
         count *= len(axis)
     if count > MAX_CANDIDATES:
         raise BadInput(f"the grid has {count} combinations, {MAX_CANDIDATES} is the most", "drop values; choose by halves")
-    return _render(plan, [dict(pairs) for pairs in itertools.product(*axes)], relative_to)
+    return _render(plan, [dict(pairs) for pairs in itertools.product(*axes)] + single, relative_to)
 
 
 def shortlist(plan: Plan, relative_to: Path | None = None) -> list[Candidate]:
