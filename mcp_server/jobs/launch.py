@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.core import files, policy, settings
-from mcp_server.core.errors import BadInput, NotFound, OutputExists
+from mcp_server.core.errors import BadInput, NotAllowed, NotFound, OutputExists
 from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
 from mcp_server.core.policy import Policy
 from mcp_server.core.provenance import PROVENANCE_FILE
@@ -45,6 +45,7 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
         for part in (text, *re.split(r"[+=]", text)):  # base+adapter, NAME=REF
             if part.startswith("/"):
                 rules.check_read(part)
+    check_suites(request.parameters, rules)
     with store.creating(request.kind) as folder:
         online = not rules.offline and any(_must_be_fetched(text) for text in refs)
         _write_request(folder, request.kind, request.parameters, worker or WORKERS[request.kind], rules, online=online)
@@ -96,6 +97,21 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
         store.mark_active(folder, True)
     queue.dispatch()
     return status(folder.name)
+
+
+def check_suites(parameters: dict[str, Any], rules: Policy) -> None:
+    """A suite in a folder may bring Python code. Under roots only the operator lets code run that is not shipped with us.
+
+    Raises `NotAllowed`. Suites by name are ours or lm-eval's.
+    """
+    if rules.roots is None or rules.trust_remote_code:
+        return
+    for text in _strings([parameters.get("suites"), parameters.get("suite_folders")]):
+        if "/" in text or "\\" in text or text.startswith((".", "~")):
+            raise NotAllowed(
+                f"the suite {text!r} is a folder, which may hold Python code that an evaluation runs",
+                "name a shipped suite, or ask the operator to run it from the command line",
+            )
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:

@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -121,6 +123,30 @@ def test_a_comparison_survives_with_the_same_numbers(models, store):
 
     parameters = {"base": str(models[0]), "refs": [str(m) for m in models[1:]]}
     survive(5, lambda: jobs.start(JobRequest(kind="compare", parameters=parameters)), check)
+
+
+def test_an_evaluation_survives_with_the_same_scores(store, tmp_path):
+    folder = tmp_path / "small"
+    maker = Path(__file__).parent.parent / "workers" / "tiny_language_model.py"
+    subprocess.run([sys.executable, str(maker), str(folder)], check=True, capture_output=True)
+    scores: list[object] = []
+
+    def start():
+        shutil.rmtree(store / "cache", ignore_errors=True)  # answers that are known already would leave nothing to disturb
+        parameters = {
+            "base": str(folder / "base"),
+            "sources": {"other": str(folder / "other")},
+            "suites": ["perplexity"],
+            "dtype": "float32",
+            "limit": 4,
+        }
+        return jobs.start(JobRequest(kind="evaluate", parameters=parameters))
+
+    def check(ended):
+        scores.append(ended.result["capabilities"])
+        assert scores[0] == scores[-1]
+
+    survive(4, start, check)
 
 
 def test_a_verification_survives_with_the_same_verdict(models, store, tmp_path):

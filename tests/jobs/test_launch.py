@@ -144,6 +144,18 @@ def test_a_job_folder_can_be_read_by_its_owner_only(model, tmp_path):
     assert folder.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("suites", [{"suites": ["./mine"]}, {"suites": ["ok", "{root}/mine"]}, {"suite_folders": ["{root}"]}])
+def test_a_suite_that_brings_code_is_the_operators_word_too(suites, store, tmp_path):
+    from mcp_server.core.models.job import JobRequest
+
+    parameters = {key: [text.format(root=tmp_path) for text in texts] for key, texts in suites.items()}
+    request = JobRequest(kind="evaluate", parameters=parameters)
+    with pytest.raises(NotAllowed, match="Python code"):
+        jobs.start(request, policy=Policy(roots=(tmp_path,)), worker=FAKE)
+    for rules in (Policy(), Policy(roots=(tmp_path,), trust_remote_code=True)):
+        assert jobs.start(request, policy=rules, worker=FAKE).state in ("running", "queued", "succeeded")
+
+
 def test_what_an_other_kind_of_job_reads_passes_the_policy_too(store, tmp_path):
     from mcp_server.core.models.job import JobRequest
 

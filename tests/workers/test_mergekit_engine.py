@@ -23,7 +23,7 @@ def models(store, tmp_path):
 
 
 def merged(recipe: str, out: Path, **request):
-    ended = jobs.wait(jobs.start_merge(MergeRequest(recipe=recipe, out=str(out), **request)).job_id, 120)
+    ended = jobs.wait(jobs.start_merge(MergeRequest(recipe=recipe, out=str(out), **request)).job_id, 900)
     assert ended.state == "succeeded", (ended.error, jobs.logs(ended.job_id).text)
     return ended
 
@@ -88,16 +88,6 @@ def test_a_recipe_of_several_stages_runs_and_leaves_no_stage_behind(models, tmp_
         "mergekit_config.yml",
         "model.safetensors",
     ]
-
-
-def test_a_wrong_layer_range_is_told_in_our_words(models, tmp_path):
-    base, _ = models
-    recipe = (
-        f"merge_method: passthrough\ndtype: bfloat16\nslices:\n  - sources:\n      - {{model: {base}, layer_range: [0, 4]}}\n"
-    )
-    ended = jobs.wait(jobs.start_merge(MergeRequest(recipe=recipe, out=str(tmp_path / "out"), engine="mergekit")).job_id, 120)
-    assert (ended.state, ended.error["type"]) == ("failed", "Incompatible")
-    assert "has no tensor model.layers." in ended.error["message"]
 
 
 def test_a_mixture_of_experts_runs_on_mergekit_moe(models, tmp_path):
