@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 
 from mcp_server.core import settings as operator
@@ -14,6 +15,18 @@ from mcp_server.core.errors import MergingError
 from mcp_server.server.build import build_server
 
 __all__ = ["build_server", "main"]
+
+
+def serve_stdio() -> None:
+    """Serve until the client leaves. One that leaves without a word (a broken pipe) is no error of ours."""
+    try:
+        build_server().run("stdio")
+    except BaseExceptionGroup as group:
+        _gone, rest = group.split(BrokenPipeError)
+        if rest is not None:
+            raise rest from None
+        # The interpreter would try to flush what nobody reads any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = operator.load()
         if options.http is None:
-            build_server().run("stdio")
+            serve_stdio()
         else:
             from mcp_server.server.http import serve_http
 

@@ -8,8 +8,9 @@ the wrong type or outside its bounds is reported as argument, problem and value 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
@@ -66,13 +67,21 @@ def checked(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) ->
     """Register `fn` under its own name; its docstring is what the model reads, its return model is the output schema.
 
     The names that pydantic derives as titles are dropped from the schemas: they repeat the keys, and every client pays for them.
+    Several tools return the same model, so its schema is made once (the server's start counts in milliseconds).
     """
-    tool = Tool.from_function(
-        fn, title=title, description=_one_paragraph(fn.__doc__), annotations=annotations, structured_output=True
-    )
-    tool.fn_metadata.output_schema = _without_titles(tool.fn_metadata.output_schema)
+    description = _one_paragraph(fn.__doc__)
+    tool = Tool.from_function(fn, title=title, description=description, annotations=annotations, structured_output=False)
+    returned = get_type_hints(fn)["return"]
+    tool.fn_metadata.output_model = returned
+    tool.fn_metadata.output_schema = _output_schema(returned)
     fields = {name: getattr(tool, name) for name in Tool.model_fields}
     return CheckedTool(**{**fields, "parameters": {**_without_titles(tool.parameters), "additionalProperties": False}})
+
+
+@functools.cache
+def _output_schema(model: type[BaseModel]) -> dict[str, Any]:
+    schema: dict[str, Any] = _without_titles(model.model_json_schema())
+    return schema
 
 
 def _without_titles(schema: Any) -> Any:

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import Any
 
-from tests.clients.ground import DEMO_BASE, LAUNCHER, SCRATCH, Check, parsed, recipe, require, run
+from tests.clients.ground import DEMO_BASE, LAUNCHER, SCRATCH, Check, environment, parsed, recipe, require, run
 
 ERAS = ("legacy", "modern", "auto")
 
@@ -23,7 +23,9 @@ def checks() -> list[Check]:
 
 def ask(era: str, method: str, *more: str, code: int = 0, timeout: float = 300) -> Any:
     """One Inspector call; the result it printed."""
-    command = ["mcp-inspector", "--cli", LAUNCHER, "--protocol-era", era, "--format", "json", "--method", method, *more]
+    store = f"MODEL_MERGING_HOME={environment()['MODEL_MERGING_HOME']}"
+    command = ["mcp-inspector", "--cli", LAUNCHER, "-e", store, "--connect-timeout", "90000", "--protocol-era", era]
+    command += ["--format", "json", "--method", method, *more]
     ended = run(*command, timeout=timeout)
     require(ended.returncode == code, f"{method} {more}: exit {ended.returncode}\n{ended.stdout}\n{ended.stderr}")
     return parsed(ended.stdout)
