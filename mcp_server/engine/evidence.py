@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mcp_server.core.catalog import threshold
+
 
 @dataclass
 class TensorEvidence:
@@ -41,6 +43,18 @@ def total(parts: Iterable[dict[str, Any]]) -> tuple[dict[str, float | None], dic
     landed = {source: _share(along, energy) for source, (along, energy, _, _) in sums.items()}
     lost = {source: _share(undone, moved) for source, (_, _, moved, undone) in sums.items()}
     return landed, lost, nonfinite
+
+
+def rounding_warnings(lost: dict[str, float | None], dtype: str) -> list[str]:
+    """A warning for every source of which more than the catalogue's threshold was rounded away."""
+    if not any(lost.values()):
+        return []
+    limit = threshold("rounding_loss")
+    return [
+        f"{share:.0%} of what {source} adds is too small for {dtype} and was rounded away; use `out_dtype: float32` to keep it"
+        for source, share in lost.items()
+        if share is not None and share >= limit
+    ]
 
 
 def _share(part: float, whole: float) -> float | None:

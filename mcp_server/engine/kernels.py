@@ -7,6 +7,7 @@ Only pure sums may be reassociated; nothing else is compiled with relaxed arithm
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,11 @@ CHUNK = 1024
 _SUM = {"reassoc"}
 _ABS = np.uint32(0x7FFFFFFF)
 _INF = np.uint32(0x7F800000)
+
+
+def are_compiled() -> bool:
+    """Whether a run before this one left compiled kernels in the cache (beside this file, else in the user's cache folder)."""
+    return any(Path(dot.stats.cache_path).glob("kernels.*.nbi"))
 
 
 # ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

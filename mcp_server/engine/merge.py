@@ -23,7 +23,7 @@ from mcp_server.engine.checkpoint import ITEM_BYTES
 from mcp_server.engine.codecs import decode, encode
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.evidence import TensorEvidence, total
+from mcp_server.engine.evidence import TensorEvidence, rounding_warnings, total
 from mcp_server.engine.journal import InputFile, Journal
 from mcp_server.engine.layout import STORED, Layout, plan_layout
 from mcp_server.engine.limits import PeakMeter, memory_limit_bytes
@@ -36,6 +36,7 @@ from mcp_server.engine.request import Report, Request, all_headers, choose_seed
 from mcp_server.engine.team import Team, Workspace
 from mcp_server.engine.writer import Writer
 
+FIRST_RUN = "compile kernels (first run on this machine: seconds, once)"
 BUFFERS_AHEAD = 4
 """Blocks that may wait for the disk, besides one per computing thread."""
 
@@ -67,6 +68,8 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
             buffers=threads + BUFFERS_AHEAD,
             buffer_bytes=4 * largest,
         )
+        if not kernels.are_compiled():
+            report(FIRST_RUN, 0, 1, "")
         with closing(Reader(forget=forget)) as reader, closing(Team(threads)) as team:
             run = _Run(plan, layout, reader, writer, journal, team, seed, request.allow_nonfinite, report)
             try:
@@ -84,7 +87,7 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
         "landed": landed,
         "rounding_loss": lost,
         "nonfinite": nonfinite,
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *rounding_warnings(lost, plan.tensors[0].dtype)],
         "resumed": run.skipped > 0,
     }
     report("papers", 0, 1, "")

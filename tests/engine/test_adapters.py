@@ -175,6 +175,9 @@ def test_a_bf16_base_does_not_round_the_delta(tmp_path: Path) -> None:
     assert results["float32"]["rounding_loss"][source] == 0
     assert results["bfloat16"]["rounding_loss"][source] == 1
     assert results["bfloat16"]["landed"][source] == 0
+    assert results["float32"]["warnings"][:-1] == []
+    assert "100% of what" in results["bfloat16"]["warnings"][0]
+    assert "out_dtype: float32" in results["bfloat16"]["warnings"][0]
 
 
 @pytest.mark.slow
