@@ -5,7 +5,8 @@ Worker inputs   request.json parameters:
     out             folder for the table, the winner's recipe and the winner (OUT/merged)
     suites, grid    suites to measure by; KEY=V1,V2 axes (default: the shortlist)
     tries           single candidates beside the grid: KEY=VALUE KEY=VALUE
-    limit           prompts per suite for the full measurement; `quick_limit` for the first look (default 20)
+    limit           prompts per suite for the full measurement; `quick_limit` for the first look (default 20); at or above `limit`
+                    the first look is the whole measurement
     workers, ray    tasks at once on this machine, or the address of a Ray cluster
     cpus, memory_gib, gpus    what one task declares to the cluster
     seed            of every merge (default 0)
@@ -124,6 +125,10 @@ def _measure(bench: Bench, executor: Executor, job: Job, limits: Thresholds) -> 
         found[name] = quick
         job.progress("quick look", done, total, unit="candidates", message=f"{name}: {quick.stopped or 'goes on'}")
     left = [by_name[name] for name, candidate in found.items() if candidate.stopped is None]
+    if bench.request.limit is not None and bench.request.quick_limit >= bench.request.limit:
+        for candidate in left:
+            bench.forget(candidate)
+        return [found[candidate.name] for candidate in bench.candidates]
     for done, (name, answer) in enumerate(bench.run(executor, left, quick=False), start=1):
         found[name] = _judged(by_name[name], answer)
         job.progress("whole dev split", done, len(left), unit="candidates", message=name)
