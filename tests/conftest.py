@@ -13,8 +13,14 @@ from hypothesis import HealthCheck, settings
 # tests that promise "no hang over a second" measure it themselves.
 _CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
 settings.register_profile("quick", max_examples=100, derandomize=True, **_CALM)
-settings.register_profile("long", max_examples=20_000, print_blob=True, **_CALM)
+settings.register_profile("long", max_examples=5_000, print_blob=True, **_CALM)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A long run says how many inputs every property was given."""
+    if os.environ.get("HYPOTHESIS_PROFILE") == "long":
+        config.option.hypothesis_show_statistics = True
 
 
 @pytest.fixture
