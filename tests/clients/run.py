@@ -20,6 +20,7 @@ from tests.clients import claude, conformance, inspector, sdks, wheel
 from tests.clients.ground import CLIENTS, HERE, ROOT, Check, Failed, Outcome, install
 
 PAGE = ROOT / "docs" / "clients.md"
+KEPT = CLIENTS / "outcomes.json"
 BEGIN, END = "<!-- outcome: written by scripts/test-clients --record -->", "<!-- end of outcome -->"
 
 
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
     failed = [outcome for outcome in outcomes if not outcome.passed]
     print(f"\n{len(outcomes) - len(failed)} of {len(outcomes)} checks passed")
     if "--record" in arguments:
-        record(outcomes)
+        record(outcomes, [(client, name) for client, name, _function in everything])
     return 1 if failed or not outcomes else 0
 
 
@@ -57,15 +58,24 @@ def versions() -> dict[str, str]:
     return {**packages, **pinned, **own}
 
 
-def record(outcomes: list[Outcome]) -> None:
-    """Replace the outcome block of the page."""
-    lines = [BEGIN, "", f"Run on {datetime.date.today().isoformat()}, {platform.system()}, {len(outcomes)} checks.", ""]
-    lines += ["| client | version |", "| --- | --- |", *(f"| {name} | {number} |" for name, number in sorted(versions().items()))]
-    lines += ["", "| client | check | outcome | seen | seconds |", "| --- | --- | --- | --- | --- |"]
-    for outcome in outcomes:
-        detail = outcome.detail.splitlines()[0].replace("|", "\\|")[:160] if outcome.detail else ""
-        word = "passed" if outcome.passed else "FAILED"
-        lines.append(f"| {outcome.client} | {outcome.check} | {word} | {detail} | {outcome.seconds:.0f} |")
+def record(outcomes: list[Outcome], order: list[tuple[str, str]]) -> None:
+    """Replace the outcome block of the page. Rows of checks that were not run this time keep what they last showed."""
+    known = {(o["client"], o["check"]): o for o in json.loads(KEPT.read_text(encoding="utf-8"))} if KEPT.is_file() else {}
+    known |= {(o.client, o.check): {**vars(o), "day": datetime.date.today().isoformat()} for o in outcomes}
+    rows = [known[key] for key in order if key in known]
+    KEPT.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    lines = [
+        BEGIN,
+        "",
+        "| client | version |",
+        "| --- | --- |",
+        *(f"| {name} | {number} |" for name, number in sorted(versions().items())),
+    ]
+    lines += ["", f"On {platform.system()}:", "", "| client | check | outcome | seen | day |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        detail = row["detail"].splitlines()[0].replace("|", "\\|")[:160] if row["detail"] else ""
+        word = "passed" if row["passed"] else "FAILED"
+        lines.append(f"| {row['client']} | {row['check']} | {word} | {detail} | {row['day']} |")
     text = PAGE.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     PAGE.write_text(before + "\n".join([*lines, "", END]) + after, encoding="utf-8")

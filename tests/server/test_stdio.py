@@ -103,6 +103,19 @@ def test_a_client_that_vanishes_in_mid_call_leaves_the_job_running(store, tmp_pa
     assert jobs.wait(job_id, 30).state == "succeeded"
 
 
+def test_a_client_that_breaks_the_pipe_ends_the_server_without_a_traceback(store, tmp_path):
+    wire = Wire(store, tmp_path)
+    wire.send(*HANDSHAKE, tools_list(1))
+    assert wire.answer_to(1)["result"]["tools"]
+    assert wire.process.stdout is not None and wire.process.stderr is not None and wire.process.stdin is not None
+    wire.process.stdout.close()
+    wire.send(tools_list(2))
+    said = wire.process.stderr.read().decode()
+    assert (wire.process.wait(30), said) == (0, "")
+    wire.process.stdin.close()
+    wire.process.stderr.close()
+
+
 @pytest.mark.parametrize("setting", [{"MODEL_MERGING_RAM_GIB": "a lot"}, {"MODEL_MERGING_HTTP_TOKEN": "short"}])
 def test_a_setting_that_is_wrong_is_named_and_nothing_starts(store, tmp_path, setting):
     variables = {

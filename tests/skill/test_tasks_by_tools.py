@@ -158,6 +158,6 @@ async def test_pick_up_the_job(call, workspace):
     assert [job["job_id"] for job in listed["jobs"]] == [started["job_id"]]
     await finished(call, listed["jobs"][0])
     verdict = await verified(call, "./merged")
-    text = f"Verification: {verdict}. Not finished: still to be measured on held-out prompts are base, code, chat and the merge (evaluate).\n"
+    text = f"Verification: {verdict}. Not finished: evaluate base, code, chat and the merge on held-out prompts.\n"
     (workspace / "answer.md").write_text(text, encoding="utf-8")
     assert judged("pick-up-the-job", workspace) == []
