@@ -110,9 +110,9 @@ def test_a_client_that_breaks_the_pipe_ends_the_server_without_a_traceback(store
     assert wire.process.stdout is not None and wire.process.stderr is not None and wire.process.stdin is not None
     wire.process.stdout.close()
     wire.send(tools_list(2))
+    wire.process.stdin.close()
     said = wire.process.stderr.read().decode()
     assert (wire.process.wait(30), said) == (0, "")
-    wire.process.stdin.close()
     wire.process.stderr.close()
 
 
