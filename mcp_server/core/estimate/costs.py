@@ -20,6 +20,7 @@ class WorkingSet(Frozen):
 
     narrow: list[float] = Field(min_length=1)
     wide: float
+    fragments: float = Field(description="blocks of the heap that stay behind, with two models beside the first")
     ns_per_element: float = Field(description="compute time with two models beside the first")
 
     def bytes_per_element(self, width: int, models: int) -> float:
@@ -38,6 +39,7 @@ class MergekitCosts(Frozen):
     process_bytes: int
     start_seconds: float
     margin_bytes: int = Field(description="what the allocator keeps beside the tensors")
+    fragments_per_model: float = Field(description="further heap blocks for each model beyond two")
     methods: dict[str, WorkingSet]
     other: WorkingSet = Field(description="for a method that was not measured: the largest of those that were")
 

@@ -4,14 +4,20 @@ It works in the order of tensor names. At any moment it holds the process itself
 yet full (`--out-shard-size` counts bytes), and the working set of the tensor in hand: that depends on the method, and for methods
 that rank whole tensors it is many times the tensor. Inputs are mapped files, which the kernel can drop, unless the recipe's dtype
 makes mergekit convert them. Slices change nothing: planning is per tensor.
+
+Buffers of up to 32 MiB (glibc's largest mmap threshold) come from the C library's heap, which keeps some of them; larger ones go
+back at once. How many stay differs by method and was measured; beside the tensors of a large model they hardly count.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from mcp_server.core.estimate.costs import MergekitCosts, WorkingSet, costs
 from mcp_server.core.estimate.work import OutputTensor, Work
+
+HEAP_BLOCK_BYTES: Final = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +70,17 @@ def breakdown(work: Work, shard_size: int) -> dict[str, int]:
         "process": constants.process_bytes + constants.margin_bytes,
         "largest_tensor": peak.working + peak.converted,
         "shard_buffer": peak.buffer,
+        "heap_fragments": _fragments(work),
     }
     return parts | ({"gates": work.resident_bytes} if work.resident_bytes else {})
+
+
+def _fragments(work: Work) -> int:
+    """Heap blocks that stay behind, each as large as the largest buffer that comes from the heap."""
+    sizes = (tensor.elements * tensor.work_bytes for tensor in work.tensors)
+    block = max((size for size in sizes if size <= HEAP_BLOCK_BYTES), default=0)
+    further = max(0, work.inputs - 3) * costs().mergekit.fragments_per_model
+    return int(block * (working_set(work.method).fragments + further)) if not work.views else 0
 
 
 def working_set(method: str) -> WorkingSet:
