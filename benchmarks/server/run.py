@@ -26,6 +26,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from mcp_server.core.paths import demo_base_dir  # noqa: E402
+
+DEMO_BASE = demo_base_dir()
 START_OVER_SDK_S, ANON_MB, MEDIAN_MS = 0.4, 100, 50
 HANDSHAKE = [
     {
@@ -43,7 +46,8 @@ class Server:
 
     def __init__(self, home: Path, cwd: Path) -> None:
         self.begin = time.perf_counter()
-        environment = {**os.environ, "MODEL_MERGING_HOME": str(home), "MODEL_MERGING_ROOTS": f"{ROOT}{os.pathsep}{home}"}
+        roots = os.pathsep.join(map(str, (ROOT, home, DEMO_BASE)))
+        environment = {**os.environ, "MODEL_MERGING_HOME": str(home), "MODEL_MERGING_ROOTS": roots}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mcp_server.server"],
             cwd=cwd,
@@ -123,14 +127,9 @@ def start(home: Path, rounds: int) -> list[tuple[str, str, str, bool]]:
 
 def arguments_of(home: Path) -> dict[str, dict[str, Any]]:
     """A call of each read-only tool on local checkpoints."""
-    from mcp_server.core.paths import demo_base_dir
-
     example = ROOT / "examples" / "taskmaster"
-    base = home / "cache" / "base" / demo_base_dir().name
-    if (demo_base_dir() / "config.json").is_file() and (example / "tools").is_dir():
-        base.parent.mkdir(parents=True, exist_ok=True)
-        base.symlink_to(demo_base_dir())
-        refs, named = [str(example / "persona"), str(example / "tools")], str(demo_base_dir())
+    if (DEMO_BASE / "config.json").is_file() and (example / "tools").is_dir():
+        refs, named = [str(example / "persona"), str(example / "tools")], str(DEMO_BASE)
         models = [f"{named}+{ref}" for ref in refs]
     else:
         from tests import tiny
@@ -167,7 +166,6 @@ def finished_job(home: Path) -> str:
 def latency(home: Path, rounds: int) -> list[tuple[str, str, str, bool]]:
     calls = arguments_of(home)
     job_id = finished_job(home)
-    os.environ["MODEL_MERGING_ROOTS"] = str(ROOT)
     server = Server(home, ROOT)
     calls["merge_status"] = calls["merge_logs"] = {"job_id": job_id}
     calls["render_config"] = {"plan": server.call("recommend_strategy", **calls["recommend_strategy"])}
@@ -208,10 +206,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch).resolve()
         rows = start(home, 3 if quick else 9)
-        roots = os.environ.get("MODEL_MERGING_ROOTS")
         rows += latency(home, 9 if quick else 51)
-        if roots is None:
-            os.environ.pop("MODEL_MERGING_ROOTS", None)
     print("| what | measured | promised | |\n| --- | --- | --- | --- |")
     for what, measured, promised, kept in rows:
         print(f"| {what} | {measured} | {promised} | {'kept' if kept else '**broken**'} |")
