@@ -23,7 +23,7 @@ import numpy as np
 from mcp_server.core.errors import Malformed, Unsupported
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.limits import PeakMeter
+from mcp_server.engine.limits import PeakMeter, usable_cores
 from mcp_server.engine.merging import prepare
 from mcp_server.engine.papers import TOKENIZER_FILES, copy_files, sync_folder, write_json, write_record
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
@@ -76,7 +76,7 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
     modules = [_module(plan, tensor, None if exact else request.rank) for tensor in plan.tensors if _adapted(tensor)]
     request.folder.mkdir(parents=True, exist_ok=True)
     seed, meter = choose_seed(request), PeakMeter()
-    reader, team = Reader(), Team(request.threads or os.cpu_count() or 1)
+    reader, team = Reader(), Team(request.threads or usable_cores())
     errors: list[tuple[float, float]] = []
 
     def tensors() -> Iterator[Array]:
@@ -173,8 +173,14 @@ def _concatenate(module: Module, reader: Reader) -> tuple[Array, Array]:
     a, b = [], []
     for entry, coefficient in zip(module.plan.inputs, module.coefficients, strict=True):
         if entry.low_rank is not None:
-            a.append(reader.whole(entry.low_rank.a))
-            b.append(reader.whole(entry.low_rank.b).astype(np.float64) * (coefficient * entry.low_rank.scale))
+            flat, tall = reader.whole(entry.low_rank.a), reader.whole(entry.low_rank.b)
+            if not (np.isfinite(flat).all() and np.isfinite(tall).all()):
+                raise Malformed(
+                    f"{module.plan.name} of {entry.source} holds values that are not finite",
+                    "train or download that source again",
+                )
+            a.append(flat)
+            b.append(tall.astype(np.float64) * (coefficient * entry.low_rank.scale))
     return np.concatenate(a), np.concatenate(b, axis=1).astype(np.float32)
 
 

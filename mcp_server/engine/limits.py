@@ -32,6 +32,11 @@ def memory_limit_bytes() -> int:
     return min(found)
 
 
+def usable_cores() -> int:
+    """The cores this process may run on, which a container can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class PeakMeter:
     """The most anonymous memory seen by calls of `sample`. Buffers only grow, so sampling once a tensor is enough."""
 

@@ -8,7 +8,6 @@ The folder is complete and on disk when `merge` returns; giving it its final nam
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +25,7 @@ from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.evidence import TensorEvidence, rounding_warnings, total
 from mcp_server.engine.journal import InputFile, Journal
 from mcp_server.engine.layout import STORED, Layout, plan_layout
-from mcp_server.engine.limits import PeakMeter, memory_limit_bytes
+from mcp_server.engine.limits import PeakMeter, memory_limit_bytes, usable_cores
 from mcp_server.engine.merging import prepare
 from mcp_server.engine.papers import write_papers
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
@@ -58,7 +57,7 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
         if journal.resumes and not all(_has_size(request.folder / s.file, s.file_bytes) for s in layout.shards):
             journal.forget()
         forget = memory_limit_bytes() < layout.file_bytes + sum(entry.bytes for entry in inputs)
-        threads = request.threads or os.cpu_count() or 1
+        threads = request.threads or usable_cores()
         largest = max((block.count for tensor in plan.tensors for block in split(tensor.shape)), default=0)
         writer = Writer(
             request.folder,

@@ -114,6 +114,15 @@ def test_what_is_no_adapter_is_refused(root: Path) -> None:
         adapter(root, recipe(root, "linear", models=[entry]))
 
 
+def test_a_factor_that_is_not_finite_is_named(root: Path) -> None:
+    factors = low_rank(1, {UP: SHAPES[UP]}, 2)
+    factors[f"{UP}.lora_B.weight"][0, 0] = np.inf
+    write_adapter(root / "c", factors)
+    entry = {"model": f"{root}/base+{root}/c", "parameters": {"weight": 1}}
+    with pytest.raises(Malformed, match=r"up_proj\.weight of .*c holds values that are not finite"):
+        adapter(root, recipe(root, "linear", models=[entry]))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_peft_loads_it_and_agrees(tmp_path: Path) -> None:
