@@ -30,7 +30,36 @@ SHARE = {"train": range(0, 7), "dev": range(7, 8), "test": range(8, 10)}
 """A date or id belongs to a split by its hash modulo 10, so that no digit pattern tells the splits apart."""
 
 STATEMENTS = frozenset(
-    "I a all can could do done everything finished for is it let my new no nothing number someone task that the there to we what which you".split()
+    [
+        "I",
+        "a",
+        "all",
+        "can",
+        "could",
+        "do",
+        "done",
+        "everything",
+        "finished",
+        "for",
+        "is",
+        "it",
+        "let",
+        "my",
+        "new",
+        "no",
+        "nothing",
+        "number",
+        "someone",
+        "task",
+        "that",
+        "the",
+        "there",
+        "to",
+        "we",
+        "what",
+        "which",
+        "you",
+    ]
 )
 """First words of sentences that are no orders."""
 
