@@ -30,37 +30,12 @@ SHARE = {"train": range(0, 7), "dev": range(7, 8), "test": range(8, 10)}
 """A date or id belongs to a split by its hash modulo 10, so that no digit pattern tells the splits apart."""
 
 STATEMENTS = frozenset(
-    [
-        "I",
-        "a",
-        "all",
-        "can",
-        "could",
-        "do",
-        "done",
-        "everything",
-        "finished",
-        "for",
-        "is",
-        "it",
-        "let",
-        "my",
-        "new",
-        "no",
-        "nothing",
-        "number",
-        "someone",
-        "task",
-        "that",
-        "the",
-        "there",
-        "to",
-        "we",
-        "what",
-        "which",
-        "you",
-    ]
-)
+    {
+        "I", "a", "all", "can", "could", "do", "done", "everything", "finished", "for",
+        "is", "it", "let", "my", "new", "no", "nothing", "number", "someone", "task",
+        "that", "the", "there", "to", "we", "what", "which", "you",
+    }
+)  # fmt: skip
 """First words of sentences that are no orders."""
 
 Row = dict[str, Any]

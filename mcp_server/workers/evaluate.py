@@ -23,7 +23,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mcp_server.core.errors import BadInput
+from mcp_server.core.checkpoint import inspect_source
+from mcp_server.core.errors import BadInput, NotAModel
 from mcp_server.core.evaluation import SuiteSamples, load_thresholds
 from mcp_server.core.evaluation.assemble import Measured, assemble
 from mcp_server.core.evaluation.lineage import Lineage, read_lineage
@@ -51,6 +52,8 @@ def measure(request: Request, job: Job) -> Evaluation:
     rules = load_thresholds()
     lineage = read_lineage(Path(request.out)) if request.out else Lineage()
     refs = _models(request, lineage)
+    if not request.endpoint:
+        _check_models(refs)
     suites = _suites(request, list(refs))
     limits = {suite.name: _limit(request, suite) for suite in suites}
     job.progress("starting", 0, 1, message="loading lm-eval and the tasks")
@@ -129,6 +132,15 @@ def _models(request: Request, lineage: Lineage) -> dict[str, str]:
     if not found:
         raise BadInput("there is nothing to measure", "name a merged folder, or a base and sources")
     return found
+
+
+def _check_models(refs: dict[str, str]) -> None:
+    """Refuse what is no model before lm-eval is loaded; its own error would speak of tokenizers."""
+    for label, ref in refs.items():
+        for part in [ref] if Path(ref).is_dir() else ref.split("+"):
+            found = inspect_source(part)
+            if found.kind not in ("full", "lora"):
+                raise NotAModel(f"{label}: {part} cannot be measured ({found.kind}); {found.detail}", "name a model's folder")
 
 
 def _against(request: Request) -> dict[str, str]:

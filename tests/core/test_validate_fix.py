@@ -30,7 +30,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     cache, here = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("here")
     cache_model(cache, "unsloth/Llama-3.2-3B-Instruct", layers=28, tokens=TOKENS)
     for name in (
-        "mistralai/Mistral-7B-v0.1", "teknium/OpenHermes-2.5-Mistral-7B", "WizardLM/WizardMath-7B-V1.1", "custom/specialized-model",
+        "mistralai/Mistral-7B-v0.1", "teknium/OpenHermes-2.5-Mistral-7B", "WizardLM/WizardMath-7B-V1.1",
+        "custom/specialized-model",
         "NousResearch/Nous-Hermes-2-Mistral-7B-DPO", "ajibawa-2023/Code-Mistral-7B", "model_a", "model_b", "base_model",
         "merged_middle", "mistralai/Mistral-7B",
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whatever a recipe says, the linter answers: no crash, one consistent verdict, and a correction that corrects itself no further."""
+"""Whatever a recipe says, the linter answers: no crash, one verdict, and a correction that corrects itself no further."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tests.checkpoints import write_lora, write_model
 GOOD = [path.read_text(encoding="utf-8") for path in sorted((Path(__file__).parent / "recipes" / "good").glob("*.yml"))]
 NAMES = sorted({*keys.STAGE, *keys.SLICE_INPUT, *keys.MOE, *keys.EXPERT, *keys.TOKENIZER, *parameter_names(), "x-own", "wieght"})
 ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 40), st.floats(), st.sampled_from(["", "m", "./m", "m+l", "l", "a+b+c", "@", "+", "<x>", "1e-5"]),
+    st.none(), st.booleans(), st.integers(-3, 40), st.floats(),
+    st.sampled_from(["", "m", "./m", "m+l", "l", "a+b+c", "@", "+", "<x>", "1e-5"]),
     st.sampled_from([*merge_methods(), "moe", "tise", *keys.DTYPES, "bf16"]), st.text(max_size=5),
     st.lists(st.integers(-1, 5), max_size=3), st.just({}), st.just([{"filter": "mlp", "value": 1}]), st.just({"value": [1, "a"]}),
 )  # fmt: skip
