@@ -1,15 +1,24 @@
 """Work that is started by one call is watched, read, cancelled and resumed by others, in other servers."""
 
+from pathlib import Path
+
 import pytest
 from mcp import Client
 from mcp.types import ElicitRequestParams, ElicitResult
 
 from mcp_server.server import build_server
+from tests import tiny
 from tests.server.conftest import data_of, recipe_of, text_of
 
 pytestmark = pytest.mark.anyio
 QUICK = [{"do": "progress", "done": 2, "total": 2}]
 BLOCKED = [{"do": "say", "text": "here I stand"}, {"do": "block"}]
+
+
+def earlier_merge(workspace: Path) -> None:
+    """An output that may be replaced: it holds a model."""
+    tiny.write_model(workspace / "merged")
+    (workspace / "merged" / "old.txt").write_text("old", encoding="utf-8")
 
 
 async def launched(call, *, script=QUICK, **more):
@@ -75,9 +84,16 @@ async def test_an_existing_output_is_not_replaced_unasked(call, workspace):
     assert data_of(await call("list_merges"))["total"] == 0
 
 
+async def test_a_folder_that_holds_no_model_is_never_replaced(call, workspace):
+    (workspace / "photos").mkdir()
+    (workspace / "photos" / "me.jpg").write_text("mine", encoding="utf-8")
+    result = await call("launch_merge", recipe=recipe_of("code", "chat"), out="./photos", overwrite=True)
+    assert result.is_error and "holds no model" in text_of(result)
+    assert (workspace / "photos" / "me.jpg").is_file()
+
+
 async def test_overwrite_says_yes_beforehand(call, workspace):
-    (workspace / "merged").mkdir()
-    (workspace / "merged" / "old.txt").write_text("old", encoding="utf-8")
+    earlier_merge(workspace)
     started = await launched(call, overwrite=True)
     assert data_of(await call("merge_status", job_id=started["job_id"], wait_seconds=30))["state"] == "succeeded"
     assert not (workspace / "merged" / "old.txt").exists()
@@ -92,8 +108,7 @@ async def test_a_merge_that_the_recommendation_opposes_is_not_started_unasked(ca
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 @pytest.mark.parametrize("answer", [True, False, None])
 async def test_a_client_that_can_ask_its_user_asks_once_and_obeys(workspace, mode, answer):
-    (workspace / "merged").mkdir()
-    (workspace / "merged" / "old.txt").write_text("old", encoding="utf-8")
+    earlier_merge(workspace)
     questions = []
 
     async def ask(context, params: ElicitRequestParams) -> ElicitResult:
