@@ -137,6 +137,7 @@ def sweep(
     grid: Annotated[list[str] | None, typer.Option(help="KEY=V1,V2,… ; default: the plan's shortlist")] = None,
     try_: Annotated[list[str] | None, typer.Option("--try", help="one candidate: 'KEY=VALUE KEY=VALUE'; repeat for more")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="prompts per suite for the full measurement")] = None,
+    quick_limit: Annotated[int, typer.Option(min=1, help="prompts per suite for the first look at every candidate")] = 20,
     workers: Annotated[int, typer.Option(min=1, help="candidates at once on this machine")] = 1,
     ray: Annotated[str | None, typer.Option(help="address of a Ray cluster (extra: ray)")] = None,
     json: Json = False,
@@ -149,6 +150,7 @@ def sweep(
         "grid": grid or [],
         "tries": try_ or [],
         "limit": limit,
+        "quick_limit": quick_limit,
         "workers": workers,
         "ray": ray,
     }
