@@ -39,6 +39,7 @@ class MergekitCosts(Frozen):
     process_bytes: int
     start_seconds: float
     margin_bytes: int = Field(description="what the allocator keeps beside the tensors")
+    fold_bytes: int = Field(description="what the worker keeps once it has folded adapters into their base")
     fragments_per_model: float = Field(description="further heap blocks for each model beyond two")
     methods: dict[str, WorkingSet]
     other: WorkingSet = Field(description="for a method that was not measured: the largest of those that were")

@@ -72,6 +72,8 @@ def breakdown(work: Work, shard_size: int) -> dict[str, int]:
         "shard_buffer": peak.buffer,
         "heap_fragments": _fragments(work),
     }
+    if work.adapters:
+        parts["folding"] = constants.fold_bytes
     return parts | ({"gates": work.resident_bytes} if work.resident_bytes else {})
 
 
