@@ -156,7 +156,7 @@ def _judged(candidate: Candidate, answer: dict[str, Any]) -> SweepCandidate:
 
 
 def _finish(result: Sweep, bench: Bench, executor: Executor, job: Job) -> Sweep:
-    """Write the winner's recipe and model, and measure it on the test split, which nothing before has touched."""
+    """Write the winner's recipe and model, and measure it on the test split, which the choice did not use."""
     candidate = next(c for c in bench.candidates if c.name == result.winner)
     recipe = bench.out / "recipe.yml"
     write_text(recipe, candidate.recipe)

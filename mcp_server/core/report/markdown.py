@@ -73,7 +73,7 @@ def sweep_section(sweep: Sweep) -> str:
     counted = ", ".join(f"{count} {name}" for name, count in prompts.items())
     lines += ["", f"Development split ({counted}); stopped candidates stand on the quick look. {sweep.why}.", ""]
     if sweep.test is not None:
-        lines += ["The winner on the test split, which nothing before had touched:", ""]
+        lines += ["The winner on the test split, which the choice did not use:", ""]
         lines += model_card_section(sweep.test).splitlines()[2:]
     return "\n".join([*lines, ""])
 
