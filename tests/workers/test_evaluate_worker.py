@@ -56,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     functions = "custom_dataset: !function utils.load\nprocess_results: !function utils.score\n"
     (suite / "echo.yaml").write_text(yaml.safe_dump(ECHO) + functions + metrics, encoding="utf-8")
-    sidecar = {"capability": "echoing", "tasks": {"test": ["echo"]}, "metric": "letters", "chat_template": True}
+    sidecar = {"capability": "echoing", "tasks": {"test": ["echo"], "dev": ["echo"]}, "metric": "letters", "chat_template": True}
     (suite / "suite.yaml").write_text(yaml.safe_dump(sidecar | {"behaviour": "utils.py:loud"}), encoding="utf-8")
     return folder
 
@@ -149,7 +149,7 @@ def test_an_unknown_suite_is_bad_input_before_any_model_is_loaded(place: Path, t
 
 def test_a_model_that_is_not_there_is_bad_input(tmp_path: Path) -> None:
     status, error = run("evaluate", tmp_path / "job", tmp_path, base=str(tmp_path / "nothing"), suites=["perplexity"])
-    assert (status, error["type"]) == (2, "NotAModel")
+    assert (status, error["type"]) == (2, "NotFound")
 
 
 def test_a_right_model_loads_and_generates(place: Path, tmp_path: Path) -> None:
