@@ -56,9 +56,7 @@ def missing_weights(ref: models.ModelRef) -> str:
     bare = {name.removeprefix(f"{shell.base_model_prefix}.") for name in stored} | set(stored)
     absent = [n for n in wanted if n not in bare and n.removeprefix(f"{shell.base_model_prefix}.") not in bare and n not in tied]
     if absent:
-        return (
-            f"{len(absent)} weights that the architecture needs are not stored, such as {absent[0]}: a loader invents them"
-        )
+        return f"{len(absent)} weights that the architecture needs are not stored, such as {absent[0]}: a loader invents them"
     for name, tensor in stored.items():
         if name in wanted and wanted[name] != tensor.shape:
             return f"{name} has shape {list(tensor.shape)}, the architecture needs {list(wanted[name])}"
