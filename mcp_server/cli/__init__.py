@@ -65,6 +65,6 @@ def show_error(error: MergingError, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
     else:
-        stderr.print(f"error: {error.message}", markup=False, style="bold red")
+        stderr.print(f"error: {error.message}", markup=False, soft_wrap=True, style="bold red")
         if error.next_step:
-            stderr.print(f"→ {error.next_step}", markup=False)
+            stderr.print(f"→ {error.next_step}", markup=False, soft_wrap=True)

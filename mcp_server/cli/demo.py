@@ -52,7 +52,7 @@ class Narrator:
         self.steps.append(done)
         if not self.quiet:
             stderr.print(f"[bold]{name:<10}[/bold] {done.seconds:6.1f} s  ", end="")
-            stderr.print(done.summary, markup=False)
+            stderr.print(done.summary, markup=False, soft_wrap=True)
 
 
 def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:

@@ -49,7 +49,7 @@ def compare(
     if layers:
         columns = list(layers[0])
         table("Layers that stand out", columns, [[layer.get(c) for c in columns] for layer in layers])
-    stderr.print(f"everything: {result.get('path')}", markup=False)
+    stderr.print(f"everything: {result.get('path')}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -72,7 +72,9 @@ def show_verification(found: Verification) -> None:
     for name, share in found.landed.items():
         loss = found.rounding_loss.get(name)
         lost = "" if loss is None else f", {loss:.1%} of its energy lost in rounding"
-        stderr.print(f"delta of {name}: {'unknown' if share is None else f'{share:.2f}'} landed{lost}", markup=False)
+        stderr.print(
+            f"delta of {name}: {'unknown' if share is None else f'{share:.2f}'} landed{lost}", markup=False, soft_wrap=True
+        )
     stderr.print(found.verdict, style="bold")
 
 
@@ -124,10 +126,10 @@ def show_evaluation(found: Evaluation) -> None:
         cross = [(name, *(row.get(c) for c in contexts)) for name, row in found.cross_context.items()]
         table("Breaks into its own behaviour in foreign contexts (rate)", ("source", *contexts), cross)
     for line in found.why:
-        stderr.print(line, markup=False)
+        stderr.print(line, markup=False, soft_wrap=True)
     stderr.print(found.verdict, style="bold")
     if found.next:
-        stderr.print(f"next: {found.next}", markup=False)
+        stderr.print(f"next: {found.next}", markup=False, soft_wrap=True)
 
 
 def sweep(
@@ -173,12 +175,12 @@ def show_sweep(found: Sweep) -> None:
     ]
     columns = ("candidate", *names, "perplexity ratio", "verdict", "stopped")
     table("Candidates on the dev split (* nothing is better in every capability)", columns, rows)
-    stderr.print(f"winner: {found.winner or 'none'}. {found.why}", markup=False)
+    stderr.print(f"winner: {found.winner or 'none'}. {found.why}", markup=False, soft_wrap=True)
     if found.test:
         show_evaluation(found.test)
     for what in ("recipe", "model", ""):
         if path := getattr(found, f"{what}_path".strip("_")):
-            stderr.print(f"{what or 'everything'}: {path}", markup=False)
+            stderr.print(f"{what or 'everything'}: {path}", markup=False, soft_wrap=True)
 
 
 def report(
@@ -188,5 +190,5 @@ def report(
 ) -> int:
     """One self-contained HTML page: rationale, sources, recipe, verification, evaluation."""
     written = write_report(out.resolve(), output)
-    emit(written, json, lambda: stderr.print(f"wrote {written.html}", markup=False))
+    emit(written, json, lambda: stderr.print(f"wrote {written.html}", markup=False, soft_wrap=True))
     return 0

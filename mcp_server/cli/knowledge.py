@@ -41,7 +41,7 @@ def write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
         raise OutputExists(f"{path} exists already", "choose another path, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    stderr.print(f"wrote {path}", markup=False)
+    stderr.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 def inspect(
@@ -70,11 +70,11 @@ def show_inspection(found: Inspection) -> None:
         table("Differences", ("field", "values", "meaning", "why"), differences)
     for source in found.sources:
         if source.detail:
-            stderr.print(f"{source.ref}: {source.detail}", markup=False)
+            stderr.print(f"{source.ref}: {source.detail}", markup=False, soft_wrap=True)
     for line in found.licences:
-        stderr.print(f"licence: {line}", markup=False)
+        stderr.print(f"licence: {line}", markup=False, soft_wrap=True)
     answer = {True: "yes", False: "no", None: "unknown"}[found.compatible]
-    stderr.print(f"mergeable with each other: {answer}", markup=False)
+    stderr.print(f"mergeable with each other: {answer}", markup=False, soft_wrap=True)
 
 
 def recommend(
@@ -121,7 +121,7 @@ def render(
         write_new(output, rendered.recipe)
         rendered = rendered.model_copy(update={"path": str(output.resolve())})
     for warning in rendered.warnings:
-        stderr.print(f"warning {warning.code}: {warning.message}", markup=False)
+        stderr.print(f"warning {warning.code}: {warning.message}", markup=False, soft_wrap=True)
     emit(rendered, json, lambda: None if output else print(rendered.recipe, end=""))
     return 0
 
@@ -154,8 +154,8 @@ def show_validation(found: Validation) -> None:
         rows = [(f.severity, f.code, f.where, f.message, f.fix) for f in found.findings]
         table(f"Findings (level: {found.level})", ("", "code", "where", "what", "fix"), rows)
     for change in found.changes:
-        stderr.print(f"changed: {change}", markup=False)
-    stderr.print(f"{'valid' if found.ok else 'invalid'} (checked as far as: {found.level})", markup=False)
+        stderr.print(f"changed: {change}", markup=False, soft_wrap=True)
+    stderr.print(f"{'valid' if found.ok else 'invalid'} (checked as far as: {found.level})", markup=False, soft_wrap=True)
 
 
 def estimate(
@@ -186,4 +186,4 @@ def show_estimate(found: Estimate) -> None:
     columns = ("engine", "memory needed", "page cache (optional)", "disk", "time", "fits", "made of")
     table("Estimate (upper bounds)", columns, rows)
     for note in found.notes:
-        stderr.print(note, markup=False)
+        stderr.print(note, markup=False, soft_wrap=True)

@@ -28,7 +28,7 @@ def finish(status: JobStatus) -> int:
     if status.state == "succeeded":
         return 0
     if status.state == "interrupted":
-        stderr.print(f"interrupted; go on with: model-merging resume {status.job_id}", markup=False)
+        stderr.print(f"interrupted; go on with: model-merging resume {status.job_id}", markup=False, soft_wrap=True)
         return EXIT_INTERRUPTED
     raise from_dict(status.error or {"message": f"job {status.job_id} ended as {status.state}", "next_step": status.next_step})
 
@@ -124,7 +124,7 @@ def list_jobs(
     """Jobs of this store, newest first."""
     if prune:
         removed = store.prune()
-        stderr.print(f"removed {removed} finished jobs", markup=False)
+        stderr.print(f"removed {removed} finished jobs", markup=False, soft_wrap=True)
     found = store.list_jobs(offset=offset, limit=limit)
     rows = [(j.job_id, j.kind, j.state, j.created, j.output) for j in found.jobs]
     emit(found, json, lambda: table(f"Jobs ({found.total})", ("job", "kind", "state", "created", "output"), rows))
