@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import BaseModel
@@ -31,7 +31,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     """A small table; None is shown as '–', so that unknown never looks like a value."""
     view = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
     for index, column in enumerate(columns):
-        view.add_column(column, justify="right" if index in right else "left", overflow="fold")
+        longest_word = max((len(word) for word in column.split()), default=0)
+        justify: Literal["left", "right"] = "right" if index in right else "left"
+        view.add_column(column, justify=justify, overflow="fold", min_width=longest_word)
     for row in rows:
         view.add_row(*(cell(value) for value in row))
     stderr.print(view, markup=False)

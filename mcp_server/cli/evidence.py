@@ -116,11 +116,19 @@ def evaluate(
 def show_evaluation(found: Evaluation) -> None:
     names = list(dict.fromkeys(name for c in found.capabilities.values() for name in c.sources))
     rows = [
-        (label, c.metric, c.n, c.base, *(c.sources.get(n) for n in names), c.merged, c.retention, c.gain_recovered)
+        (
+            f"{label}: {c.metric.replace('_', ' ')}",
+            c.n,
+            c.base,
+            *(c.sources.get(n) for n in names),
+            c.merged,
+            c.retention,
+            c.gain_recovered,
+        )
         for label, c in found.capabilities.items()
     ]
-    columns = ("capability", "metric", "n", "base", *names, "merged", "retention", "gain recovered")
-    table("Evaluation", columns, rows, right=range(2, len(columns)))
+    columns = ("capability", "n", "base", *names, "merged", "retention", "gain recovered")
+    table("Evaluation", columns, rows, right=range(1, len(columns)))
     if found.cross_context:
         contexts = list(dict.fromkeys(c for row in found.cross_context.values() for c in row))
         cross = [(name, *(row.get(c) for c in contexts)) for name, row in found.cross_context.items()]
