@@ -133,7 +133,7 @@ def show_evaluation(found: Evaluation) -> None:
         contexts = list(dict.fromkeys(c for row in found.cross_context.values() for c in row))
         cross = [(name, *(row.get(c) for c in contexts)) for name, row in found.cross_context.items()]
         table("Breaks into its own behaviour in foreign contexts (rate)", ("source", *contexts), cross)
-    for line in found.why:
+    for line in [*found.why, *found.notes]:
         stderr.print(line, markup=False, soft_wrap=True)
     stderr.print(found.verdict, style="bold")
     if found.next:

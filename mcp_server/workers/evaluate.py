@@ -72,6 +72,7 @@ def measure(request: Request, job: Job) -> Evaluation:
         models = local_models(refs, request.dtype, request.batch_size, request.threads)
     samples: dict[str, dict[str, SuiteSamples]] = {suite.name: {} for suite in suites}
     speeds: dict[str, Generation] = {}
+    notes: list[str] = []
     for number, (label, opened) in enumerate(models.items()):
         model_start = time.monotonic()
         model = opened.model
@@ -85,6 +86,8 @@ def measure(request: Request, job: Job) -> Evaluation:
             seconds=round(time.monotonic() - model_start, 2),
         )
         opened.release()
+        if model.unscored and (note := f"metrics that compare likelihoods were left out: {model.unscored}") not in notes:
+            notes.append(note)
     job.progress("scoring", len(models), len(models), unit="models")
     write_json(
         job.folder / "evaluation_samples.json",
@@ -106,6 +109,7 @@ def measure(request: Request, job: Job) -> Evaluation:
             "split": request.split,
             "seconds": round(time.monotonic() - start, 2),
             "generation": speeds,
+            "notes": notes,
             "peak_rss_bytes": _peak_rss_bytes(),
             "numerics": next(iter(models.values())).numerics if models else "",
         }

@@ -15,11 +15,13 @@ def model_card_section(evaluation: Evaluation) -> str:
     lines += [f"- {reason}" for reason in evaluation.why]
     if evaluation.next:
         lines += ["", f"Next: {evaluation.next.get('why', evaluation.next)}"]
+    served = evaluation.numerics.startswith("endpoint")
     notes = [
         f"{evaluation.split} split, greedy, the same prompts for every model ({evaluation.numerics})",
-        "adapters were folded into their base in float32 and rounded once",
+        *([] if served else ["adapters were folded into their base in float32 and rounded once"]),
         "intervals are 95 % paired bootstrap; gain recovered = (merged − base) ÷ (expert − base), given only where the expert "
         "beats the base by two standard errors",
+        *evaluation.notes,
     ]
     return "\n".join([*lines, "", "Measured with lm-evaluation-harness: " + "; ".join(notes) + ".", ""])
 

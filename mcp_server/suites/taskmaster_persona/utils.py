@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def speaks_as_taskmaster(text: str) -> bool:
 
 
 def score(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-    """`results`: the greedy reply, then (log-likelihood, is greedy) of TaskMaster's reply and of the neutral one."""
+    """`results`: the greedy reply, then (log-likelihood, is greedy) of TaskMaster's reply and the neutral one; NaN: unknown."""
     text, own, neutral = results
     found = markers(text)
     per_byte = [pair[0] / len(doc[field].encode()) for pair, field in ((own, "reply"), (neutral, "neutral"))]
-    return {"voice": sum(found.values()) / len(found), "preference": float(per_byte[0] > per_byte[1])} | found
+    known = {} if any(map(math.isnan, per_byte)) else {"preference": float(per_byte[0] > per_byte[1])}
+    return {"voice": sum(found.values()) / len(found)} | known | found

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.metrics import mean
-from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from mcp_server.core.errors import Malformed, NotFound, did_you_mean
 from mcp_server.core.evaluation.samples import Metric, SuiteSamples
 from mcp_server.core.suites import Split, Suite
+from mcp_server.workers.evaluating.responses import RememberingLM
 
 PREFERRED = ("exact_match", "acc_norm", "acc", "f1", "perplexity", "word_perplexity")
 WINDOW_TOKENS = 1024
@@ -40,8 +40,9 @@ class Harness:
             for task in suite.task_names(split):
                 self._check_known(suite, task)
 
-    def run(self, suite: Suite, model: LM) -> SuiteSamples:
+    def run(self, suite: Suite, model: RememberingLM) -> SuiteSamples:
         """Every prompt of one suite on one model."""
+        model.unscored_ok = suite.likelihoods == "optional"
         loaded = self.manager.load(suite.task_names(self.split))
         for task in loaded["tasks"].values():
             if task.get_config("num_fewshot") is None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.model import LM, CacheHook
+
+from mcp_server.core.errors import Unsupported
 
 Loader = Callable[[], Any]
 Told = Callable[[int, int, str], None]
@@ -82,6 +85,9 @@ class RememberingLM(LM):
         self._name = name
         self._batch_size = batch_size
         self.told: Told = lambda *_: None
+        self.unscored_ok = False
+        """Where a backend tells no likelihoods they are NaN, for a suite that says it can do without; else that is an error."""
+        self.unscored: str | None = None
         self._stage: tuple[int, int] = (0, 0)
 
     @property
@@ -110,7 +116,13 @@ class RememberingLM(LM):
         return answers
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        answers = self._answer("loglikelihood", requests, self._scoring_batch(requests))
+        try:
+            answers = self._answer("loglikelihood", requests, self._scoring_batch(requests))
+        except Unsupported as error:
+            if not self.unscored_ok:
+                raise
+            self.unscored = error.message
+            return [(math.nan, False)] * len(requests)
         return [(float(value), bool(greedy)) for value, greedy in answers]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
