@@ -47,4 +47,4 @@ def serve(
 ) -> None:
     """Start the MCP server."""
     arguments = ["--http", str(http)] if http is not None else []
-    os.execv(sys.executable, [sys.executable, "-m", "mcp_server.server", *arguments])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "mcp_server.server", *arguments])

@@ -14,8 +14,10 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Replace `path` atomically and durably; a reader sees the old or the new content, never a part.
 
-    A failed write (disk full, read-only folder) raises `OSError` and leaves neither a temporary file nor a changed `path`.
+    A failed write (disk full, read-only folder) raises `OSError` and leaves neither a temporary file nor a changed `path`. What a
+    writer left that was killed in the middle, the next one removes.
     """
+    _remove_orphans(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -27,6 +29,28 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def _remove_orphans(path: Path) -> None:
+    """Temporary files of writers that are gone. A pid that is in use again keeps its file until the next time."""
+    start = f".{path.name}."
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(path.parent):
+            if not entry.name.startswith(start):
+                continue
+            pid, dash, _ = entry.name[len(start) :].partition("-")
+            if dash and pid.isdigit() and not _is_running(int(pid)):
+                Path(entry.path).unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -34,8 +34,24 @@ class Policy:
     trust_remote_code: bool = False
 
     def check_read(self, path: str | Path) -> Path:
-        """The resolved path, if it lies under a root and is an ordinary file or folder (or absent)."""
-        return self._check(path, "read")
+        """The resolved path, if it lies under a root and is an ordinary file or folder (or absent).
+
+        A folder's own files are looked at too: a model whose config is a link to somebody's keys, or a pipe, is refused here.
+        """
+        resolved = self._check(path, "read")
+        if resolved.is_dir():
+            self._check_inside(resolved, str(path))
+        return resolved
+
+    def _check_inside(self, folder: Path, text: str) -> None:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    self._check(entry.path, "read")
+                elif not entry.is_file() and not entry.is_dir():
+                    raise NotAllowed(
+                        f"{entry.name} in {text} is a pipe, a socket or a device", "remove it, or name another folder"
+                    )
 
     def check_write(self, path: str | Path) -> Path:
         """The resolved path of an output. A link at the end is refused: the output would land elsewhere."""

@@ -13,6 +13,8 @@ import hashlib
 import json
 import math
 import os
+import stat
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,9 @@ from mcp_server.core.errors import Malformed, NotFound
 MAX_HEADER_BYTES: Final = 100_000_000
 MAX_DIMENSIONS: Final = 16
 MAX_ELEMENTS: Final = 1 << 48
+MAX_VALUES: Final = 1_000_000
+"""Commas and opening brackets of a header: a tensor has nine, so about 110,000 tensors in one file, and parsing them stays below
+a gigabyte. (The format bounds the length only.)"""
 
 DTYPE_BITS: Final[dict[str, int]] = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
@@ -62,6 +67,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """Parse and check the header of one safetensors file. Raises `NotFound` or `Malformed`, naming file and fault."""
     file = Path(path)
     try:
+        if not stat.S_ISREG(file.stat().st_mode) and not file.is_dir():
+            raise _broken(file, "it is no ordinary file")  # opening a pipe would wait for ever
         with file.open("rb") as stream:
             file_bytes = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
@@ -88,11 +95,14 @@ def _parse(file: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str
     if not raw.startswith(b"{"):
         raise _broken(file, f"its header starts with {raw[:8]!r}, not with a JSON object")
 
+    values = sum(raw.count(mark) for mark in (b",", b"{", b"["))
+    if values > MAX_VALUES:
+        raise _broken(file, f"its header has some {values:,} values, {MAX_VALUES:,} is the most that is read")
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise _broken(file, f"its header names {twice!r} twice")
         return found
 

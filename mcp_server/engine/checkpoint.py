@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.errors import Malformed, NotAModel, NotFound, Unsupported
 from mcp_server.core.paths import huggingface_cache
 from mcp_server.core.safetensors_header import Header, read_header
@@ -55,18 +55,6 @@ def locate(ref: str) -> Path:
     raise NotFound(
         f"{ref} is neither a folder nor a model in the local hub cache", f"check the path, or run `hf download {name}` first"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as missing:
-        raise NotFound(f"{path} does not exist", "check the folder, or download the checkpoint again") from missing
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Malformed(f"{path} is not JSON: {error}", "download or save the checkpoint again") from error
-    if not isinstance(data, dict):
-        raise Malformed(f"{path} holds a {type(data).__name__}, not an object", "download or save the checkpoint again")
-    return data
 
 
 def open_checkpoint(ref: str) -> Checkpoint:

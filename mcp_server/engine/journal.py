@@ -11,10 +11,13 @@ import json
 import os
 import threading
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mcp_server.core.errors import InputChanged
+
+_START_AGAIN = "restore it as it was and resume, or cancel this job and start a new merge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Journal:
     """The journal of one merge. `done` maps tensor number to the evidence counted for it."""
 
     def __init__(self, path: Path, fingerprint: str, seed: int, inputs: list[InputFile]) -> None:
-        self.path, self.done = path, dict[int, Any]()
+        self.path, self.inputs, self.done = path, inputs, dict[int, Any]()
         self._lock = threading.Lock()
         self._waiting: dict[int, Any] = {}
         lines = _read(path)
@@ -53,6 +56,20 @@ class Journal:
     @property
     def resumes(self) -> bool:
         return bool(self.done)
+
+    def check_inputs(self) -> None:
+        """Raise `InputChanged` when an input is no longer the file that this merge began with: then its bytes are a mixture."""
+        for entry in self.inputs:
+            try:
+                status = Path(entry.path).stat()
+            except FileNotFoundError as gone:
+                raise InputChanged(f"{entry.path} was removed while it was read", _START_AGAIN) from gone
+            if (status.st_size, status.st_mtime_ns) != (entry.bytes, entry.mtime_ns):
+                raise InputChanged(
+                    f"{entry.path} was changed while it was read ({entry.bytes} bytes of {_moment(entry.mtime_ns)} then, "
+                    f"{status.st_size} bytes of {_moment(status.st_mtime_ns)} now)",
+                    _START_AGAIN,
+                )
 
     def forget(self) -> None:
         """The output files are not what the journal says: begin anew."""
@@ -105,6 +122,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:  # torn by the kill; nothing after it is trusted
             break
     return lines
+
+
+def _moment(mtime_ns: int) -> str:
+    return datetime.fromtimestamp(mtime_ns / 1e9, UTC).isoformat(timespec="milliseconds")
 
 
 def _refuse_changes(recorded: list[dict[str, Any]], now: list[InputFile]) -> None:

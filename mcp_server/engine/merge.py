@@ -77,6 +77,7 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
                 writer.abandon()
                 raise
         writer.close()
+        journal.check_inputs()
     landed, lost, nonfinite = total(journal.done[number] for number in range(len(plan.tensors)))
     measured: dict[str, Any] = {
         "engine": "stream",

@@ -16,7 +16,7 @@ from mcp_server.core.errors import BadInput, RunFailed
 from mcp_server.core.models.job import JobList, JobStatus, LogPage
 from mcp_server.jobs import claims, publish, queue, store
 from mcp_server.jobs.events import last_progress
-from mcp_server.jobs.locks import is_held, try_lock
+from mcp_server.jobs.locks import is_held, remove_abandoned, try_lock
 from mcp_server.jobs.logs import read_page
 from mcp_server.jobs.process import end_group, is_alive
 from mcp_server.jobs.store import TERMINAL, Record
@@ -105,16 +105,16 @@ def _stop(folder: Path, record: Record) -> None:
     lock = folder / "runner.lock"
     signalled = False
     while is_held(lock) and time.monotonic() < deadline:
-        record = store.read(folder)
-        if not signalled and is_alive(record.runner) and record.runner is not None:
+        runner = store.runner_of(folder, store.read(folder))
+        if not signalled and runner is not None and is_alive(runner):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(record.runner.pid, signal.SIGTERM)
+                os.kill(runner.pid, signal.SIGTERM)
             signalled = True
         time.sleep(0.02)
     if is_held(lock):
         record = store.read(folder)
         end_group(record.worker, 0.3)
-        end_group(record.runner, 0.3)
+        end_group(store.runner_of(folder, record), 0.3)
     queue.note_if_dead(folder, store.read(folder))
 
 
@@ -198,20 +198,34 @@ def prune(older_than_seconds: float = 0.0) -> int:
     """
     removed = 0
     for folder in store.folders():
-        record = _read(folder)
-        if record.state not in TERMINAL or store.age_seconds(folder) < older_than_seconds:
+        if _read(folder).state not in TERMINAL or store.age_seconds(folder) < older_than_seconds:
             continue
-        if record.state == "interrupted" and record.partial is not None and Path(record.partial).exists():
+        handle = try_lock(folder / "runner.lock", wait_seconds=1.0)  # a runner may be on its way out, or somebody resumes it
+        if handle is None:
             continue
-        if record.state != "interrupted" and record.partial is not None:
-            shutil.rmtree(record.partial, ignore_errors=True)
-        if record.state != "succeeded":
-            _release(record)
-        shutil.rmtree(folder, ignore_errors=True)
-        removed += 1
+        try:
+            removed += _prune_one(folder)
+        finally:
+            os.close(handle)
+    for abandoned in (paths.jobs_dir() / ".new", paths.home() / "asks"):
+        remove_abandoned(abandoned)
     if not store.active():
         shutil.rmtree(paths.cache_dir() / "folded", ignore_errors=True)
     return removed
+
+
+def _prune_one(folder: Path) -> bool:
+    record = store.read(folder)
+    if record.state not in TERMINAL:
+        return False
+    if record.state == "interrupted" and record.partial is not None and Path(record.partial).exists():
+        return False
+    if record.state != "interrupted" and record.partial is not None:
+        shutil.rmtree(record.partial, ignore_errors=True)
+    if record.state != "succeeded":
+        _release(record)
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
 
 
 def public(folder: Path, record: Record, *, with_result: bool = True) -> JobStatus:

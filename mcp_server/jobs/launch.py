@@ -46,10 +46,16 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
             if part.startswith("/"):
                 rules.check_read(part)
     check_suites(request.parameters, rules)
-    with store.creating(request.kind) as folder:
+    writes = request.kind in store.WRITING and request.parameters.get("out")
+    out = Path(request.parameters["out"]).resolve() if writes else None
+    with store.creating(request.kind) as new:
         online = not rules.offline and any(_must_be_fetched(text) for text in refs)
-        _write_request(folder, request.kind, request.parameters, worker or WORKERS[request.kind], rules, online=online)
-        store.write(folder, Record(job_id=folder.name, kind=request.kind, state="queued", created=store.now()))
+        _write_request(new, request.kind, request.parameters, worker or WORKERS[request.kind], rules, online=online)
+        record = Record(job_id=new.name, kind=request.kind, state="queued", created=store.now(), output=out and str(out))
+        store.write(new, record)
+        folder = store.settle(new)
+        if out is not None:
+            claims.claim(out, folder.name)
         store.mark_active(folder, True)
     queue.dispatch()
     return status(folder.name)
@@ -70,18 +76,18 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
     seed = request.seed if request.seed is not None else secrets.randbelow(1 << 31)
     request = request.model_copy(update={"recipe": recipe.text, "recipe_folder": None, "out": str(out), "seed": seed})
     choice = engines.choose(request)
-    with store.creating("merge") as folder:
-        partial = out.with_name(f"{out.name}.partial-{folder.name}")
+    with store.creating("merge") as new:
+        partial = out.with_name(f"{out.name}.partial-{new.name}")
         parameters = {
             **request.model_dump(mode="json"),
             "engine": choice.engine,
             "partial": str(partial),
-            "job_id": folder.name,
+            "job_id": new.name,
             "shard_size": choice.shard_size,
         }
-        _write_request(folder, "merge", parameters, worker or choice.worker, rules, online=online)
+        _write_request(new, "merge", parameters, worker or choice.worker, rules, online=online)
         record = Record(
-            job_id=folder.name,
+            job_id=new.name,
             kind="merge",
             state="queued",
             created=store.now(),
@@ -92,7 +98,8 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
             estimate_bytes=choice.estimate_bytes,
             budget_bytes=int(request.ram_gib * _GIB) if request.ram_gib else None,
         )
-        store.write(folder, record)
+        store.write(new, record)
+        folder = store.settle(new)
         claims.claim(out, folder.name)
         store.mark_active(folder, True)
     queue.dispatch()

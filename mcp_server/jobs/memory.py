@@ -25,20 +25,25 @@ def limit_bytes() -> int:
 
 
 def oom_kills() -> int:
-    """Kills for lack of memory so far, in this process's cgroups and in the whole system. Compare before and after."""
-    count = _counter(Path("/proc/vmstat"), "oom_kill")
-    for folder in _memory_groups():
-        count += _counter(folder / "memory.events", "oom_kill") + _counter(folder / "memory.oom_control", "oom_kill")
-    return count
+    """Kills for lack of memory so far among the processes of this process's cgroup. Compare before and after.
+
+    The kernel counts every such kill at its victim's group, whichever limit was reached; kills in other groups say nothing about
+    a worker of ours. The machine's own count stands in only where no group is counted.
+    """
+    for folder in _memory_groups()[:1]:
+        for name in ("memory.events", "memory.oom_control"):
+            if (count := _counter(folder / name, "oom_kill")) is not None:
+                return count
+    return _counter(Path("/proc/vmstat"), "oom_kill") or 0
 
 
-def _counter(file: Path, name: str) -> int:
+def _counter(file: Path, name: str) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         for line in file.read_text(encoding="ascii").splitlines():
             key, _, value = line.partition(" ")
             if key == name:
                 return int(value)
-    return 0
+    return None
 
 
 def _memory_groups() -> list[Path]:

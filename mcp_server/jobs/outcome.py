@@ -33,6 +33,8 @@ def classify(folder: Path, record: Record, watched: Watched, oom_kills: int) -> 
     error = _reported(folder)
     if error is None:
         return failed(record, _unexplained(folder, watched.returncode))
+    if error.details.get("signal") == signal.SIGKILL and oom_kills > 0:
+        error = OutOfMemory("the kernel ended the engine for lack of memory")
     if isinstance(error, OutOfMemory):
         error = _with_numbers(error, record, watched)
     return failed(record, error)

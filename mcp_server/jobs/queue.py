@@ -73,10 +73,19 @@ def spawn(folder: Path, record: Record) -> None:
         return
     try:
         record = record.model_copy(
-            update={"state": "running", "started": store.now(), "finished": None, "attempt": record.attempt + 1, "error": None}
+            update={
+                "state": "running",
+                "started": store.now(),
+                "finished": None,
+                "attempt": record.attempt + 1,
+                "error": None,
+                "runner": None,
+                "worker": None,
+            }
         )
         store.write(folder, record)
         with (folder / "log.txt").open("ab") as log:
+            # From here on only the runner writes the record, its own identity first.
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "mcp_server.jobs.runner", str(folder), str(handle)],
                 stdin=subprocess.DEVNULL,
@@ -87,7 +96,7 @@ def spawn(folder: Path, record: Record) -> None:
                 pass_fds=(handle,),
                 start_new_session=True,
             )
-        store.write(folder, record.model_copy(update={"runner": identify(process.pid)}))
+        store.note_spawned(folder, identify(process.pid))
     finally:
         os.close(handle)
     # A caller that lives on (the server) must not collect zombies; one that ends leaves them to init.

@@ -22,6 +22,7 @@ from mcp_server.jobs import outcome, publish, queue, store
 from mcp_server.jobs.locks import output_lock, remove_lock, try_lock
 from mcp_server.jobs.logs import LogWriter
 from mcp_server.jobs.memory import oom_kills
+from mcp_server.jobs.process import identify
 from mcp_server.jobs.store import Record
 from mcp_server.jobs.watch import Stop, Watched, watch
 
@@ -34,10 +35,11 @@ def main(folder: Path, handle: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     settings = load()
-    record = store.read(folder)
+    record = store.read(folder).model_copy(update={"runner": identify(os.getpid())})
     log = LogWriter(folder, settings.log_bytes)
     output_handle: int | None = None
     try:
+        store.write(folder, record)
         if record.output:
             output_handle = try_lock(output_lock(Path(record.output)), wait_seconds=_OUTPUT_LOCK_SECONDS)
             if output_handle is None:

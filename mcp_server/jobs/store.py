@@ -3,6 +3,7 @@
     HOME/jobs/<job>/     request.json  status.json  events.jsonl  log.txt  result.json | error.json  cancel.json  runner.lock
     HOME/jobs/.active/<job>     an empty file for every job that is queued or running (so the queue never reads finished ones)
     HOME/jobs/.queue.lock       held while the queue is looked at or changed
+    HOME/jobs/.new/<job>/       a job that is being made; renamed to its place once its request and state are written
 
 Only the holder of a job's `runner.lock` changes its state; the dispatcher takes that lock first and hands it to the runner.
 """
@@ -27,10 +28,12 @@ from mcp_server.core import files, paths
 from mcp_server.core.errors import DiskFull, Malformed, NotAllowed, NotFound, RunFailed, did_you_mean
 from mcp_server.core.models.base import EngineId, Frozen
 from mcp_server.core.models.job import JobKind, JobState
-from mcp_server.jobs.locks import is_held
+from mcp_server.jobs.locks import is_held, lock_folder, remove_abandoned
 from mcp_server.jobs.process import ProcessId
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
+WRITING: Final = frozenset({"merge", "sweep"})
+"""Kinds that have an output of their own, which they lock."""
 SPARES: Final = (".spare-runner", ".spare-worker")
 """Blocks that every job keeps on the disk, so that runner and worker can write their last words when it is full."""
 SPARE_BYTES: Final = 32_768
@@ -65,16 +68,26 @@ def now() -> str:
 
 
 def new_folder(kind: str) -> Path:
-    """Make the folder of a new job. The id sorts by time (to about a millisecond) and is easy to read out."""
-    paths.jobs_dir().mkdir(parents=True, exist_ok=True)
+    """Make the folder of a new job, not yet in its place. The id sorts by time (to a millisecond) and is easy to read out."""
+    nursery = paths.jobs_dir() / ".new"
+    nursery.mkdir(parents=True, exist_ok=True)
     while True:
         moment = datetime.now(UTC)
         fraction = moment.microsecond * 1296 // 1_000_000
         tail = _DIGITS[fraction // 36] + _DIGITS[fraction % 36] + secrets.choice(_DIGITS) + secrets.choice(_DIGITS)
-        folder = paths.jobs_dir() / f"{kind}-{moment:%Y%m%d-%H%M%S}-{tail}"
+        folder = nursery / f"{kind}-{moment:%Y%m%d-%H%M%S}-{tail}"
+        if (paths.jobs_dir() / folder.name).exists():
+            continue
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
             return folder
+
+
+def settle(folder: Path) -> Path:
+    """Put a job whose request and state are written into its place, where everybody sees it. Returns its folder there."""
+    place = paths.jobs_dir() / folder.name
+    folder.rename(place)
+    return place
 
 
 def find(job_id: str) -> Path:
@@ -125,19 +138,36 @@ def _rebuilt(folder: Path, what: str) -> Record:
     error = RunFailed(
         f"the state of job {folder.name} is lost: its status.json {what}", "resume the job, or start it again and remove this one"
     )
+    kind = folder.name.split("-", 1)[0]
     moment = datetime.strptime(folder.name.split("-", 1)[1][:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
     return Record.model_validate(
         {
             "job_id": folder.name,
-            "kind": folder.name.split("-", 1)[0],
+            "kind": kind,
             "state": state,
             "created": moment.isoformat().replace("+00:00", "Z"),
-            "output": parameters.get("out"),
+            "output": parameters.get("out") if kind in WRITING else None,
             "partial": parameters.get("partial"),
             "engine": parameters.get("engine") if parameters.get("engine") in ("stream", "mergekit") else None,
             "error": None if state == "running" else error.as_dict(),
         }
     )
+
+
+def note_spawned(folder: Path, runner: ProcessId | None) -> None:
+    """Who was started as the runner, in a file of its own: the record is the runner's to write as soon as it lives."""
+    if runner is not None:
+        files.write_json(folder / "spawned.json", runner.model_dump())
+
+
+def runner_of(folder: Path, record: Record) -> ProcessId | None:
+    """The job's runner, also while it is still starting and has not written itself into the record."""
+    if record.runner is not None:
+        return record.runner
+    try:
+        return ProcessId.model_validate(files.read_json(folder / "spawned.json"))
+    except (OSError, ValueError):
+        return None
 
 
 def read_request(folder: Path) -> dict[str, Any]:
@@ -184,10 +214,16 @@ def queue_lock() -> Path:
 
 @contextlib.contextmanager
 def creating(kind: str) -> Iterator[Path]:
-    """A new job folder that vanishes again when its creation fails; a store that cannot be written is said in our words."""
+    """A new job folder that vanishes again when its creation fails; a store that cannot be written is said in our words.
+
+    Its maker holds a lock on it, so that what a killed one left behind is told from what is being made, and removed.
+    """
     folder: Path | None = None
+    handle: int | None = None
     try:
+        remove_abandoned(paths.jobs_dir() / ".new")
         folder = new_folder(kind)
+        handle = lock_folder(folder)
         keep_spares(folder)
         yield folder
     except OSError as error:
@@ -203,6 +239,9 @@ def creating(kind: str) -> Iterator[Path]:
     except BaseException:
         _discard(folder)
         raise
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def keep_spares(folder: Path) -> None:
@@ -217,8 +256,10 @@ def drop_spares(folder: Path) -> None:
 
 def _discard(folder: Path | None) -> None:
     if folder is not None:
+        place = paths.jobs_dir() / folder.name
         shutil.rmtree(folder, ignore_errors=True)
-        mark_active(folder, False)
+        shutil.rmtree(place, ignore_errors=True)
+        mark_active(place, False)
 
 
 def age_seconds(folder: Path) -> float:

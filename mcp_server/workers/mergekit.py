@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core.errors import RunFailed
+from mcp_server.core.errors import InputChanged, RunFailed
 from mcp_server.core.files import tree_bytes, write_text
 from mcp_server.core.lineage import source_records
 from mcp_server.core.models.job import MergeRequest
@@ -44,6 +44,7 @@ def main(job: Job) -> dict[str, Any]:
     text = rewrite_refs(request.recipe, _folder(job))
     write_text(job.folder / "recipe.yml", text)
     transcript = mergekit_process.run(job, _command(job, recipe, request, partial))
+    _require_unchanged(sources)
     shutil.rmtree(partial / _STAGES, ignore_errors=True)
     tensors = _check(partial, job.folder / "log.txt")
     warnings = _warnings(transcript.warnings, partial)
@@ -108,6 +109,16 @@ def _identify(recipe: Recipe, hash: Any) -> list[SourceRecord]:
         if record.role != "adapter" and record.identity is not None:
             open_checkpoint(record.ref)
     return records
+
+
+def _require_unchanged(sources: list[SourceRecord]) -> None:
+    """Raise `InputChanged` when weights are no longer the files that went in: mergekit read some mixture of old and new."""
+    for record in sources:
+        folder = Path(record.ref.rpartition("+")[2])
+        now = {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
+        if changed := sorted(name for name, moment in record.modified.items() if now.get(name) != moment):
+            how = "changed" if changed[0] in now else "removed"
+            raise InputChanged(f"{folder / changed[0]} was {how} while it was read", "resume the job to merge what is there now")
 
 
 def _check(partial: Path, log: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -149,10 +150,11 @@ def note(job: Job, line: str, transcript: Transcript) -> None:
 
 
 def explain(code: int, transcript: Transcript, log: Path) -> MergingError:
-    """Why the command failed, in our words."""
+    """Why the command failed, in our words. Whether a kill was for lack of memory is the runner's to say: it counts them."""
     if code < 0:
-        if code == -9:
-            return OutOfMemory("mergekit was killed (SIGKILL), which is what the kernel does when memory runs out")
+        if code in (-signal.SIGKILL, -signal.SIGTERM):
+            name = signal.Signals(-code).name
+            return RunFailed(f"mergekit was ended from outside ({name})", "resume the job to start it again", signal=-code)
         return RunFailed(f"mergekit crashed with signal {-code}", f"see {log}")
     text = "\n".join(transcript.last)
     for pattern, kind, message, step in _KNOWN:

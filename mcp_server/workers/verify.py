@@ -58,7 +58,7 @@ def _loads(out: Path, wanted: dict[str, Any], job: Job) -> Check:
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         try:
             ended = subprocess.run(
-                [sys.executable, "-m", "mcp_server.workers.load_check", str(folder)],
+                [sys.executable, "-P", "-m", "mcp_server.workers.load_check", str(folder)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 check=False,

@@ -1,9 +1,7 @@
 """The real process on stdio: rubbish on the line, a client that vanishes, settings that are wrong."""
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,62 +9,7 @@ import pytest
 from mcp_server import jobs
 from mcp_server.core.models.job import MergeRequest
 from tests import tiny
-
-ROOT = Path(__file__).parents[2]
-HANDSHAKE = [
-    {
-        "jsonrpc": "2.0",
-        "id": 0,
-        "method": "initialize",
-        "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"}},
-    },
-    {"jsonrpc": "2.0", "method": "notifications/initialized"},
-]
-
-
-class Wire:
-    """Lines to and from a server process."""
-
-    def __init__(self, home: Path, cwd: Path, **environment: str) -> None:
-        variables = {
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(home),
-            "MODEL_MERGING_HOME": str(home),
-            "PYTHONPATH": str(ROOT),
-            **environment,
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mcp_server.server"],
-            cwd=cwd,
-            env=variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def send(self, *messages: Any) -> None:
-        assert self.process.stdin is not None
-        for message in messages:
-            line = message if isinstance(message, bytes) else json.dumps(message).encode()
-            self.process.stdin.write(line + b"\n")
-        self.process.stdin.flush()
-
-    def answer_to(self, number: int) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            message = json.loads(line)
-            if message.get("id") == number:
-                return dict(message)
-        raise AssertionError(f"the server went away without answering {number}")
-
-    def leave(self) -> int:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        code = self.process.wait(15)
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
-        return code
+from tests.wire import HANDSHAKE, ROOT, Wire
 
 
 def tools_list(number: int) -> dict[str, Any]:

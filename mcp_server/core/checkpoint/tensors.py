@@ -7,6 +7,7 @@ index is checked against the headers, because a folder that was written twice or
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,9 @@ from mcp_server.core.errors import Malformed, NotFound
 from mcp_server.core.safetensors_header import read_header
 
 MAX_JSON_BYTES: Final = 64_000_000
+MAX_JSON_VALUES: Final = 6_000_000
+"""A tokenizer with a vocabulary of 256,000 has about 2 million; each value parsed may take 60 bytes."""
+_SMALL_JSON_BYTES: Final = 16_000_000
 DTYPES: Final = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I64": "int64",
@@ -46,14 +50,18 @@ class StoredTensors:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file that somebody else wrote. Raises `NotFound` or `Malformed`."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise Malformed(
-                f"{path} has {path.stat().st_size:,} bytes, {MAX_JSON_BYTES:,} is the most that is read", "is it JSON?"
-            )
-        data = json.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Malformed(f"{path} is no ordinary file", "download the checkpoint again", path=str(path))
+        if status.st_size > MAX_JSON_BYTES:
+            raise Malformed(f"{path} has {status.st_size:,} bytes, {MAX_JSON_BYTES:,} is the most that is read", "is it JSON?")
+        raw = path.read_bytes()
+        if len(raw) > _SMALL_JSON_BYTES and sum(raw.count(mark) for mark in (b",", b"{", b"[")) > MAX_JSON_VALUES:
+            raise Malformed(f"{path} has more than {MAX_JSON_VALUES:,} values", "is it the right file?", path=str(path))
+        data = json.loads(raw.decode("utf-8"))
     except FileNotFoundError as missing:
         raise NotFound(f"{path} does not exist", "download the checkpoint again") from missing
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number of thousands of digits
         raise Malformed(f"{path} is not JSON: {str(error)[:120]}", "download or save it again", path=str(path)) from error
     if not isinstance(data, dict):
         raise Malformed(f"{path} holds {type(data).__name__}, not a JSON object", "download or save it again", path=str(path))

@@ -95,7 +95,7 @@ def _run_step(folder: Path, step: Step, environment: dict[str, str]) -> dict[str
     write_json(folder / "request.json", {"kind": step.module, "parameters": parameters})
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         ended = subprocess.run(
-            [sys.executable, "-m", step.module, str(folder)],
+            [sys.executable, "-P", "-m", step.module, str(folder)],
             stdout=log,
             stderr=subprocess.STDOUT,
             check=False,
