@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -34,10 +37,30 @@ def finish(status: JobStatus) -> int:
 
 
 def foreground(request: JobRequest | MergeRequest, title: str, *, quiet: bool = False) -> JobStatus:
-    """Start a job, follow it with a progress bar and return how it ended."""
-    started = store.start_merge(request) if isinstance(request, MergeRequest) else store.start(request)
-    with progress_of(title, quiet=quiet) as follow:
-        return store.follow(started.job_id, on_progress=follow)
+    """Start a job, follow it with a progress bar and return how it ended. Ctrl-C at any moment leaves it resumable."""
+    started: JobStatus | None = None
+    try:
+        with interrupts_held():
+            started = store.start_merge(request) if isinstance(request, MergeRequest) else store.start(request)
+        with progress_of(title, quiet=quiet) as follow:
+            return store.follow(started.job_id, on_progress=follow)
+    except KeyboardInterrupt:
+        if started is None:
+            raise
+        return store.interrupt(started.job_id)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """A Ctrl-C in here is raised at the end: a job is not left half started, running unwatched with nobody told its name."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def merge(

@@ -15,23 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.core.models.job import LogPage
+from mcp_server.core.redaction import redact, secrets_of
 
 _CHUNK: Final = re.compile(r"^log\.(\d+)\.(\d+)\.txt$")
-_TOKEN: Final = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,})|(?i:(bearer\s+)[A-Za-z0-9._~+/=-]{16,})"
-)
-_SECRET_NAME: Final = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL)", re.IGNORECASE)
-
-
-def secrets_of(environment: Mapping[str, str]) -> list[str]:
-    """Values of variables whose names say that they are secret (short ones are left: they would blank ordinary words)."""
-    return sorted({v for k, v in environment.items() if _SECRET_NAME.search(k) and len(v) >= 8}, key=len, reverse=True)
-
-
-def redact(text: str, known: list[str]) -> str:
-    for value in known:
-        text = text.replace(value, "[secret]")
-    return _TOKEN.sub(lambda m: f"{m.group(2) or ''}[secret]", text)
 
 
 class LogWriter:

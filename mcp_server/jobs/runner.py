@@ -48,7 +48,7 @@ def main(folder: Path, handle: int) -> int:
     except (MergingError, OSError) as error:
         record = outcome.failed(record, outcome.in_our_words(error))
     except Exception:  # noqa: BLE001 - the process boundary: the traceback goes to the log, the job ends as "bug"
-        traceback.print_exc()
+        log.feed(traceback.format_exc().encode(errors="replace"))
         record = outcome.failed(record, outcome.bug(folder), outcome.EXIT_BUG)
     log.line(f"{record.state}{': ' + record.error['message'] if record.error else ''}")
     log.close()

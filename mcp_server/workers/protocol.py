@@ -30,6 +30,7 @@ from pydantic import BaseModel
 
 from mcp_server.core.errors import BadInput, DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed
 from mcp_server.core.files import write_json, write_json_at_last
+from mcp_server.core.redaction import redact, redact_all, secrets_of
 
 __all__ = ["EXIT_BUG", "Job", "die_with_parent", "run_worker", "write_json"]
 
@@ -52,10 +53,11 @@ class Job:
         self.trust_remote_code: bool = bool(request.get("trust_remote_code", False))
         """The operator's word; False unless the settings say otherwise."""
         self._last = 0.0
+        self._secrets = secrets_of(os.environ)
 
     def event(self, event: str, **fields: Any) -> None:
         """Append one line. The file is bounded: when it is full it starts again, because only the end is ever read."""
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
+        line = redact(json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False), self._secrets)
         path = self.folder / "events.jsonl"
         try:
             with path.open("ab", buffering=0) as file:
@@ -136,7 +138,8 @@ def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
 def _report(job: Job, error: MergingError) -> int:
     print(error, file=sys.stderr)
     with contextlib.suppress(OSError):  # the log and the exit status still tell
-        write_json_at_last(job.folder / "error.json", error.as_dict(), job.folder / _SPARE)
+        told = redact_all(error.as_dict(), secrets_of(os.environ))
+        write_json_at_last(job.folder / "error.json", told, job.folder / _SPARE)
     return error.exit_code
 
 

@@ -54,6 +54,31 @@ def test_devices_pipes_and_sockets_are_no_models(tmp_path):
             Policy().check_read(path)
 
 
+def test_a_models_own_files_may_not_lead_outside_or_be_anything_but_files(fenced):
+    """A cloned model whose tokenizer is a link to somebody's keys would carry them into the output."""
+    rules, root, outside = fenced
+    (outside / "id_rsa").touch()
+    (root / "model").mkdir()
+    (root / "blobs").mkdir()
+    (root / "blobs" / "1").touch()
+    (root / "model" / "config.json").symlink_to(root / "blobs" / "1")
+    assert rules.check_read(root / "model") == root / "model"
+    (root / "model" / "tokenizer.json").symlink_to(outside / "id_rsa")
+    with pytest.raises(NotAllowed, match=r"tokenizer\.json .*outside"):
+        rules.check_read(root / "model")
+    assert Policy().check_read(root / "model") == root / "model"
+    (root / "model" / "tokenizer.json").unlink()
+    os.mkfifo(root / "model" / "model.safetensors")
+    for policy_of in (rules, Policy()):
+        with pytest.raises(NotAllowed, match=r"model\.safetensors .*a pipe"):
+            policy_of.check_read(root / "model")
+    (root / "model" / "model.safetensors").unlink()
+    (root / "model" / "config.json").unlink()
+    (root / "model" / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(NotAllowed, match="a character device"):
+        Policy().check_read(root / "model")
+
+
 @pytest.mark.parametrize("path", ["", "a\nb", "a\x00b", "\x1b[2J"])
 def test_control_characters_in_a_path_are_refused(path):
     with pytest.raises(BadInput, match="control characters"):

@@ -54,6 +54,10 @@ def test_a_crash_is_told_with_its_signal(run):
     assert failure(run("kill -SEGV $$")) == ("RunFailed", "mergekit crashed with signal 11")
 
 
+def test_a_kill_from_outside_is_not_called_a_lack_of_memory(run):
+    assert failure(run("kill -KILL $$")) == ("RunFailed", "mergekit was ended from outside (SIGKILL)")
+
+
 def test_an_exit_status_is_told_with_the_last_words(run):
     kind, message = failure(run("echo 'something odd happened' >&2; exit 9"))
     assert (kind, message) == ("RunFailed", "mergekit ended with status 9: something odd happened")
@@ -67,6 +71,12 @@ def test_success_with_half_an_output_is_a_failure(run):
     kind, message = failure(run(f'{WRITE}; head -c 100 "$WEIGHTS" > "$2/model.safetensors"'))
     assert kind == "Malformed"
     assert "not a sound safetensors file" in message
+
+
+@pytest.mark.parametrize(("change", "how"), [('echo >> "$WEIGHTS"', "changed"), ('rm "$WEIGHTS"', "removed")])
+def test_a_source_that_changes_while_mergekit_reads_it_is_named(change, how, run, tmp_path):
+    kind, message = failure(run(f"{WRITE}; {change}"))
+    assert (kind, message) == ("InputChanged", f"{tmp_path / 'model' / 'model.safetensors'} was {how} while it was read")
 
 
 def test_failing_after_the_weights_leaves_no_output(run):

@@ -41,6 +41,28 @@ def test_a_source_that_is_truncated_during_the_merge_is_named(models, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_source_that_is_changed_in_place_during_the_merge_is_named_and_the_mixture_is_not_published(models, tmp_path):
+    job_id = start(models, tmp_path)
+    file = models[2] / "model.safetensors"
+    with file.open("r+b") as stream:
+        stream.seek(-2, os.SEEK_END)
+        stream.write(b"\x00\x00")
+    ended = jobs.wait(job_id, 60)
+    assert (ended.state, ended.error["type"]) == ("failed", "InputChanged")
+    assert ended.error["message"].startswith(f"{file} was changed while it was read")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_is_removed_during_the_merge_is_named_and_putting_it_back_lets_the_merge_end(models, tmp_path):
+    job_id = start(models, tmp_path)
+    file = models[2] / "model.safetensors"
+    file.rename(tmp_path / "moved")
+    ended = jobs.wait(job_id, 60)
+    assert (ended.state, ended.error["message"]) == ("failed", f"{file} was removed while it was read")
+    (tmp_path / "moved").rename(file)
+    assert jobs.wait(jobs.resume(job_id).job_id, 60).state == "succeeded"
+
+
 def test_a_source_that_changed_between_interruption_and_resume_is_not_mixed_with_the_old(models, tmp_path):
     job_id = start(models, tmp_path)
     assert jobs.interrupt(job_id).state == "interrupted"

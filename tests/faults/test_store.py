@@ -1,6 +1,5 @@
 """A store that is damaged, shared, or lives through clock jumps."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from mcp_server.core.errors import OutputExists
 from mcp_server.jobs import store
 from tests import tiny
 from tests.jobs.watching import ended, reports_progress, until
+from tests.wire import HANDSHAKE, Wire
 
 
 @pytest.mark.parametrize("content", [b"", b'{"job_id": "mer', b"\x00" * 512, None], ids=["empty", "cut", "zeros", "missing"])
@@ -117,13 +117,21 @@ def test_two_stores_cannot_write_one_output(store, tmp_path, monkeypatch):
     assert jobs.wait(said[winner].split()[1], 30).state == "succeeded"
 
 
-def test_two_servers_on_one_store_see_the_same_jobs(job, tmp_path):
-    started = job({"do": "wait_for", "path": str(tmp_path / "go")})
+def test_two_servers_on_one_store_see_and_steer_the_same_jobs(job, store, tmp_path):
+    started = job({"do": "block"})
     until(started.job_id, reports_progress)
-    code = "import sys; from mcp_server import jobs; print(jobs.cancel(sys.argv[1]).model_dump_json())"
-    other = subprocess.run([sys.executable, "-c", code, started.job_id], capture_output=True, text=True, check=True)
-    assert json.loads(other.stdout)["state"] == "cancelled"
-    assert jobs.status(started.job_id).state == "cancelled"
+    servers = [Wire(store, tmp_path), Wire(store, tmp_path)]
+    for server in servers:
+        server.send(*HANDSHAKE)
+        server.call(1, "list_merges")
+    for server in servers:
+        listed = server.result_of(1)["jobs"]
+        assert [(j["job_id"], j["state"]) for j in listed] == [(started.job_id, "running")]
+    servers[0].call(2, "cancel_merge", job_id=started.job_id)
+    assert servers[0].result_of(2)["state"] == "cancelled"
+    servers[1].call(2, "merge_status", job_id=started.job_id)
+    assert servers[1].result_of(2)["state"] == "cancelled"
+    assert [server.leave() for server in servers] == [0, 0]
 
 
 @pytest.mark.parametrize("jump_seconds", [-10 * 365 * 86400, 10 * 365 * 86400], ids=["back", "forward"])

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,9 @@ def test_cancel_ends_the_whole_group_and_removes_the_partial_output(merge, tmp_p
     )
     until(started.job_id, reports_progress)
     stubborn = identify(int(pid_file.read_text(encoding="utf-8")))
+    began = time.monotonic()
     ended = jobs.cancel(started.job_id)
+    assert time.monotonic() - began < 5
     assert (ended.state, ended.error) == ("cancelled", None)
     assert identify(stubborn.pid) != stubborn
     assert beside(tmp_path) == ["pid"]

@@ -3,7 +3,8 @@
 import pytest
 
 from mcp_server import jobs
-from mcp_server.jobs.logs import LogWriter, read_page, redact, secrets_of
+from mcp_server.core.redaction import redact, secrets_of
+from mcp_server.jobs.logs import LogWriter, read_page
 
 
 def pages(folder, size):

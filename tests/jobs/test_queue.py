@@ -65,6 +65,24 @@ def test_two_merges_run_at_once_when_the_operator_allows_it(merge, tmp_path, mon
     assert [jobs.status(i).state for i in ids] == ["running", "running", "queued"]
 
 
+def test_two_merges_that_do_not_fit_together_wait_for_each_other(merge, tmp_path, monkeypatch):
+    first = merge({"do": "wait_for", "path": str(tmp_path / "go")})
+    need = store.read(store.find(first.job_id)).estimate_bytes
+    monkeypatch.setenv("MODEL_MERGING_MAX_RUNNING", "2")
+    monkeypatch.setenv("MODEL_MERGING_RAM_GIB", str(need * 1.5 / GIB))
+    second = merge(out="other")
+    until(first.job_id, reports_progress)
+    assert jobs.status(second.job_id).state == "queued"
+    (tmp_path / "go").touch()
+    assert jobs.wait(second.job_id, 30).state == "succeeded"
+    began = [stored_of(j).started for j in (first, second)]
+    assert stored_of(first).finished <= began[1]
+
+
+def stored_of(job):
+    return store.read(store.find(job.job_id))
+
+
 def test_other_kinds_do_not_wait_for_a_merge(merge, job):
     until(merge({"do": "block"}).job_id, reports_progress)
     assert jobs.wait(job().job_id, 30).state == "succeeded"

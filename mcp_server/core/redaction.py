@@ -1,0 +1,34 @@
+"""Keep secrets out of what is written down: logs, events, errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+_TOKEN: Final = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,})|(?i:(bearer\s+)[A-Za-z0-9._~+/=-]{16,})"
+)
+_SECRET_NAME: Final = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL)", re.IGNORECASE)
+
+
+def secrets_of(environment: Mapping[str, str]) -> list[str]:
+    """Values of variables whose names say that they are secret (short ones are left: they would blank ordinary words)."""
+    return sorted({v for k, v in environment.items() if _SECRET_NAME.search(k) and len(v) >= 8}, key=len, reverse=True)
+
+
+def redact(text: str, known: list[str]) -> str:
+    for value in known:
+        text = text.replace(value, "[secret]")
+    return _TOKEN.sub(lambda m: f"{m.group(2) or ''}[secret]", text)
+
+
+def redact_all(value: Any, known: list[str]) -> Any:
+    """The same JSON value with every text in it redacted."""
+    if isinstance(value, str):
+        return redact(value, known)
+    if isinstance(value, dict):
+        return {key: redact_all(item, known) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact_all(item, known) for item in value]
+    return value

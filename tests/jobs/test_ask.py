@@ -1,0 +1,58 @@
+"""A question to a worker leaves nothing behind, whoever is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mcp_server import jobs
+from mcp_server.core.errors import RunFailed
+from mcp_server.jobs.ask import ask
+from mcp_server.jobs.process import _wait_gone, identify, tree
+
+CLIENT = "from mcp_server.jobs.ask import ask; ask('planner', {'text': 'a', 'folder': '/'})"
+
+
+def questions(store: Path) -> list[Path]:
+    return list((store / "asks").iterdir()) if (store / "asks").is_dir() else []
+
+
+def test_a_question_that_fails_leaves_nothing(store):
+    with pytest.raises(RunFailed, match="the compare worker ended with status 70"):
+        ask("compare", {})
+    assert questions(store) == []
+
+
+def test_what_a_killed_asker_leaves_is_removed_and_its_worker_ends_with_it(store):
+    asker = subprocess.Popen([sys.executable, "-c", CLIENT])
+    deadline = time.monotonic() + 30
+    while len(found := tree(asker.pid)) < 2:
+        assert time.monotonic() < deadline
+    worker = identify(found[1])
+    os.kill(asker.pid, signal.SIGKILL)
+    asker.wait()
+    assert _wait_gone(worker, 20.0), "the worker goes on for nobody"
+    (left,) = questions(store)
+    jobs.prune()
+    assert questions(store) == [left], "an asker may not have locked its folder yet"
+    os.utime(left, (0, 0))
+    jobs.prune()
+    assert questions(store) == []
+
+
+def test_a_question_that_is_being_asked_is_left_alone(store):
+    from mcp_server.jobs.locks import lock_folder, remove_abandoned
+
+    folder = store / "asks" / "ask-x"
+    folder.mkdir(parents=True)
+    os.utime(folder, (0, 0))
+    handle = lock_folder(folder)
+    remove_abandoned(store / "asks")
+    assert questions(store) == [folder]
+    os.close(handle)
+    remove_abandoned(store / "asks")
+    assert questions(store) == []
