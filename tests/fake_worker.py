@@ -35,6 +35,11 @@ def fail(job: Job, type: str = "RunFailed", message: str = "told to fail", **_: 
     raise errors.from_dict({"type": type, "message": message})
 
 
+def fail_until(job: Job, path: str, **error: Any) -> None:
+    if not Path(path).exists():
+        fail(job, **error)
+
+
 def bug(job: Job, **_: Any) -> None:
     raise AssertionError("told to have a bug")
 
@@ -102,10 +107,11 @@ def environment(job: Job, name: str, **_: Any) -> None:
     print(f"{name}={os.environ.get(name)}", flush=True)
 
 
-STEPS = {
-    step.__name__: step
-    for step in (progress, say, fail, bug, kill, leave, block, wait_for, child, allocate, write, refuse, exhaust, environment)
-}
+_KNOWN = (
+    progress, say, fail, fail_until, bug, kill, leave, block, wait_for, child, allocate,
+    write, refuse, exhaust, environment,
+)  # fmt: skip
+STEPS = {step.__name__: step for step in _KNOWN}
 
 
 def script_of(parameters: dict[str, Any]) -> list[dict[str, Any]]:

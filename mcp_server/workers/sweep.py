@@ -41,6 +41,7 @@ from mcp_server.core.scenario_reader import read_plan
 from mcp_server.core.sweep import Candidate, choose, from_grid, hopeless, pareto_front
 from mcp_server.workers.protocol import Job, run_worker
 from mcp_server.workers.sweeping.executors import Executor, LocalExecutor, RayExecutor
+from mcp_server.workers.sweeping.progress import Progress
 from mcp_server.workers.sweeping.tasks import Step, Task
 
 GIB = 1 << 30
@@ -88,9 +89,10 @@ def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
     candidates = from_grid(plan, request.grid, near, request.tries)
     bench = Bench(request, candidates, Path(request.out), _names(plan, near))
     bench.out.mkdir(parents=True, exist_ok=True)
-    job.progress("base and sources", 0, 1, message=f"{len(candidates)} candidates")
-    sources = bench.sources(executor)
-    found = _measure(bench, executor, job, limits)
+    progress = Progress(job)
+    progress.tell("base and sources", 0, len(candidates), f"{len(candidates)} candidates")
+    sources = bench.sources(executor, progress)
+    found = _measure(bench, executor, progress, limits)
     front = pareto_front(found)
     found = [candidate.model_copy(update={"pareto": candidate.name in front}) for candidate in found]
     winner, why = choose(found, limits)
@@ -104,34 +106,34 @@ def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
         path=str(bench.out / "sweep.json"),
     )
     if winner is not None:
-        result = _finish(result, bench, executor, job)
+        result = _finish(result, bench, executor, progress)
     result = result.model_copy(update={"seconds": round(time.monotonic() - start, 1)})
     write_json(bench.out / "sweep.json", result.model_dump(mode="json"))
     write_text(bench.out / "sweep.md", sweep_section(result))
     return result
 
 
-def _measure(bench: Bench, executor: Executor, job: Job, limits: Thresholds) -> list[SweepCandidate]:
+def _measure(bench: Bench, executor: Executor, progress: Progress, limits: Thresholds) -> list[SweepCandidate]:
     """A quick look at all, then the whole measurement of those that may still win."""
     by_name = {candidate.name: candidate for candidate in bench.candidates}
     found: dict[str, SweepCandidate] = {}
     total = len(by_name)
-    for done, (name, answer) in enumerate(bench.run(executor, list(by_name.values()), quick=True), start=1):
+    for done, (name, answer) in enumerate(bench.run(executor, list(by_name.values()), progress, quick=True), 1):
         quick = _judged(by_name[name], answer)
         if quick.stopped is None and (reason := hopeless(Evaluation.model_validate(answer["result"]), limits)):
             quick = quick.model_copy(update={"stopped": reason})
         if quick.stopped is not None:
             bench.forget(by_name[name])
         found[name] = quick
-        job.progress("quick look", done, total, unit="candidates", message=f"{name}: {quick.stopped or 'goes on'}")
+        progress.tell("quick look", done, total, f"{name}: {quick.stopped or 'goes on'}")
     left = [by_name[name] for name, candidate in found.items() if candidate.stopped is None]
     if bench.request.limit is not None and bench.request.quick_limit >= bench.request.limit:
         for candidate in left:
             bench.forget(candidate)
         return [found[candidate.name] for candidate in bench.candidates]
-    for done, (name, answer) in enumerate(bench.run(executor, left, quick=False), start=1):
+    for done, (name, answer) in enumerate(bench.run(executor, left, progress, quick=False), start=1):
         found[name] = _judged(by_name[name], answer)
-        job.progress("whole dev split", done, len(left), unit="candidates", message=name)
+        progress.tell("whole dev split", done, len(left), name)
     return [found[candidate.name] for candidate in bench.candidates]
 
 
@@ -155,20 +157,20 @@ def _judged(candidate: Candidate, answer: dict[str, Any]) -> SweepCandidate:
     )
 
 
-def _finish(result: Sweep, bench: Bench, executor: Executor, job: Job) -> Sweep:
+def _finish(result: Sweep, bench: Bench, executor: Executor, progress: Progress) -> Sweep:
     """Write the winner's recipe and model, and measure it on the test split, which the choice did not use."""
     candidate = next(c for c in bench.candidates if c.name == result.winner)
     recipe = bench.out / "recipe.yml"
     write_text(recipe, candidate.recipe)
     model = bench.out / "merged"
-    job.progress("winner", 0, 1, message=f"merging {candidate.name} and measuring it on the test split")
-    task = bench.final(candidate, model)
-    ((_, answer),) = list(executor.run([task]))
+    progress.tell("winner", 0, 1, f"merging {candidate.name} and measuring it on the test split")
+    with progress.following([task := bench.final(candidate, model)]):
+        ((_, answer),) = list(executor.run([task]))
     if "error" in answer:
         raise from_dict(answer["error"])
     found = {"recipe_path": str(recipe), "model_path": str(model)}
     test = Evaluation.model_validate(answer["result"]) if bench.request.test else None
-    job.progress("winner", 1, 1)
+    progress.tell("winner", 1, 1)
     return result.model_copy(update={**found, "test": test})
 
 
@@ -181,16 +183,19 @@ class Bench:
         self.base = lineage.base
         self.refs = lineage.sources
 
-    def sources(self, executor: Executor) -> Evaluation:
+    def sources(self, executor: Executor, progress: Progress) -> Evaluation:
         """Base and sources on the development split, once; every later measurement finds their answers remembered."""
         parameters = self._measured(None, quick=False)
         task = Task("sources", str(self.out / "work" / "sources"), [Step(EVALUATE, parameters)], **self._declared())
-        ((_, answer),) = list(executor.run([task]))
+        with progress.following([task]):
+            ((_, answer),) = list(executor.run([task]))
         if "error" in answer:
             raise from_dict(answer["error"])
         return Evaluation.model_validate(answer["result"])
 
-    def run(self, executor: Executor, candidates: Sequence[Candidate], *, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    def run(
+        self, executor: Executor, candidates: Sequence[Candidate], progress: Progress, *, quick: bool
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, answer) of each candidate as it ends. A quick look leaves the model for the whole measurement."""
         tasks = []
         for candidate in candidates:
@@ -200,8 +205,9 @@ class Bench:
             kind = "quick" if quick else "whole"
             remove = [] if quick else [str(model)]
             tasks.append(Task(candidate.name, str(folder / kind), steps, remove=remove, **self._declared()))
-        for task, answer in executor.run(tasks):
-            yield task.name, answer
+        with progress.following(tasks):
+            for task, answer in executor.run(tasks):
+                yield task.name, answer
 
     def forget(self, candidate: Candidate) -> None:
         """Remove the model of a candidate that goes no further."""

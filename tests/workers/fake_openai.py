@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on this machine's loopback: deterministic answers, and faults in the order in which a test asks.
+"""A small OpenAI-compatible server on the loopback: deterministic answers, and faults in the order in which a test asks.
 
 The model behind it reads characters: it continues a prompt with its last word in upper case and a stop string behind it, and
 gives every character the log-probability −1 − (code mod 3), spaces being the only ones that greedy decoding would not write.

@@ -1,13 +1,16 @@
 """Tasks of a sweep: what they leave behind, how they fail, and that a second run does not repeat what is whole."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mcp_server.core.errors import BadInput
+from mcp_server.workers.protocol import Job
 from mcp_server.workers.sweeping.executors import LocalExecutor, RayExecutor
+from mcp_server.workers.sweeping.progress import Progress, newest_word
 from mcp_server.workers.sweeping.tasks import Step, Task, run_task
 from tests.fake_worker import FAKE
 
@@ -44,6 +47,55 @@ def test_a_finished_task_is_not_run_again_and_a_changed_one_is(tmp_path: Path) -
     assert log.read_text(encoding="utf-8") == "once\n"
     run_task(Task("t", first.folder, [step({"do": "say", "text": "changed"})]).as_dict())
     assert log.read_text(encoding="utf-8") == "once\nchanged\n"
+
+
+def test_a_failed_task_runs_again_and_keeps_its_model_until_it_succeeds(tmp_path: Path) -> None:
+    """What was in its way (a full disk, too little memory) may be gone."""
+    (tmp_path / "model").mkdir()
+    script = {"do": "fail_until", "path": str(tmp_path / "room"), "type": "DiskFull", "message": "no room"}
+    task = Task("t", str(tmp_path / "t"), [step(script)], remove=[str(tmp_path / "model")])
+    assert run_task(task.as_dict())["error"]["type"] == "DiskFull"
+    assert (tmp_path / "model").exists()
+    (tmp_path / "room").touch()
+    answer = run_task(task.as_dict())
+    assert (set(answer), answer["attempts"]) == ({"result", "attempts"}, 2)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_newest_word_of_the_tasks_is_repeated_until_they_end(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    task = Task(
+        "ties", str(tmp_path / "t"), [step({"do": "progress", "done": 3, "total": 7}, {"do": "wait_for", "path": str(gate)})]
+    )
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "request.json").write_text('{"kind": "sweep", "parameters": {}}', encoding="utf-8")
+    progress = Progress(Job(tmp_path / "job"), every_s=0.01)
+    progress.tell("quick look", 1, 4)
+    events = tmp_path / "job" / "events.jsonl"
+
+    def open_when_told() -> None:
+        while "ties: " not in events.read_text(encoding="utf-8"):
+            pass
+        gate.touch()
+
+    thread = threading.Thread(target=open_when_told, daemon=True)
+    thread.start()
+    with progress.following([task]):
+        list(LocalExecutor(1).run([task]))
+    thread.join()
+    said = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    assert {(line["stage"], line["done"], line["total"], line["unit"]) for line in said} == {("quick look", 1, 4, "candidates")}
+    assert {"ties: work 3/7", "ties: waiting"} & {line["message"] for line in said}
+
+
+def test_a_half_written_line_says_nothing(tmp_path: Path) -> None:
+    task = Task("ties", str(tmp_path), [step()])
+    (tmp_path / "step0").mkdir()
+    assert newest_word([task]) == ""
+    (tmp_path / "step0" / "events.jsonl").write_text(
+        '{"stage": "merge", "done": 2, "total": 9, "unit": "tensors"}\n{"sta', encoding="utf-8"
+    )
+    assert newest_word([task]) == "ties: merge 2/9 tensors"
 
 
 def test_folders_that_a_task_no_longer_needs_are_removed(tmp_path: Path) -> None:

@@ -52,8 +52,17 @@ def from_plain(data: dict[str, Any]) -> Task:
     return Task(**{**data, "steps": [Step(**step) for step in data["steps"]]})
 
 
+def places(task: Task) -> list[Path]:
+    """Where each step's process has its files."""
+    return [
+        Path(step.output).with_name(f"{Path(step.output).name}.step") if step.output else Path(task.folder) / f"step{number}"
+        for number, step in enumerate(task.steps)
+    ]
+
+
 def run_task(data: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run the steps; returns {"result": the last step's} or {"error": …}. A finished task answers from its file."""
+    """Run the steps; returns {"result": the last step's} or {"error": …}. A task that succeeded answers from its file; one that
+    failed runs again, because what was in its way (a full disk, too little memory) may be gone."""
     task = from_plain(data)
     folder = Path(task.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,12 +75,11 @@ def run_task(data: dict[str, Any], environment: dict[str, str] | None = None) ->
         done.unlink()
     try:
         result: dict[str, Any] = {}
-        for number, step in enumerate(task.steps):
-            place = Path(step.output).with_name(f"{Path(step.output).name}.step") if step.output else folder / f"step{number}"
+        for place, step in zip(places(task), task.steps, strict=True):
             result = _run_step(place, step, environment or {})
         answer: dict[str, Any] = {"result": result}
     except MergingError as error:
-        answer = {"error": error.as_dict()}
+        return {"error": error.as_dict(), "attempts": attempts}
     for path in task.remove:
         shutil.rmtree(path, ignore_errors=True)
     write_json(done, {"task": data, "answer": answer})
