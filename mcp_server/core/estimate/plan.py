@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcp_server.core import catalog
-from mcp_server.core.errors import NotAModel, NotFound
+from mcp_server.core.errors import BadInput
 from mcp_server.core.estimate import mergekit
 from mcp_server.core.estimate.evidence import evaluate_cost, verify_cost
 from mcp_server.core.estimate.run import GIB, SHARD_SIZE, mergekit_cost, stream_cost
@@ -61,7 +61,7 @@ def estimate_plan(plan: Plan, folder: Path | None = None) -> EngineChoice | None
 def _work(plan: Plan, base: str, folder: Path | None) -> Work | None:
     try:
         shape = model_shape(base, folder)
-    except (NotFound, NotAModel):
+    except BadInput:  # not here, no model, or no ref at all: whoever opens it says which
         return None
     sources = plan.scenario.sources or []
     width = DTYPE_BYTES.get(plan.dtype or "bfloat16", 2)
