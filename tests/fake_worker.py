@@ -107,10 +107,20 @@ def environment(job: Job, name: str, **_: Any) -> None:
     print(f"{name}={os.environ.get(name)}", flush=True)
 
 
+def leak(job: Job, name: str, **_: Any) -> None:
+    """Say a variable's value wherever a worker can say anything."""
+    value = os.environ[name]
+    print(f"the log: {value}", flush=True)
+    job.progress("leak", 0, 1, message=f"the progress: {value}", every_seconds=0)
+    raise errors.RunFailed(f"the error: {value}", f"the next step: {value}", detail={"deep": [value]})
+
+
 _KNOWN = (
     progress, say, fail, fail_until, bug, kill, leave, block, wait_for, child, allocate,
-    write, refuse, exhaust, environment,
+    write, refuse, exhaust, environment, leak,
 )  # fmt: skip
+
+
 STEPS = {step.__name__: step for step in _KNOWN}
 
 

@@ -33,6 +33,10 @@ _REFUSED: Final = {
     "monteclora_config": "it samples its update",
 }
 _BASE_CHANGING: Final = ("pissa", "olora", "corda", "loftq", "eva_residual", "lora_ga")
+_MAX_ALPHA: Final = 1e9
+_REPEATED_GROUP: Final = re.compile(r"\)[*+{]")
+_REPEAT: Final = re.compile(r"[*+{]")
+_MAX_REPEATS: Final = 3
 _KEY: Final = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(\.[^.]+)?(?P<weight>\.weight)?$")
 
 
@@ -170,6 +174,10 @@ def _low_rank(ref: str, module: str, tensors: dict[str, StoredTensor], config: d
             "the adapter and its config do not belong together; save it again",
         )
     alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < _MAX_ALPHA or not rank:
+        raise Malformed(
+            f"{module} of {ref} has the scale alpha={alpha!r} over r={rank}, which is no number", "save the adapter again"
+        )
     scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     full, flipped = (b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])
     if shape not in (full, flipped):
@@ -184,9 +192,24 @@ def _low_rank(ref: str, module: str, tensors: dict[str, StoredTensor], config: d
     return LowRank(a, b, rank, scale, transposed)
 
 
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the end of the module's name, at a dot."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+def _pattern(patterns: Any, module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that matches the end of the module's name, at a dot.
+
+    The patterns are regular expressions of whoever made the adapter. One that repeats a group, or repeats often, can take for
+    ever on a name that does not match; such are refused. Real ones are module names, with a `.*` now and then.
+    """
+    if not patterns:
+        return default
+    if not isinstance(patterns, dict):
+        raise Malformed(f"rank_pattern or alpha_pattern is {str(patterns)[:80]}, not a table", "save the adapter again")
+    for pattern, value in patterns.items():
+        if len(pattern) > 500 or _REPEATED_GROUP.search(pattern) or len(_REPEAT.findall(pattern)) > _MAX_REPEATS:
+            raise Unsupported(
+                f"the pattern {pattern[:80]!r} in the adapter's config could take for ever to match", "name the modules plainly"
+            )
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise Malformed(f"the pattern {pattern[:80]!r} in the adapter's config is none: {error}", "save it again") from error
     return default

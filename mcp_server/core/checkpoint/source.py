@@ -165,7 +165,8 @@ def _shape(config: dict[str, Any]) -> dict[str, Any]:
     fields = {
         name: config_field(config, name) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "vocabulary")
     }
-    return {"architecture": architecture_name(config), "model_type": config.get("model_type"), **fields}
+    kind = config.get("model_type")
+    return {"architecture": architecture_name(config), "model_type": kind if isinstance(kind, str) else None, **fields}
 
 
 def _sizes(tensors: dict[str, StoredTensor]) -> dict[str, Any]:
