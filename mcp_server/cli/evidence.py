@@ -11,7 +11,9 @@ from mcp_server.cli.console import Json, emit, stderr, table
 from mcp_server.cli.merging import finish, foreground
 from mcp_server.core.models.evidence import Evaluation, Sweep, Verification
 from mcp_server.core.models.job import JobKind, JobRequest
+from mcp_server.core.refs import anchor_ref
 from mcp_server.core.report import write_report
+from mcp_server.core.suites import SIDECAR
 
 EXIT_OF_VERIFICATION = {"verified": 0, "failed": 1, "unreadable": 2, "inconclusive": 3}
 EXIT_OF_EVALUATION = {"passed": 0, "adjust": 1, "failed": 1, "inconclusive": 3}
@@ -30,6 +32,23 @@ def run_job(kind: JobKind, parameters: dict[str, Any], *, quiet: bool) -> dict[s
     return ended.result or {}
 
 
+def anchored(ref: str) -> str:
+    """A job runs in a folder of its own, so what a person typed here is made absolute here: FOLDER, BASE+ADAPTER."""
+    parts = [ref] if Path(ref).exists() else ref.split("+")
+    return "+".join(anchor_ref(part, Path.cwd()) for part in parts)
+
+
+def anchored_pair(text: str) -> str:
+    """`NAME=REF`, or a ref alone."""
+    name, sign, ref = text.partition("=")
+    return f"{name}={anchored(ref)}" if sign else anchored(text)
+
+
+def anchored_suite(name: str) -> str:
+    """A suite's folder or a text file; a suite's name, or a task of lm-eval, stays."""
+    return str(Path(name).resolve()) if Path(name).is_file() or Path(name).joinpath(SIDECAR).is_file() else name
+
+
 def compare(
     base: Annotated[str, typer.Argument(help="the base model")],
     refs: Annotated[list[str], typer.Argument(help="fine-tunes or adapters of it")],
@@ -39,7 +58,8 @@ def compare(
     """How the task vectors of sources stand to each other. Facts for a plan; none of them can clear a merge."""
     import json as encoder
 
-    result = run_job("compare", {"base": base, "refs": refs, "sample": sample}, quiet=json)
+    parameters = {"base": anchored(base), "refs": [anchored(ref) for ref in refs], "sample": sample}
+    result = run_job("compare", parameters, quiet=json)
     if json:
         print(encoder.dumps(result, ensure_ascii=False, indent=2))
         return 0
@@ -82,13 +102,15 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Argument(help="a merged model; left out: measure base and sources alone, before a merge")
     ] = None,
-    suite: Annotated[list[str] | None, typer.Option(help="suite or lm-eval task; repeat for more")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="suite, lm-eval task or a text file; repeat for more")] = None,
     against: Annotated[list[str] | None, typer.Option(help="NAME=REF of base or a source; default: from the provenance")] = None,
     cross: Annotated[bool, typer.Option(help="each source alone on the others' prompts")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N prompts of every suite")] = None,
     quick: Annotated[bool, typer.Option(help="each suite's own small number of prompts")] = False,
     split: Annotated[str, typer.Option(help="dev or test")] = "test",
-    endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible URL that serves the models")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server of the models: http://HOST:PORT/v1 or its chat URL")
+    ] = None,
     served: Annotated[list[str] | None, typer.Option(help="LABEL=NAME of a model at the endpoint; repeat for more")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="folder of the tokenizer, for an endpoint")] = None,
     suite_folder: Annotated[list[str] | None, typer.Option(help="folder with suites of your own; repeat for more")] = None,
@@ -97,8 +119,8 @@ def evaluate(
     """Measure a merge against its sources and its base, capability by capability."""
     parameters: dict[str, Any] = {
         "out": out and str(out.resolve()),
-        "suites": suite or [],
-        "against": against or [],
+        "suites": [anchored_suite(name) for name in suite or []],
+        "against": [anchored_pair(pair) for pair in against or []],
         "cross": cross,
         "limit": limit,
         "quick": quick,
@@ -107,7 +129,7 @@ def evaluate(
     }
     if endpoint:
         names = dict(pair.partition("=")[::2] for pair in served or [])
-        parameters |= {"backend": "openai", "endpoint": endpoint, "served": names, "tokenizer": tokenizer}
+        parameters |= {"backend": "openai", "endpoint": endpoint, "served": names, "tokenizer": tokenizer and anchored(tokenizer)}
     found = Evaluation.model_validate(run_job("evaluate", parameters, quiet=json))
     emit(found, json, lambda: show_evaluation(found))
     return EXIT_OF_EVALUATION[found.verdict]
@@ -143,7 +165,7 @@ def show_evaluation(found: Evaluation) -> None:
 def sweep(
     plan: Annotated[Path, typer.Argument(help="plan YAML")],
     out: Annotated[Path, typer.Argument(help="folder for the table and the winner")],
-    suite: Annotated[list[str] | None, typer.Option(help="suite; repeat for more")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="suite, lm-eval task or a text file; repeat for more")] = None,
     grid: Annotated[list[str] | None, typer.Option(help="KEY=V1,V2,… ; default: the plan's shortlist")] = None,
     try_: Annotated[list[str] | None, typer.Option("--try", help="one candidate: 'KEY=VALUE KEY=VALUE'; repeat for more")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="prompts per suite for the full measurement")] = None,
@@ -156,7 +178,7 @@ def sweep(
     parameters = {
         "plan": str(plan.resolve()),
         "out": str(out.resolve()),
-        "suites": suite or [],
+        "suites": [anchored_suite(name) for name in suite or []],
         "grid": grid or [],
         "tries": try_ or [],
         "limit": limit,

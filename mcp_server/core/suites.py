@@ -13,7 +13,7 @@ capability the suite stands for, which of its metrics decides, and which functio
     demo_limit: 24                 # prompts that a quick look uses (optional)
     likelihoods: optional          # its `process_results` leaves metrics out where log-likelihoods are NaN (default: required)
 
-A name that is no folder is taken for a task of lm-eval itself.
+A text file (`.txt`, `.md`) is a suite too: the perplexity of its passages. A name that is neither is taken for a task of lm-eval.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mcp_server.core.models.base import Frozen
 from mcp_server.core.yaml_io import load_yaml
 
 SIDECAR = "suite.yaml"
+TEXTS = (".txt", ".md")
 Split = Literal["dev", "test"]
 
 
@@ -48,6 +49,7 @@ class Suite(Frozen):
     likelihoods: Literal["required", "optional"] = "required"
     demo_limit: int | None = Field(default=None, ge=1)
     folder: str | None = Field(default=None, description="null: a task that lm-eval ships")
+    text: str | None = Field(default=None, description="text file whose passages replace the suite's own; never in suite.yaml")
     note: str = ""
 
     def task_names(self, split: Split) -> list[str]:
@@ -79,7 +81,9 @@ def list_suites(extra: Iterable[str | Path] = ()) -> dict[str, Suite]:
 
 
 def find_suite(name: str, extra: Iterable[str | Path] = ()) -> Suite:
-    """The suite of that name, of that folder, or else the task of lm-eval that has the name (checked by lm-eval itself)."""
+    """The suite of that name, folder or text file, or else the task of lm-eval that has the name (checked by lm-eval itself)."""
+    if name.endswith(TEXTS):
+        return _of_text(Path(name).expanduser())
     if (folder := Path(name).expanduser()).joinpath(SIDECAR).is_file():
         return read_suite(folder.resolve())
     known = list_suites(extra)
@@ -89,6 +93,20 @@ def find_suite(name: str, extra: Iterable[str | Path] = ()) -> Suite:
         if name == suite.capability:
             return suite
     return Suite(name=name, capability=name, tasks={"test": [name], "dev": [name]})
+
+
+def _of_text(file: Path) -> Suite:
+    """The perplexity of somebody's own text, by the shipped task."""
+    if not file.is_file():
+        raise NotFound(f"the text {file} does not exist", "give the path of a text file in UTF-8")
+    try:
+        if not file.read_text(encoding="utf-8").strip():
+            raise Malformed(f"{file} holds no text", "give a file with at least one passage")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}", "convert it to UTF-8") from error
+    shipped = read_suite(paths.SUITES / "perplexity")
+    given = {"name": f"text_{file.stem}", "title": f"Perplexity of {file.name}", "capability": file.name}
+    return shipped.model_copy(update={**given, "text": str(file.resolve()), "note": ""})
 
 
 def read_suite(folder: Path) -> Suite:
@@ -115,6 +133,8 @@ def read_suite(folder: Path) -> Suite:
 def content_hash(suite: Suite) -> str:
     """SHA-256 over names and bytes of the suite's files, so that a changed prompt or metric is a different suite."""
     digest = hashlib.sha256(suite.name.encode())
+    if suite.text is not None:
+        digest.update(hashlib.sha256(Path(suite.text).read_bytes()).digest())
     if suite.folder is not None:
         root = Path(suite.folder)
         for file in sorted(root.rglob("*")):

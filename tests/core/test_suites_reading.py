@@ -67,3 +67,29 @@ def test_a_changed_prompt_makes_another_suite(tmp_path: Path) -> None:
     before = content_hash(suite)
     (tmp_path / "mine" / "test.jsonl").write_text("{}", encoding="utf-8")
     assert content_hash(suite) != before
+
+
+def test_a_text_file_is_a_perplexity_suite_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("Some prose.", encoding="utf-8")
+    found = find_suite(str(file))
+    shipped = find_suite("perplexity")
+    assert found == shipped.model_copy(
+        update={
+            "name": "text_notes", "title": "Perplexity of notes.txt", "capability": "notes.txt", "text": str(file), "note": "",
+        }
+    )  # fmt: skip
+    before = content_hash(found)
+    file.write_text("Other prose.", encoding="utf-8")
+    assert content_hash(found) != before
+
+
+def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"none\.txt does not exist"):
+        find_suite(str(tmp_path / "none.txt"))
+    (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
+    with pytest.raises(Malformed, match=r"empty\.txt holds no text"):
+        find_suite(str(tmp_path / "empty.txt"))
+    (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
+    with pytest.raises(Malformed, match=r"latin\.txt is no text in UTF-8: .* at byte 2"):
+        find_suite(str(tmp_path / "latin.txt"))

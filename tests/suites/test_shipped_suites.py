@@ -197,3 +197,27 @@ def test_lm_eval_runs_every_suite_on_a_scripted_model() -> None:
     assert {task: found[task][f"{metric},none"] for task, metric in scores.items()} == dict.fromkeys(scores, 1.0)
     assert found["taskmaster_persona"]["preference,none"] == 1.0
     assert found["shipped_text"]["word_perplexity,none"] == pytest.approx(2.718281828)
+
+
+def test_preference_is_left_out_where_no_likelihood_is_known() -> None:
+    found = load("taskmaster_persona").score({"reply": "x", "neutral": "y"}, ["", (float("nan"), False), (float("nan"), False)])
+    assert set(found) == {"voice", "encourages", "next_step", "timebox", "sign_off"}
+
+
+def test_paragraphs_of_a_users_text_are_joined_into_passages() -> None:
+    joined = load("perplexity").joined
+    assert joined("one\r\n\r\ntwo\n\n\n\nthree") == ["one\n\ntwo\n\nthree"]
+    long = "x" * 1500
+    assert joined(f"short\n\n{long}\n\n{long}\n\nlast") == [f"short\n\n{long}", f"{long}", "last"]
+
+
+def test_a_users_text_is_split_between_dev_and_test(tmp_path: Path) -> None:
+    perplexity = load("perplexity")
+    file = tmp_path / "notes.txt"
+    passages = [str(number) * 1500 for number in range(7)]
+    file.write_text("\n\n".join(passages), encoding="utf-8")
+    dev = perplexity.load("dev", file=str(file))["test"]["text"]
+    test = perplexity.load("test", file=str(file))["test"]["text"]
+    assert (dev, test) == ([passages[1], passages[4]], [passages[0], passages[2], passages[3], passages[5], passages[6]])
+    file.write_text("\n\n".join(passages[:2]), encoding="utf-8")
+    assert perplexity.load("dev", file=str(file))["test"]["text"] == perplexity.load("test", file=str(file))["test"]["text"]
