@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_server.core.errors import Malformed, NotFound
@@ -91,7 +91,6 @@ def test_no_file_an_empty_file_and_a_folder(tmp_path: Path) -> None:
         read_header(tmp_path)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_damage_gets_through_as_anything_but_a_named_fault(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
