@@ -20,9 +20,11 @@ from mcp_server.cli.merging import finish, foreground
 from mcp_server.core.catalog import threshold
 from mcp_server.core.checkpoint import inspect_models
 from mcp_server.core.estimate import estimate
+from mcp_server.core.files import write_text
 from mcp_server.core.models.demo import Demo, Step
 from mcp_server.core.models.evidence import Evaluation, Verification
 from mcp_server.core.models.job import MergeRequest, MergeResult
+from mcp_server.core.models.plan import Plan
 from mcp_server.core.paths import demo_base_dir, shipped
 from mcp_server.core.recommend import recommend
 from mcp_server.core.render import render
@@ -62,6 +64,7 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
     out.mkdir(parents=True, exist_ok=True)
     example = shipped("examples/taskmaster")
     paths = {
+        "comparison": out / "comparison.json",
         "plan": out / "plan.yaml",
         "recipe": out / "recipe.yml",
         "model": out / "merged",
@@ -78,10 +81,10 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
         inspection = inspect_models(refs, base=str(demo_base_dir()))
         ranks = ", ".join(f"{Path(s.ref).name} rank {s.adapter.ranks[0]}" for s in inspection.sources if s.adapter)
         said.append(f"{ranks}; mergeable: {'yes' if inspection.compatible else 'no'}")
+    with tell.step("compare") as said:
+        said.append(_compare(refs, paths["comparison"], quiet=quiet))
     with tell.step("recommend") as said:
-        plan = recommend(read_scenario(example / "scenario.yaml"))
-        saved = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-        paths["plan"].write_text(saved, encoding="utf-8")
+        plan = _recommended(example / "scenario.yaml", paths["plan"])
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in plan.weights.items())
         said.append(f"{plan.verdict}: {plan.strategy.id if plan.strategy else '–'}, {weights}; {plan.rules[0].because}")
     with tell.step("render") as said:
@@ -128,6 +131,22 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
         paths={name: str(path) for name, path in paths.items()},
         seconds=round(time.monotonic() - begin, 1),
     )
+
+
+def _recommended(scenario: Path, file: Path) -> Plan:
+    """The plan for the scenario, also written to `file`."""
+    plan = recommend(read_scenario(scenario))
+    saved = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    write_text(file, saved)
+    return plan
+
+
+def _compare(refs: list[str], file: Path, *, quiet: bool) -> str:
+    """Compare the sources into `file`, where the report finds it; what stands out in a line."""
+    found = run_job("compare", {"base": str(demo_base_dir()), "refs": refs}, quiet=quiet)
+    write_text(file, Path(found["path"]).read_text(encoding="utf-8"))
+    (pair,) = found["pairs"]
+    return f"cosine {pair['cosine']:.3f}, sign disagreement {pair['sign_disagreement']:.3f}, norm ratio {pair['norm_ratio']:.2f}"
 
 
 def show_demo(demo: Demo) -> None:

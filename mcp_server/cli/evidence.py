@@ -9,6 +9,7 @@ import typer
 
 from mcp_server.cli.console import Json, emit, stderr, table
 from mcp_server.cli.merging import finish, foreground
+from mcp_server.core.files import write_text
 from mcp_server.core.models.evidence import Evaluation, Sweep, Verification
 from mcp_server.core.models.job import JobKind, JobRequest
 from mcp_server.core.refs import anchor_ref
@@ -53,6 +54,9 @@ def compare(
     base: Annotated[str, typer.Argument(help="the base model")],
     refs: Annotated[list[str], typer.Argument(help="fine-tunes or adapters of it")],
     sample: Annotated[bool, typer.Option(help="a quick look at a part of every tensor")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="also write every tensor and layer here, such as OUT/comparison.json")
+    ] = None,
     json: Json = False,
 ) -> int:
     """How the task vectors of sources stand to each other. Facts for a plan; none of them can clear a merge."""
@@ -60,6 +64,9 @@ def compare(
 
     parameters = {"base": anchored(base), "refs": [anchored(ref) for ref in refs], "sample": sample}
     result = run_job("compare", parameters, quiet=json)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, Path(result["path"]).read_text(encoding="utf-8"))
     if json:
         print(encoder.dumps(result, ensure_ascii=False, indent=2))
         return 0
@@ -69,7 +76,7 @@ def compare(
     if layers:
         columns = list(layers[0])
         table("Layers that stand out", columns, [[layer.get(c) for c in columns] for layer in layers])
-    stderr.print(f"everything: {result.get('path')}", markup=False, soft_wrap=True)
+    stderr.print(f"everything: {output or result.get('path')}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -19,7 +19,9 @@ from mcp_server.core.models.evidence import (
     SweepCandidate,
     Verification,
 )
+from mcp_server.core.provenance import Provenance, SourceRecord
 from mcp_server.core.report import gather, model_card_section, render_page, sweep_section, write_report
+from tests.tiny import write_adapter, write_model
 
 SPAN = Interval(low=0.5, high=0.7)
 
@@ -58,6 +60,20 @@ def put(out: Path, **files: object) -> Path:
         text = value if isinstance(value, str) else json.dumps(value)
         (out / f"{name}.json").write_text(text, encoding="utf-8")
     return out
+
+
+def compared(*names: str) -> dict[str, object]:
+    """What `compare` writes, by hand: an embedding that nobody changed, and layer 3."""
+    sources = [{"name": name, "norm": 2.0 + i, "relative_norm": 0.02 / (i + 1), "changed": 1.0} for i, name in enumerate(names)]
+    pairs = [
+        {"between": [one, other], "cosine": 0.01, "sign_disagreement": 0.48, "norm_ratio": 2.5, "top_overlap": 0.1}
+        for i, one in enumerate(names)
+        for other in names[i + 1 :]
+    ]
+    idle = [source | {"norm": 0.0, "relative_norm": None, "changed": 0.0} for source in sources]
+    unknown = [pair | dict.fromkeys(("cosine", "sign_disagreement", "norm_ratio", "top_overlap")) for pair in pairs]
+    layers = {"model.embed_tokens.weight": {"sources": idle, "pairs": unknown}, "3": {"sources": sources, "pairs": pairs}}
+    return {"base": "/b", "sources": {name: f"/b+/{name}" for name in names}, "sample": False, "layers": layers, "tensors": {}}
 
 
 class Reader(HTMLParser):
@@ -105,7 +121,7 @@ def test_a_page_with_evidence_shows_every_figure_in_words(tmp_path: Path) -> Non
             {"name": "linear", "scores": {"tools": 0.4, "persona": 0.1}, "pareto": False, "stopped": "hopeless"},
         ],
     }
-    comparison = {"layers": [{"layer": "3", "sign_disagreement": 0.48, "norm_ratio": 2.5}]}
+    comparison = compared("persona", "tools")
     checks = [Check(name="finite", passed=True, detail="all"), Check(name="loads", passed=None, detail="too big")]
     verification = Verification(verdict="inconclusive", checks=checks, landed={"tools": 0.7}, rounding_loss={"tools": 0.05})
     out = put(
@@ -121,6 +137,7 @@ def test_a_page_with_evidence_shows_every_figure_in_words(tmp_path: Path) -> Non
         "Evaluation: adjust", "Verification: inconclusive", "Tools keeps 63% of its expert's gain", "perplexity is 1.25 times",
         "0.600", "0.500 to 0.700", "93%", "80% to 98%", "100% (own)", "the deltas are too long in sum", "unknown ?", "yes ✓",
         "ties-0.7 (chosen)", "hopeless", "0.480", "2.500", "1.12 GiB", "55 tokens/s", "valid_json",
+        "persona and tools", "0.020", "0.010",
     ):  # fmt: skip
         assert words in text, words
 
@@ -211,3 +228,48 @@ def test_broken_evidence_is_named_and_nothing_is_written(tmp_path: Path) -> None
     with pytest.raises(Malformed, match=r"evaluation\.json"):
         write_report(out)
     assert not (out / "report.html").exists()
+
+
+def test_layers_that_no_source_changed_are_left_out_of_the_heat_map(tmp_path: Path) -> None:
+    page = render_page(gather(put(tmp_path / "m", comparison=compared("a", "b", "c"))))
+    assert "embed_tokens" not in page
+    layers = page.split('<h2 id="layers">')[1].split("</table>")[0]
+    assert re.findall(r'colspan="2">(.*?)</th>', layers) == ["a and b", "a and c", "b and c"]
+    assert layers.count("<td") == 3 + 2 * 3
+
+
+def test_the_heat_map_reads_what_compare_writes(tmp_path: Path) -> None:
+    """The real comparison of real files, so that the two cannot drift apart."""
+    from mcp_server.engine.compare import compare
+
+    base = write_model(tmp_path / "base")
+    write_adapter(tmp_path / "persona", base, rank=2, seed=1)
+    write_adapter(tmp_path / "tools", base, rank=4, seed=2)
+    out = put(tmp_path / "m")
+    compare(str(base), [str(tmp_path / "persona"), str(tmp_path / "tools")], out / "comparison.json", lambda *_: None)
+    written = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    page = render_page(gather(out))
+    for layer, row in written["layers"].items():
+        assert (f'<th scope="row">{layer}</th>' in page) is any(source["norm"] for source in row["sources"])
+    assert "persona and tools" in page
+
+
+def test_a_comparison_is_found_in_the_job_store_by_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_MERGING_HOME", str(tmp_path / "home"))
+    record = Provenance(
+        created="2026-01-02T03:04:05Z", job_id="j", product="p", engine="stream", engine_version="1", method="ties", recipe="",
+        sources=[
+            SourceRecord(name="base", ref="/b", role="base"),
+            SourceRecord(name="persona", ref="/b+/persona", role="adapter"),
+            SourceRecord(name="tools", ref="/b+/tools", role="adapter"),
+        ],
+    )  # fmt: skip
+    out = put(tmp_path / "m", merge_provenance=record.model_dump(mode="json"))
+    for job, names in (("compare-1", ("persona", "tools")), ("compare-2", ("persona", "other")), ("compare-3", ("persona",))):
+        folder = tmp_path / "home" / "jobs" / job
+        folder.mkdir(parents=True)
+        put(folder, comparison=compared(*names), result={})
+    (tmp_path / "home" / "jobs" / "compare-4").mkdir()
+    assert gather(out).comparison == compared("persona", "tools")
+    put(out, comparison=compared("mine", "yours"))
+    assert gather(out).comparison == compared("mine", "yours")

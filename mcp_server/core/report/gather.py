@@ -28,7 +28,7 @@ FILES: Final = {
 HOW: Final = {
     "evaluation": "model-merging evaluate OUT",
     "verification": "model-merging verify OUT",
-    "comparison": "model-merging compare BASE REF REF",
+    "comparison": "model-merging compare BASE REF REF -o OUT/comparison.json",
     "sweep": "model-merging sweep PLAN.yaml OUT",
     "plan": "model-merging recommend SCENARIO.yaml -o plan.yaml",
 }
@@ -75,7 +75,7 @@ def gather(out: Path) -> Evidence:
         verification=_read(out / FILES["verification"], Verification),
         evaluation=_read(out / FILES["evaluation"], Evaluation),
         merge=_job_result(provenance),
-        comparison=_near(out, FILES["comparison"]),
+        comparison=_near(out, FILES["comparison"]) or _compared(provenance),
         sweep=_near(out, FILES["sweep"]),
         estimate=_near(out, FILES["estimate"]) or _estimate(provenance),
     )
@@ -91,6 +91,18 @@ def _estimate(provenance: Provenance | None) -> dict[str, Any] | None:
         return estimate(provenance.recipe).model_dump(mode="json")
     except MergingError:
         return None
+
+
+def _compared(provenance: Provenance | None) -> dict[str, Any] | None:
+    """The newest comparison in the job store of exactly the sources of this merge."""
+    wanted = {record.ref.rpartition("+")[2] for record in provenance.sources if record.role != "base"} if provenance else set()
+    for folder in sorted(paths.jobs_dir().glob("compare-*"), reverse=True) if wanted else []:
+        if not (folder / "result.json").is_file():
+            continue
+        found = _near(folder, FILES["comparison"])
+        if found and {str(ref).rpartition("+")[2] for ref in found.get("sources", {}).values()} == wanted:
+            return found
+    return None
 
 
 def _job_result(provenance: Provenance | None) -> dict[str, Any]:

@@ -148,21 +148,30 @@ def _contexts(evidence: Evidence) -> list[str]:
     return list(dict.fromkeys(context for row in rows for context in row))
 
 
-def _heat(evidence: Evidence) -> list[dict[str, Any]]:
-    """Layers of the comparison with a shade from 0 to 4 for sign disagreement and for how uneven the norms are."""
-    found = []
-    for layer in (evidence.comparison or {}).get("per_layer", []) or (evidence.comparison or {}).get("layers", []):
-        disagreement, ratio = layer.get("sign_disagreement"), layer.get("norm_ratio")
-        found.append(
-            {
-                "layer": layer.get("layer", layer.get("name", "?")),
-                "disagreement": disagreement,
-                "disagreement_shade": _shade(disagreement, 0.0, 0.5),
-                "ratio": ratio,
-                "ratio_shade": _shade(abs(math.log2(ratio)) if ratio and ratio > 0 else None, 0.0, 2.0),
-            }
-        )
-    return found
+def _heat(evidence: Evidence) -> dict[str, Any] | None:
+    """The comparison by layer: how much each source changed, and for each pair sign disagreement and how uneven the norms are.
+
+    Every cell is (figure, shade from 0 to 4). Layers that no source changed are left out. Null without a comparison.
+    """
+    layers = (evidence.comparison or {}).get("layers") or {}
+    changed = {name: row for name, row in layers.items() if any(source["norm"] for source in row["sources"])}
+    if not changed:
+        return None
+    first = next(iter(changed.values()))
+    largest = max(source["relative_norm"] or 0.0 for row in changed.values() for source in row["sources"])
+    rows = []
+    for name, row in changed.items():
+        cells = [(source["relative_norm"], _shade(source["relative_norm"], 0.0, largest)) for source in row["sources"]]
+        for pair in row["pairs"]:
+            ratio = pair["norm_ratio"]
+            cells.append((pair["sign_disagreement"], _shade(pair["sign_disagreement"], 0.4, 0.6)))
+            cells.append((ratio, _shade(abs(math.log2(ratio)) if ratio else None, 0.0, 2.0)))
+        rows.append((name, cells))
+    return {
+        "sources": [source["name"] for source in first["sources"]],
+        "pairs": [" and ".join(pair["between"]) for pair in first["pairs"]],
+        "rows": rows,
+    }
 
 
 def _shade(value: float | None, low: float, high: float) -> int | None:
