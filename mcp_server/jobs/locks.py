@@ -115,7 +115,7 @@ def read_claim(path: Path) -> tuple[Path, str] | None:
     try:
         claim = json.loads(path.read_text(encoding="utf-8"))
         return Path(claim["store"]), str(claim["job_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

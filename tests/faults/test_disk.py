@@ -8,8 +8,10 @@ import pytest
 
 from mcp_server import jobs
 from mcp_server.core.errors import DiskFull, DoesNotFit, NotAllowed
-from mcp_server.core.models.job import JobRequest
+from mcp_server.core.models.job import JobRequest, MergeRequest
+from mcp_server.core.safetensors_header import read_header
 from mcp_server.jobs import store as stored
+from tests import tiny
 from tests.fake_worker import FAKE
 from tests.jobs.watching import reports_progress, until
 
@@ -49,6 +51,24 @@ def test_a_disk_that_fills_up_during_the_merge_ends_it_in_our_words_and_it_can_g
     ballast.unlink()
     assert jobs.wait(jobs.resume(started.job_id).job_id, 30).state == "succeeded"
     assert sorted(p.name for p in roomy.iterdir()) == ["out"]
+
+
+def test_the_streaming_engine_on_a_disk_that_filled_up_while_it_waited_says_so_and_can_go_on(merge, disk, tmp_path):
+    """It fitted when it was asked for; another merge ran first, and the disk was full when its turn came."""
+    merge({"do": "wait_for", "path": str(tmp_path / "go")}, out="first")
+    roomy = disk(60 * MIB)
+    recipe = tiny.linear_recipe(tmp_path / "model", tiny.write_model(tmp_path / "other", 1))
+    waiting = jobs.start_merge(MergeRequest(recipe=recipe, out=str(roomy / "out"), engine="stream", seed=1))
+    assert waiting.state == "queued"
+    ballast = fill(roomy)
+    (tmp_path / "go").touch()
+    ended = jobs.wait(waiting.job_id, 60)
+    assert (ended.state, ended.error["type"], ended.exit_code) == ("failed", "DiskFull", 4)
+    assert not (roomy / "out").exists()
+    ballast.unlink()
+    assert jobs.wait(jobs.resume(waiting.job_id).job_id, 60).state == "succeeded"
+    assert sorted(p.name for p in roomy.iterdir()) == ["out"]
+    assert read_header(roomy / "out" / "model.safetensors").tensors
 
 
 def test_starting_with_the_store_on_a_full_disk_says_so_and_leaves_nothing(disk, monkeypatch):

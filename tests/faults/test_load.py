@@ -9,16 +9,17 @@ from mcp_server import jobs
 from tests import tiny
 from tests.faults.conftest import FAKE
 from tests.jobs.watching import until
+from tests.wire import HANDSHAKE, Wire
 
 pytestmark = pytest.mark.slow
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident_bytes(pid: int | str = "self") -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def descriptors(pid: int | str = "self") -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def test_ten_thousand_status_calls_leave_memory_and_descriptors_flat(job, tmp_path):
@@ -37,6 +38,33 @@ def test_ten_thousand_status_calls_leave_memory_and_descriptors_flat(job, tmp_pa
     assert descriptors() == handles
     assert resident_bytes() <= memory * 1.05
     (tmp_path / "go").touch()
+
+
+def test_a_server_that_is_asked_ten_thousand_times_stays_as_it_was(job, store, tmp_path):
+    """The same over the wire: half the calls are for a job that runs, half for one that is over."""
+    running = job({"do": "block"})
+    until(running.job_id, lambda s: s.progress is not None)
+    finished = jobs.wait(job().job_id, 30)
+    server = Wire(store, tmp_path)
+    server.send(*HANDSHAKE)
+    asked = 0
+
+    def ask(times: int) -> None:
+        nonlocal asked
+        for _ in range(times):
+            asked += 1
+            expected = running if asked % 2 else finished
+            server.call(asked, "merge_status", job_id=expected.job_id)
+            answer = server.result_of(asked)
+            assert (answer["job_id"], answer["state"]) == (expected.job_id, "running" if asked % 2 else "succeeded")
+
+    ask(1_000)
+    pid = server.process.pid
+    memory, handles = resident_bytes(pid), descriptors(pid)
+    ask(10_000)
+    assert descriptors(pid) == handles
+    assert resident_bytes(pid) <= memory * 1.05
+    assert server.leave() == 0
 
 
 def test_two_hundred_queued_merges_are_all_accounted_for(store, tmp_path, monkeypatch):

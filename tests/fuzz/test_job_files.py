@@ -33,6 +33,12 @@ def test_any_status(folder, data):
     assert store.read(folder).job_id
 
 
+def test_nesting_without_end_is_passed_over(folder):
+    for name in ("events.jsonl", "lock"):
+        (folder / name).write_bytes(b"[" * 15_000)
+    assert (events.last_progress(folder), locks.read_claim(folder / "lock")) == (None, None)
+
+
 @given(st.lists(st.one_of(st.binary(max_size=60), JSON.map(lambda value: json.dumps(value).encode())), max_size=5))
 def test_any_events(folder, lines):
     (folder / "events.jsonl").write_bytes(b"\n".join(lines))

@@ -4,7 +4,9 @@ import pytest
 
 from mcp_server import jobs
 from mcp_server.core.redaction import redact, secrets_of
+from mcp_server.jobs.events import last_progress
 from mcp_server.jobs.logs import LogWriter, read_page
+from mcp_server.workers import protocol
 
 
 def pages(folder, size):
@@ -83,6 +85,17 @@ def test_a_workers_environment_holds_no_secret_of_the_caller(job, monkeypatch):
     names = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "HF_HUB_OFFLINE")
     ended = jobs.wait(job(*({"do": "environment", "name": name} for name in names)).job_id, 30)
     assert jobs.logs(ended.job_id).text.splitlines()[:3] == ["AWS_SECRET_ACCESS_KEY=None", "HF_TOKEN=None", "HF_HUB_OFFLINE=1"]
+
+
+def test_the_file_of_events_is_bounded_and_the_last_progress_outlives_its_rotation(tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "_EVENTS_BYTES", 1_000)
+    (tmp_path / "request.json").write_text('{"kind": "verify", "parameters": {}}', encoding="utf-8")
+    worker = protocol.Job(tmp_path)
+    for n in range(200):
+        worker.progress("work", n, 1_000, every_seconds=0)
+        assert last_progress(tmp_path).done == n
+    assert sorted(p.name for p in tmp_path.glob("events*")) == ["events.1.jsonl", "events.jsonl"]
+    assert sum(p.stat().st_size for p in tmp_path.glob("events*")) < 2 * 1_000 + 200
 
 
 def test_a_noisy_worker_keeps_a_bounded_log(job, monkeypatch):
