@@ -153,18 +153,26 @@ def resume(job_id: str) -> JobStatus:
         raise BadInput(f"job {job_id} has succeeded", "nothing is left to resume")
     if record.state in ("queued", "running"):
         return public(folder, record)
+    handle = try_lock(folder / "runner.lock", wait_seconds=2.0)  # a runner may be on its way out, or somebody else resumes it
+    if handle is None:
+        return status(job_id)
+    try:
+        record = store.read(folder)
+        if record.state in ("failed", "cancelled", "interrupted"):
+            _queue_again(folder, record)
+    finally:
+        os.close(handle)
+    return status(job_id)
+
+
+def _queue_again(folder: Path, record: Record) -> None:
     if record.output is not None:
-        claims.claim(Path(record.output), job_id)
+        claims.claim(Path(record.output), record.job_id)
     (folder / "cancel.json").unlink(missing_ok=True)
     store.keep_spares(folder)
-    store.write(
-        folder,
-        record.model_copy(
-            update={"state": "queued", "finished": None, "error": None, "exit_code": None, "runner": None, "worker": None}
-        ),
-    )
+    again = {"state": "queued", "finished": None, "error": None, "exit_code": None, "runner": None, "worker": None}
+    store.write(folder, record.model_copy(update=again))
     store.mark_active(folder, True)
-    return status(job_id)
 
 
 def wait(job_id: str, seconds: float | None = None, on_progress: Callable[[JobStatus], None] | None = None) -> JobStatus:

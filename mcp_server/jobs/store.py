@@ -28,7 +28,7 @@ from mcp_server.core import files, paths
 from mcp_server.core.errors import DiskFull, Malformed, NotAllowed, NotFound, RunFailed, did_you_mean
 from mcp_server.core.models.base import EngineId, Frozen
 from mcp_server.core.models.job import JobKind, JobState
-from mcp_server.jobs.locks import is_held, lock_folder, remove_abandoned
+from mcp_server.jobs.locks import is_held, lock_folder, remove_abandoned, try_lock
 from mcp_server.jobs.process import ProcessId
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
@@ -216,14 +216,15 @@ def queue_lock() -> Path:
 def creating(kind: str) -> Iterator[Path]:
     """A new job folder that vanishes again when its creation fails; a store that cannot be written is said in our words.
 
-    Its maker holds a lock on it, so that what a killed one left behind is told from what is being made, and removed.
+    Its maker holds a lock on it, so that what a killed one left behind is told from what is being made, and removed. It also holds
+    the job's own lock, so that nobody starts the job before its maker is done.
     """
     folder: Path | None = None
-    handle: int | None = None
+    handles: list[int | None] = []
     try:
         remove_abandoned(paths.jobs_dir() / ".new")
         folder = new_folder(kind)
-        handle = lock_folder(folder)
+        handles += [lock_folder(folder), try_lock(folder / "runner.lock")]
         keep_spares(folder)
         yield folder
     except OSError as error:
@@ -240,8 +241,9 @@ def creating(kind: str) -> Iterator[Path]:
         _discard(folder)
         raise
     finally:
-        if handle is not None:
-            os.close(handle)
+        for handle in handles:
+            if handle is not None:
+                os.close(handle)
 
 
 def keep_spares(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,40 @@ def test_nobody_sees_or_prunes_a_job_that_is_being_made(job, monkeypatch):
     monkeypatch.setattr(launch, "_write_request", look_first)
     assert jobs.wait(job().job_id, 30).state == "succeeded"
     assert seen == [(0, 0)]
+
+
+def test_a_job_is_not_started_before_its_maker_is_done_with_it(merge, monkeypatch, tmp_path):
+    """Somebody who lists the jobs looks at the queue too; a merge whose output is then refused must not be running."""
+    merge({"do": "block"}, out="busy")
+    seen = []
+    settle = stored.settle
+
+    def settle_and_look(folder):
+        place = settle(folder)
+        for _ in range(2):  # the first look notices the job, the second would start it
+            seen.append([(j.state, j.job_id == place.name) for j in jobs.list_jobs(limit=1).jobs])
+        return place
+
+    monkeypatch.setattr(launch.store, "settle", settle_and_look)
+    monkeypatch.setenv("MODEL_MERGING_MAX_RUNNING", "5")
+    with pytest.raises(OutputExists):
+        merge(out="busy")
+    assert seen == [[("queued", True)]] * 2
+    assert jobs.list_jobs().total == 1
+
+
+def test_of_two_that_resume_one_job_neither_undoes_the_other(job, tmp_path):
+    started = job({"do": "fail"}, {"do": "block"})
+    jobs.wait(started.job_id, 30)
+    (stored.find(started.job_id) / "request.json").write_text(
+        (stored.find(started.job_id) / "request.json").read_text(encoding="utf-8").replace('"fail"', '"say", "text": "again"'),
+        encoding="utf-8",
+    )
+    with ThreadPoolExecutor(4) as pool:
+        states = {found.state for found in pool.map(jobs.resume, [started.job_id] * 4)}
+    assert states <= {"queued", "running"}
+    until(started.job_id, reports_progress)
+    assert stored.read(stored.find(started.job_id)).attempt == 2
 
 
 def test_what_a_killed_maker_left_is_removed_by_the_next(job):
