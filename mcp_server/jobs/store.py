@@ -216,8 +216,8 @@ def queue_lock() -> Path:
 def creating(kind: str) -> Iterator[Path]:
     """A new job folder that vanishes again when its creation fails; a store that cannot be written is said in our words.
 
-    Its maker holds a lock on it, so that what a killed one left behind is told from what is being made, and removed. It also holds
-    the job's own lock, so that nobody starts the job before its maker is done.
+    Its maker holds a lock on it, so that what a killed one left behind is told from what is being made, and removed. It also
+    holds the job's own lock, so that nobody starts the job before its maker is done.
     """
     folder: Path | None = None
     handles: list[int | None] = []
