@@ -9,7 +9,7 @@ import typer
 
 from mcp_server.cli.console import Json, emit, stderr, table
 from mcp_server.cli.merging import finish, foreground
-from mcp_server.core.files import write_text
+from mcp_server.core.files import write_json, write_text
 from mcp_server.core.models.evidence import Evaluation, Sweep, Verification
 from mcp_server.core.models.job import JobKind, JobRequest
 from mcp_server.core.refs import anchor_ref
@@ -121,6 +121,7 @@ def evaluate(
     served: Annotated[list[str] | None, typer.Option(help="LABEL=NAME of a model at the endpoint; repeat for more")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="folder of the tokenizer, for an endpoint")] = None,
     suite_folder: Annotated[list[str] | None, typer.Option(help="folder with suites of your own; repeat for more")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="also write the result here")] = None,
     json: Json = False,
 ) -> int:
     """Measure a merge against its sources and its base, capability by capability."""
@@ -138,6 +139,8 @@ def evaluate(
         names = dict(pair.partition("=")[::2] for pair in served or [])
         parameters |= {"backend": "openai", "endpoint": endpoint, "served": names, "tokenizer": tokenizer and anchored(tokenizer)}
     found = Evaluation.model_validate(run_job("evaluate", parameters, quiet=json))
+    if output is not None:
+        write_json(output, found.model_dump(mode="json"))
     emit(found, json, lambda: show_evaluation(found))
     return EXIT_OF_EVALUATION[found.verdict]
 

@@ -19,7 +19,7 @@ from mcp_server.core.models.validation import Validation
 from mcp_server.core.recommend import recommend as recommend_for
 from mcp_server.core.render import parse_overrides
 from mcp_server.core.render import render as render_plan
-from mcp_server.core.scenario_reader import read_plan, read_scenario
+from mcp_server.core.scenario_reader import read_plan, read_scenario, with_cross_context
 from mcp_server.core.validate import fix as fix_recipe
 from mcp_server.core.validate import validate as validate_recipe
 from mcp_server.jobs.planning import ask_planner
@@ -80,10 +80,14 @@ def show_inspection(found: Inspection) -> None:
 def recommend(
     scenario: Annotated[Path, typer.Argument(help="scenario YAML")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="save the plan here")] = None,
+    cross: Annotated[
+        Path | None, typer.Option(help="what `evaluate --cross -o FILE` measured: sources in each other's contexts")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Merge or not, how, and why."""
-    plan = recommend_for(read_scenario(scenario))
+    described = read_scenario(scenario)
+    plan = recommend_for(with_cross_context(described, cross) if cross else described)
     if output:
         write_new(output, yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
     emit(plan, json, lambda: show_plan(plan))

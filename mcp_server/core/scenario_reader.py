@@ -1,7 +1,7 @@
 """Scenario text or tables → `Scenario`, with every fault named in the writer's words.
 
 A misspelt field would be a fact that never reaches a rule, so unknown fields are errors with what was probably meant, and names
-that refer to sources (`between`, `favour`, `cross_context`) must exist.
+that refer to sources (`between`, `favour`, `cross_context`, `own_context`) must exist.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from mcp_server.core.catalog.loader import explain
 from mcp_server.core.catalog.signals import source_names
 from mcp_server.core.errors import BadInput, Malformed, NotFound, did_you_mean
+from mcp_server.core.models.evidence import Evaluation
 from mcp_server.core.models.plan import Plan
 from mcp_server.core.models.scenario import Favour, Scenario
 from mcp_server.core.refs import anchor_ref
@@ -28,6 +29,18 @@ def read_scenario(scenario: Path | str | dict[str, Any]) -> Scenario:
     data, what = _data(scenario, "the scenario")
     read = scenario_from(data, what)
     return _anchored(read, scenario.resolve().parent) if isinstance(scenario, Path) else read
+
+
+def with_cross_context(scenario: Scenario, file: Path) -> Scenario:
+    """The scenario with what `evaluate --cross -o FILE` measured; its sources must go by the scenario's names."""
+    data, what = _data(file, "the evaluation")
+    found = _checked(Evaluation, data, what)
+    if not found.cross_context:
+        raise Malformed(f"{file} holds no cross-context check", "measure with `model-merging evaluate --cross -o FILE`")
+    measured = {"cross_context": found.cross_context, "own_context": found.own_context}
+    scenario = scenario.model_copy(update=measured)
+    _check_names(scenario, str(file))
+    return scenario
 
 
 def read_plan(plan: Path | str | dict[str, Any]) -> Plan:
@@ -105,6 +118,7 @@ def _check_names(scenario: Scenario, what: str) -> None:
     if isinstance(scenario.goal, Favour):
         used.append(("goal.favour", scenario.goal.favour))
     used += [("cross_context", name) for name in scenario.cross_context or {}]
+    used += [("own_context", name) for name in scenario.own_context or {}]
     for where, name in used:
         if name not in names:
             hint = did_you_mean(name, names) or f" Sources: {', '.join(names) or 'none'}."

@@ -2,7 +2,8 @@
 
 Worker inputs   request.json parameters:
     out             the merged folder; null measures sources only (the cross-context check before a merge)
-    suites          names, folders or lm-eval tasks; default: perplexity, and suites that are about a source by its name
+    suites          names, folders, text files or lm-eval tasks; default: perplexity, suites that are about a source by its name,
+                    and for `cross` one that is about none
     base, sources   refs; default: what the merged folder's own record says
     against         NAME=REF: replaces `base` or a source, or measures one more model
     cross           also count each source's own behaviour on every other source's prompts
@@ -35,6 +36,8 @@ from mcp_server.workers.evaluating.request import Request
 from mcp_server.workers.protocol import Job, run_worker, write_json
 
 RESULT_FILE = "evaluation.json"
+NEUTRAL = "refusals"
+"""Plain prompts that no source was trained for: where the cross-context check looks for leaks into anything."""
 
 
 def main(job: Job) -> Evaluation:
@@ -168,7 +171,7 @@ def _suites(request: Request, labels: list[str]) -> list[Suite]:
     if request.suites:
         return [find_suite(name, request.suite_folders) for name in request.suites]
     known = list_suites(request.suite_folders)
-    wanted = {"perplexity", *labels}
+    wanted = {"perplexity", *labels} | ({NEUTRAL} if request.cross else set())
     return [suite for suite in known.values() if suite.name in wanted or suite.capability in wanted]
 
 

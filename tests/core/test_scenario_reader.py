@@ -1,5 +1,6 @@
 """Scenarios from people: what is misspelt, unknown or contradictory is named; what is absent stays unknown."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from mcp_server.core.errors import BadInput, Malformed, MergingError, NotFound
 from mcp_server.core.models.scenario import Scenario
 from mcp_server.core.recommend import recommend
-from mcp_server.core.scenario_reader import read_plan, read_scenario
+from mcp_server.core.scenario_reader import read_plan, read_scenario, with_cross_context
 
 
 @pytest.mark.parametrize(
@@ -136,3 +137,37 @@ def test_any_sources_get_a_plan_whose_weights_are_finite(
         return
     plan = recommend(scenario)
     assert all(0 <= weight < float("inf") for weight in plan.weights.values())
+
+
+PAIR = "sources: [{name: persona, kind: lora}, {name: tools, kind: lora}]\nbase_model: b"
+
+
+def crossed(file: Path, **measured: object) -> Path:
+    file.write_text(json.dumps({"capabilities": {}, "verdict": "inconclusive"} | measured), encoding="utf-8")
+    return file
+
+
+def test_a_measured_leak_reaches_the_rules_and_the_own_context_does_not(tmp_path: Path) -> None:
+    rates = {
+        "persona": {"taskmaster_persona": 1.0, "task_api_tools": 0.03},
+        "tools": {"taskmaster_persona": 0.0, "task_api_tools": 1.0},
+    }
+    own = {"persona": "taskmaster_persona", "tools": "task_api_tools"}
+    scenario = read_scenario(PAIR)
+    clean = recommend(with_cross_context(scenario, crossed(tmp_path / "clean.json", cross_context=rates, own_context=own)))
+    assert clean.verdict == "merge"
+    assert "cross_context_leak" not in {rule.id for rule in clean.rules}
+    rates["tools"]["taskmaster_persona"] = 0.93
+    leaking = recommend(with_cross_context(scenario, crossed(tmp_path / "leak.json", cross_context=rates, own_context=own)))
+    assert leaking.verdict == "merge_with_caution"
+    assert leaking.rules[0].id == "cross_context_leak"
+    assert "0.93" in leaking.rules[0].because
+    assert "retrain it with a quarter to a third of replayed base replies" in " ".join(w.message for w in leaking.warnings)
+
+
+def test_an_evaluation_without_the_check_or_of_other_sources_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Malformed, match="holds no cross-context check"):
+        with_cross_context(read_scenario(PAIR), crossed(tmp_path / "none.json"))
+    other = crossed(tmp_path / "other.json", cross_context={"tool": {"a": 0.1}})
+    with pytest.raises(Malformed, match=r"cross_context names 'tool', which is no source. Did you mean 'tools'"):
+        with_cross_context(read_scenario(PAIR), other)

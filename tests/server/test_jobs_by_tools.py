@@ -138,6 +138,13 @@ async def test_evidence_is_gathered_in_the_background(call, workspace, tool):
     assert (started["kind"], started["state"] in ("queued", "running", "succeeded")) == (tool.split("_")[0], True)
 
 
+async def test_sources_can_be_measured_before_there_is_a_merge(call, workspace):
+    started = data_of(await call("evaluate_merge", against={"base": "./base", "code": "./code"}, cross=True))
+    assert started["kind"] == "evaluate"
+    nothing = await call("evaluate_merge")
+    assert nothing.is_error and "neither `out` nor `against` was given" in text_of(nothing)
+
+
 async def test_compare_starts_a_job_with_resolved_sources(call, workspace):
     started = data_of(await call("compare_models", base="./base", refs=["./code", "./chat"]))
     assert started["kind"] == "compare"

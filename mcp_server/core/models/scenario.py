@@ -76,3 +76,6 @@ class Scenario(Frozen):
     cross_context: dict[str, dict[str, float]] | None = Field(
         default=None, description="source → context → rate at which it breaks into its own behaviour (evaluate --cross)"
     )
+    own_context: dict[str, str] | None = Field(
+        default=None, description="source → the context in cross_context that is its own, where a high rate is right"
+    )

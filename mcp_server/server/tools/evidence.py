@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mcp_server import jobs
+from mcp_server.core.errors import BadInput
 from mcp_server.core.models.evidence import ReportResult
 from mcp_server.core.models.job import JobRequest, JobStatus
 from mcp_server.server.access import Access
@@ -42,7 +43,9 @@ def verify_merge(
 
 
 def evaluate_merge(
-    out: Out,
+    out: Annotated[
+        Out | None, Field(description="The merged model's folder. Left out: measure `against` alone, before a merge.")
+    ] = None,
     suites: Suites = None,
     against: Annotated[
         dict[str, Ref] | None,
@@ -63,8 +66,10 @@ def evaluate_merge(
     is the evidence; nothing else clears a merge. Takes minutes. Follow it with merge_status.
     """
     access = Access.now()
+    if out is None and not against:
+        raise BadInput("there is nothing to measure: neither `out` nor `against` was given", "name a merge, or base and sources")
     parameters = {
-        "out": str(access.existing_folder(out)),
+        "out": str(access.existing_folder(out)) if out is not None else None,
         "suites": suites or [],
         "against": [f"{name}={access.ref(ref)}" for name, ref in (against or {}).items()],
         "cross": cross,

@@ -146,5 +146,7 @@ def has_prompts(scenario: Scenario) -> bool | None:
 
 @signal
 def cross_context_rate(scenario: Scenario) -> float | None:
-    """The highest measured rate at which a source breaks into its own behaviour in another source's context."""
-    return max((rate for rates in (scenario.cross_context or {}).values() for rate in rates.values()), default=None)
+    """The highest measured rate at which a source breaks into its own behaviour in a context that is not its own."""
+    own = scenario.own_context or {}
+    rates = (scenario.cross_context or {}).items()
+    return max((rate for source, row in rates for context, rate in row.items() if context != own.get(source)), default=None)
