@@ -9,16 +9,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.core import paths
 from mcp_server.core.errors import RunFailed, from_dict
+from mcp_server.core.scratch import scratch_folder
 from mcp_server.jobs.environment import worker_environment
-from mcp_server.jobs.locks import lock_folder, remove_abandoned
 
 SECONDS: Final = 300
 """Importing mergekit takes 6–8 s on two idle cores; a busy machine needs several times that."""
@@ -26,7 +22,7 @@ SECONDS: Final = 300
 
 def ask(worker: str, parameters: dict[str, Any], *, seconds: float = SECONDS) -> dict[str, Any]:
     """The result of `mcp_server.workers.<worker>` for these parameters. Raises the worker's own error, or `RunFailed`."""
-    with _folder() as folder:
+    with scratch_folder(paths.home() / "asks", "ask-") as folder:
         (folder / "request.json").write_text(json.dumps({"kind": worker, "parameters": parameters}), encoding="utf-8")
         command = [sys.executable, "-P", "-m", f"mcp_server.workers.{worker}", str(folder)]
         try:
@@ -54,16 +50,3 @@ def ask(worker: str, parameters: dict[str, Any], *, seconds: float = SECONDS) ->
         raise RunFailed(
             f"the {worker} worker ended with status {done.returncode}: {last[0][:300]}", "this is a bug; please report it"
         )
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    asks = paths.home() / "asks"
-    asks.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(asks)
-    with tempfile.TemporaryDirectory(prefix="ask-", dir=asks) as name:
-        handle = lock_folder(Path(name))
-        try:
-            yield Path(name)
-        finally:
-            os.close(handle)

@@ -14,9 +14,10 @@ from typing import Any, Final
 from mcp_server.core import files, paths
 from mcp_server.core.errors import BadInput, RunFailed
 from mcp_server.core.models.job import JobList, JobStatus, LogPage
+from mcp_server.core.scratch import remove_abandoned
 from mcp_server.jobs import claims, publish, queue, store
 from mcp_server.jobs.events import last_progress
-from mcp_server.jobs.locks import is_held, remove_abandoned, try_lock
+from mcp_server.jobs.locks import is_held, try_lock
 from mcp_server.jobs.logs import read_page
 from mcp_server.jobs.process import end_group, is_alive
 from mcp_server.jobs.store import TERMINAL, Record

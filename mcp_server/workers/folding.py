@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +25,7 @@ import numpy as np
 from mcp_server.core import paths
 from mcp_server.core.errors import DiskFull
 from mcp_server.core.files import read_json, sync_tree, write_json
+from mcp_server.core.scratch import scratch_folder
 from mcp_server.engine.adapters import Change, open_adapter
 from mcp_server.engine.blocks import split
 from mcp_server.engine.checkpoint import ITEM_BYTES, Checkpoint, StoredTensor, open_checkpoint
@@ -59,9 +59,7 @@ def folded(base: str, adapter: str, report: Report) -> Path:
             f"folding {adapter} into its base needs {needed / 1e9:.1f} GB in {target.parent}, {free / 1e9:.1f} GB are free",
             "free some space or set MODEL_MERGING_HOME; the stream engine needs no folded copies",
         )
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir()
+    with scratch_folder(target.parent, ".") as partial:
         _write(checkpoint, changes.changes, partial, report)
         write_json(partial / "folded.json", {"base": str(checkpoint.folder), "adapter": str(changes.folder), "key": key})
         sync_tree(partial)
@@ -69,8 +67,6 @@ def folded(base: str, adapter: str, report: Report) -> Path:
             partial.rename(target)  # somebody else may have made the same folder meanwhile: then theirs is as good
         if not target.is_dir():
             raise OSError(f"{target} could not be made")
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

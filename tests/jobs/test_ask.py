@@ -42,17 +42,3 @@ def test_what_a_killed_asker_leaves_is_removed_and_its_worker_ends_with_it(store
     os.utime(left, (0, 0))
     jobs.prune()
     assert questions(store) == []
-
-
-def test_a_question_that_is_being_asked_is_left_alone(store):
-    from mcp_server.jobs.locks import lock_folder, remove_abandoned
-
-    folder = store / "asks" / "ask-x"
-    folder.mkdir(parents=True)
-    os.utime(folder, (0, 0))
-    handle = lock_folder(folder)
-    remove_abandoned(store / "asks")
-    assert questions(store) == [folder]
-    os.close(handle)
-    remove_abandoned(store / "asks")
-    assert questions(store) == []
