@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -38,10 +38,16 @@ def finish(status: JobStatus) -> int:
 
 def foreground(request: JobRequest | MergeRequest, title: str, *, quiet: bool = False) -> JobStatus:
     """Start a job, follow it with a progress bar and return how it ended. Ctrl-C at any moment leaves it resumable."""
+    return followed(
+        lambda: store.start_merge(request) if isinstance(request, MergeRequest) else store.start(request), title, quiet=quiet
+    )
+
+
+def followed(begin: Callable[[], JobStatus], title: str, *, quiet: bool) -> JobStatus:
     started: JobStatus | None = None
     try:
         with interrupts_held():
-            started = store.start_merge(request) if isinstance(request, MergeRequest) else store.start(request)
+            started = begin()
         with progress_of(title, quiet=quiet) as follow:
             return store.follow(started.job_id, on_progress=follow)
     except KeyboardInterrupt:
@@ -204,12 +210,11 @@ def resume(
     json: Json = False,
 ) -> int:
     """Go on with an interrupted or failed job."""
-    resumed = store.resume(job_id)
-    if not detach:
-        with progress_of(resumed.kind, quiet=json) as follow:
-            resumed = store.follow(job_id, on_progress=follow)
+    if detach:
+        resumed = store.resume(job_id)
+        code = 0
+    else:
+        resumed = followed(lambda: store.resume(job_id), job_id.partition("-")[0], quiet=json)
         code = finish(resumed)
-        emit(resumed, json, lambda: show_status(resumed))
-        return code
     emit(resumed, json, lambda: show_status(resumed))
-    return 0
+    return code
