@@ -125,10 +125,10 @@ def _check(plan: MergePlan) -> None:
     for ref in recipe.refs:
         if ref.adapter is None and ref != recipe.base:
             raise Unsupported(f"{ref} is a full model, so the result is no adapter", _WAY_ROUND)
-    models = {ref.model for ref in recipe.refs}
+    models = {ref.base_ref for ref in recipe.refs}
     if len(models) != 1 or (recipe.base and recipe.base.adapter):
         raise Unsupported(f"the sources stand on different bases: {sorted(models)}", _WAY_ROUND)
-    if any(source.layers is not None for part in recipe.slices for source in part.sources):
+    if any(listed.layer_range is not None for group in recipe.groups for listed in group.sources):
         raise Unsupported("slices change the layers, and an adapter cannot", _WAY_ROUND)
     for ref, source in plan.sources.items():
         for name, change in source.adapter.changes.items() if source.adapter else ():
@@ -246,13 +246,15 @@ def _write(path: Path, shapes: dict[str, tuple[int, int]], tensors: Iterator[Arr
 def _config(plan: MergePlan, modules: list[Module]) -> dict[str, Any]:
     """A PEFT config under which every module's scale is 1: alpha equals the rank, module by module."""
     first = next(source.adapter for source in plan.sources.values() if source.adapter)
+    base = plan.recipe.refs[0]
     ranks = [module.rank for module in modules]
     usual = max(set(ranks), key=ranks.count)
     others = {module.name: module.rank for module in modules if module.rank != usual}
     return {
         "peft_type": "LORA",
         "task_type": first.config.get("task_type"),
-        "base_model_name_or_path": next(iter(plan.recipe.refs)).model,
+        "base_model_name_or_path": base.base,
+        "revision": base.revision,
         "r": usual,
         "lora_alpha": usual,
         "rank_pattern": others,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from mcp_server.core.errors import Malformed, MergingError, Unsupported
+from mcp_server.core.recipe import ModelRef
 from mcp_server.engine.checkpoint import read_json
-from mcp_server.engine.plan import Source, make_plan, open_sources
-from mcp_server.engine.recipe import ModelRef, Recipe, parse_recipe
+from mcp_server.engine.plan import make_plan
+from mcp_server.engine.recipe import Recipe, parse_recipe
 from mcp_server.engine.signatures import SIGNATURES
+from mcp_server.engine.sources import Source, open_sources
 
 _ELSEWHERE = "use --engine mergekit"
 
@@ -17,15 +19,15 @@ def covers(recipe: str | Recipe, *, headers: bool = True) -> list[str]:
     With `headers`, models that are here are looked into as well (stacks of layers, dtypes, vocabularies). A recipe that is wrong
     for every engine raises what is wrong with it.
     """
-    parsed = parse_recipe(recipe) if isinstance(recipe, str) else recipe
-    reasons = _from_text(parsed)
-    if headers and not reasons:
-        try:
+    try:
+        parsed = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+        reasons = _from_text(parsed)
+        if headers and not reasons:
             sources = open_sources(parsed)
             reasons += _from_tokenizers(parsed, sources)
             make_plan(parsed, sources)
-        except Unsupported as error:
-            reasons.append(error.message)
+    except Unsupported as error:
+        return [error.message]
     return reasons
 
 
@@ -33,18 +35,16 @@ def require_coverage(recipe: Recipe) -> None:
     """Raise `Unsupported` with the reasons, unless this engine does the recipe."""
     if reasons := _from_text(recipe):
         raise Unsupported("; ".join(reasons), _ELSEWHERE)
-    if reasons := _from_tokenizers(recipe, open_sources(recipe) if _names_tokenizer(recipe) else {}):
+    if reasons := _from_tokenizers(recipe, open_sources(recipe) if recipe.tokenizer_source else {}):
         raise Unsupported("; ".join(reasons), _ELSEWHERE)
-
-
-def _names_tokenizer(recipe: Recipe) -> str | None:
-    return recipe.tokenizer_source or (str(recipe.tokenizer["source"]) if recipe.tokenizer.get("source") else None)
 
 
 def _from_text(recipe: Recipe) -> list[str]:
     reasons = []
     if recipe.method not in SIGNATURES:
         reasons.append(f"merge_method {recipe.method} is done by mergekit only")
+    if odd := [ref for ref in recipe.refs if ref.override_architecture]:
+        reasons.append(f"the override_architecture of {odd[0]} is done by mergekit only")
     if recipe.has_modules:
         reasons.append("`modules` (models of several parts) is done by mergekit only")
     for name, dtype in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
@@ -54,7 +54,7 @@ def _from_text(recipe: Recipe) -> list[str]:
         reasons.append("per-token tokenizer settings are done by mergekit only")
     if recipe.tokenizer.get("pad_to_multiple_of"):
         reasons.append("padding the vocabulary is done by mergekit only")
-    if _names_tokenizer(recipe) == "union":
+    if recipe.tokenizer_source == "union":
         reasons.append("a union of vocabularies is made by mergekit only")
     if recipe.chat_template and "{" not in recipe.chat_template:
         reasons.append(f"the named chat template {recipe.chat_template!r} comes with mergekit only; give the template's text")
@@ -63,7 +63,7 @@ def _from_text(recipe: Recipe) -> list[str]:
 
 def _from_tokenizers(recipe: Recipe, sources: dict[ModelRef, Source]) -> list[str]:
     """A named tokenizer source is a plain copy only while every model numbers its tokens alike."""
-    if not _names_tokenizer(recipe):
+    if not recipe.tokenizer_source:
         return []
     known: dict[str, object] = {}
     for ref, source in sources.items():

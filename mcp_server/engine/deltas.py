@@ -15,8 +15,9 @@ import numpy as np
 from mcp_server.engine import kernels
 from mcp_server.engine.adapters import LowRank
 from mcp_server.engine.blocks import Block, split
-from mcp_server.engine.plan import Input, TensorPlan
+from mcp_server.engine.plan import TensorPlan
 from mcp_server.engine.reader import Reader
+from mcp_server.engine.sources import Input
 from mcp_server.engine.team import Workspace
 
 Array = np.ndarray[Any, Any]

@@ -14,12 +14,11 @@ from typing import Any
 from mcp_server.core.errors import NotFound
 from mcp_server.core.lineage import source_records
 from mcp_server.core.provenance import Provenance, identify, write_model_card, write_provenance
-from mcp_server.core.recipe import read_recipe
+from mcp_server.core.recipe import parse_ref, read_recipe
 from mcp_server.engine import layers
 from mcp_server.engine.checkpoint import locate
 from mcp_server.engine.layout import Layout
 from mcp_server.engine.plan import MergePlan
-from mcp_server.engine.recipe import ModelRef
 from mcp_server.engine.request import Request
 
 TOKENIZER_FILES = (
@@ -73,20 +72,20 @@ def output_config(plan: MergePlan) -> dict[str, Any]:
 def _layer_types(plan: MergePlan) -> list[Any]:
     """Layer kinds (sliding or full attention, …) travel with the layers that are stacked."""
     kinds: list[Any] = []
-    for part in plan.recipe.slices:
-        source = part.sources[0]
-        listed = plan.sources[source.ref].checkpoint.config.get("layer_types") or []
-        first, last = source.layers or (0, len(listed))
+    for group in plan.recipe.groups:
+        source = group.sources[0]
+        listed = plan.sources[source.model].checkpoint.config.get("layer_types") or []
+        first, last = source.layer_range or (0, len(listed))
         kinds += listed[first:last]
     return kinds
 
 
 def _tokenizer_folder(plan: MergePlan, donor: Path) -> Path:
-    named = plan.recipe.tokenizer_source or plan.recipe.tokenizer.get("source")
+    named = plan.recipe.tokenizer_source
     if not named or named == "base":
         return donor
     try:
-        return locate(ModelRef.parse(named).model)
+        return locate(parse_ref(named).base_ref)
     except NotFound as missing:
         raise NotFound(f"the tokenizer source: {missing.message}", missing.next_step) from missing
 

@@ -11,22 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcp_server.core.errors import Incompatible, Malformed, Unsupported, did_you_mean
+from mcp_server.core.recipe import Group, ModelRef
+from mcp_server.core.recipe import Source as Listed
 from mcp_server.engine import layers
-from mcp_server.engine.adapters import Adapter, LowRank, open_adapter
 from mcp_server.engine.blocks import BLOCK_ELEMENTS
-from mcp_server.engine.checkpoint import FLOATS, Checkpoint, StoredTensor, open_checkpoint, require_float
-from mcp_server.engine.parameters import resolve, shared_places, source_places
-from mcp_server.engine.recipe import ModelRef, OutputSlice, Recipe, SliceSource
+from mcp_server.engine.checkpoint import FLOATS
+from mcp_server.engine.parameters import resolve
+from mcp_server.engine.recipe import Recipe
 from mcp_server.engine.signatures import SIGNATURES, Signature, check_values
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One source's version of a tensor: stored bytes, plus a low-rank update if the source is base+adapter."""
-
-    source: str
-    stored: StoredTensor
-    low_rank: LowRank | None = None
+from mcp_server.engine.sources import Input, Source, open_sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +44,6 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
-class Source:
-    """An opened model of the recipe."""
-
-    checkpoint: Checkpoint
-    adapter: Adapter | None
-
-    def find(self, label: str, name: str) -> Input | None:
-        """This source's version of a tensor; a missing head is the embedding when the model ties them."""
-        for candidate in (name, *(layers.EMBEDDINGS if name in layers.HEADS else ())):
-            stored = self.checkpoint.tensors.get(candidate)
-            if stored is None:
-                continue
-            require_float(candidate, stored)
-            change = self.adapter.changes.get(candidate) if self.adapter else None
-            return Input(label, change.replacement or stored, change.low_rank) if change else Input(label, stored)
-        return None
-
-
-@dataclass(frozen=True)
 class MergePlan:
     recipe: Recipe
     sources: dict[ModelRef, Source]
@@ -82,18 +56,6 @@ class MergePlan:
         """The sources whose deltas are reported, in order: every input but the base."""
         found = {entry.source: None for tensor in self.tensors for i, entry in enumerate(tensor.inputs) if i != tensor.base}
         return tuple(found)
-
-
-def open_sources(recipe: Recipe) -> dict[ModelRef, Source]:
-    """Open every model and adapter of the recipe; models that several adapters share are opened once."""
-    checkpoints: dict[str, Checkpoint] = {}
-    sources = {}
-    for ref in recipe.refs:
-        if ref.model not in checkpoints:
-            checkpoints[ref.model] = open_checkpoint(ref.model)
-        base = checkpoints[ref.model]
-        sources[ref] = Source(base, open_adapter(ref.adapter, base.tensors) if ref.adapter else None)
-    return sources
 
 
 def make_plan(recipe: Recipe, sources: dict[ModelRef, Source] | None = None) -> MergePlan:
@@ -110,7 +72,7 @@ def make_plan(recipe: Recipe, sources: dict[ModelRef, Source] | None = None) -> 
     tensors = tuple(planner.tensors())
     if not tensors:
         raise Malformed("the recipe makes no tensor", "check the sources")
-    sliced = recipe.slices[0].sources[0].layers is not None
+    sliced = recipe.groups[0].sources[0].layer_range is not None
     return MergePlan(recipe, opened, tensors, planner.layer if sliced else None, tuple(planner.warnings()))
 
 
@@ -118,115 +80,89 @@ class _Planner:
     def __init__(self, recipe: Recipe, signature: Signature, sources: dict[ModelRef, Source]) -> None:
         self.recipe, self.signature, self.sources = recipe, signature, sources
         self.layer = 0
-        for part in recipe.slices:
-            base = part.base or recipe.base
-            signature.check_inputs([str(s.ref) for s in part.sources], str(base) if base else None, recipe.method)
+        for group in recipe.groups:
+            refs = [str(listed.model) for listed in group.sources]
+            signature.check_inputs(refs, str(group.base) if group.base else None, recipe.method)
 
     def tensors(self) -> Iterator[TensorPlan]:
-        first, last = self.recipe.slices[0], self.recipe.slices[-1]
+        first, last = self.recipe.groups[0], self.recipe.groups[-1]
         outside = self._names_outside(first) if first is last else self._names_outside(first) + self._names_outside(last)
         outside = list(dict.fromkeys(outside))
         for name in outside:
             if layers.is_before_layers(name):
                 yield self._tensor(first, name, [name] * len(first.sources), 0.0)
-        for part in self.recipe.slices:
-            yield from self._layers(part)
+        for group in self.recipe.groups:
+            yield from self._layers(group)
         for name in outside:
             if not layers.is_before_layers(name):
                 yield self._tensor(last, name, [name] * len(last.sources), 0.0)
 
-    def _layers(self, part: OutputSlice) -> Iterator[TensorPlan]:
-        template = part.sources[0]
-        stack, names = self._names_in_layers(template)
-        for source in part.sources:
-            self._check_layers(source, stack, names, template)
-        first, last = template.layers or (0, self._layer_count(template.ref))
-        for offset in range(last - first):
-            t = offset / (last - first - 1) if last - first > 1 else 1.0
+    def _layers(self, group: Group) -> Iterator[TensorPlan]:
+        template = group.sources[0]
+        stack, names = self.sources[template.model].names_in_layers()
+        for listed in group.sources:
+            self._check_layers(listed, stack, names, template)
+        first, end = self._range(template)
+        for offset in range(end - first):
+            t = offset / (end - first - 1) if end - first > 1 else 1.0
             for rest in names[first + offset]:
-                inputs = [f"{stack}.{(source.layers or (0,))[0] + offset}.{rest}" for source in part.sources]
-                yield self._tensor(part, f"{stack}.{self.layer}.{rest}", inputs, t)
+                inputs = [f"{stack}.{(listed.layer_range or (0,))[0] + offset}.{rest}" for listed in group.sources]
+                yield self._tensor(group, f"{stack}.{self.layer}.{rest}", inputs, t)
             self.layer += 1
 
-    def _layer_count(self, ref: ModelRef) -> int:
-        checkpoint = self.sources[ref].checkpoint
-        numbers = [found[1] for name in checkpoint.tensors if (found := layers.split_layer(name))]
-        count = max(numbers, default=-1) + 1
-        key = layers.layer_key(checkpoint.config)
-        if key is not None and checkpoint.config[key] != count:
-            raise Incompatible(
-                f"{ref}: the config says {key}={checkpoint.config[key]}, the weights hold {count} layers",
-                "use --engine mergekit if the extra layers may be dropped, else correct the checkpoint",
-            )
-        return count
+    def _range(self, listed: Listed) -> tuple[int, int]:
+        """Its first layer, and one past its last."""
+        return listed.layer_range or (0, self.sources[listed.model].layer_count())
 
-    def _names_in_layers(self, source: SliceSource) -> tuple[str, dict[int, list[str]]]:
-        names: dict[int, list[str]] = {}
-        stacks: dict[str, None] = {}
-        for name in self.sources[source.ref].checkpoint.tensors:
-            if (found := layers.split_layer(name)) and not layers.is_buffer(name):
-                stacks[found[0]] = None
-                names.setdefault(found[1], []).append(found[2])
-        if len(stacks) > 1:
-            raise Unsupported(f"{source.ref} has several stacks of layers: {', '.join(stacks)}", "use --engine mergekit")
-        return next(iter(stacks), ""), names
-
-    def _check_layers(self, source: SliceSource, stack: str, names: dict[int, list[str]], template: SliceSource) -> None:
-        mine_stack, mine = self._names_in_layers(source)
-        count = self._layer_count(source.ref)
-        first, last = source.layers or (0, count)
-        if last > count:
-            raise Incompatible(f"layer_range [{first}, {last}] of {source.ref} exceeds its {count} layers", f"end it at {count}")
-        start, stop = template.layers or (0, self._layer_count(template.ref))
-        if mine_stack != stack or last - first != stop - start:
+    def _check_layers(self, listed: Listed, stack: str, names: dict[int, list[str]], template: Listed) -> None:
+        mine_stack, mine = self.sources[listed.model].names_in_layers()
+        count = self.sources[listed.model].layer_count()
+        first, end = self._range(listed)
+        if end > count:
+            raise Incompatible(f"layer_range [{first}, {end}] of {listed.model} exceeds its {count} layers", f"end it at {count}")
+        start, stop = self._range(template)
+        if mine_stack != stack or end - first != stop - start:
             raise Incompatible(
-                f"{source.ref} has {last - first} layers {mine_stack!r}, {template.ref} has {stop - start} layers {stack!r}",
+                f"{listed.model} has {end - first} layers {mine_stack!r}, {template.model} has {stop - start} layers {stack!r}",
                 "sources must have the same architecture and number of layers; for stacking use passthrough with slices",
             )
-        for offset in range(last - first):
+        for offset in range(end - first):
             ours, theirs = set(mine.get(first + offset, [])), set(names.get(start + offset, []))
             if ours != theirs:
                 odd = sorted(ours ^ theirs)[0]
-                has, lacks = (source.ref, template.ref) if odd in ours else (template.ref, source.ref)
+                has, lacks = (listed.model, template.model) if odd in ours else (template.model, listed.model)
                 raise Incompatible(f"layer tensor {odd!r} is in {has} but not in {lacks}", "sources must share an architecture")
 
-    def _names_outside(self, part: OutputSlice) -> list[str]:
+    def _names_outside(self, group: Group) -> list[str]:
         """Names outside the layers, in the first source's order. A tied head counts only if some source stores it."""
-        every: list[set[str]] = []
-        order: dict[str, None] = {}
-        for source in part.sources:
-            names = self.sources[source.ref].checkpoint.tensors
-            outside = [name for name in names if not layers.split_layer(name) and not layers.is_buffer(name)]
-            every.append(set(outside))
-            order |= dict.fromkeys(outside)
-        for source, own in zip(part.sources, every, strict=True):
-            lacking = [n for n in order if n not in own and self.sources[source.ref].find(str(source.ref), n) is None]
+        opened = [self.sources[listed.model] for listed in group.sources]
+        order = dict.fromkeys(name for source in opened for name in source.names_outside_layers())
+        for source in opened:
+            lacking = [name for name in order if name not in source.checkpoint.tensors and source.find(name) is None]
             if lacking:
                 raise Incompatible(
                     f"{lacking[0]!r} is missing in {source.ref}", "sources must share an architecture; check with `inspect`"
                 )
         return list(order)
 
-    def _tensor(self, part: OutputSlice, name: str, names: list[str], t: float) -> TensorPlan:
-        base_ref = part.base or self.recipe.base if self.signature.base != "ignored" else None
+    def _tensor(self, group: Group, name: str, names: list[str], t: float) -> TensorPlan:
+        base_ref = group.base if self.signature.base != "ignored" else None
         inputs, per_source = [], []
-        for source, stored_name in zip(part.sources, names, strict=True):
-            found = self.sources[source.ref].find(str(source.ref), stored_name)
+        for listed, stored_name in zip(group.sources, names, strict=True):
+            found = self.sources[listed.model].find(stored_name)
             if found is None:
-                raise Incompatible(f"{stored_name!r} is missing in {source.ref}", "sources must share an architecture")
+                raise Incompatible(f"{stored_name!r} is missing in {listed.model}", "sources must share an architecture")
             inputs.append(found)
-            places = source_places(self.recipe, part, source.parameters)
             per_source.append(
                 {}
-                if source.ref == base_ref
+                if listed.model == base_ref
                 else {
-                    key: resolve(key, places, stored_name, t, kind, default, str(source.ref))
+                    key: resolve(key, group.settings(key, listed), stored_name, t, kind, default, found.source)
                     for key, (kind, default) in self.signature.source.items()
                 }
             )
-        places = shared_places(self.recipe, part)
         shared = {
-            key: resolve(key, places, name, t, kind, default, "the recipe")
+            key: resolve(key, group.settings(key), name, t, kind, default, "the recipe")
             for key, (kind, default) in self.signature.shared.items()
         }
         self._check_shapes(name, inputs)
@@ -235,7 +171,7 @@ class _Planner:
             if shared.get(key, only) is not only:
                 raise Unsupported(f"{key}: {str(not only).lower()} is not done by this engine", "use --engine mergekit")
         check_values(self.recipe.method, shared, dict(zip((i.source for i in inputs), per_source, strict=True)), name)
-        base = next((i for i, source in enumerate(part.sources) if source.ref == base_ref), None)
+        base = next((i for i, listed in enumerate(group.sources) if listed.model == base_ref), None)
         return TensorPlan(
             name,
             inputs[0].stored.shape,
@@ -279,8 +215,10 @@ class _Planner:
     def warnings(self) -> Iterator[str]:
         known = {*self.signature.source, *self.signature.shared}
         places = [("the recipe", self.recipe.parameters)]
-        for part in self.recipe.slices:
-            places += [("a slice", part.parameters), *((str(s.ref), s.parameters) for s in part.sources)]
+        for group in self.recipe.groups:
+            own = group.scopes[:-1] if self.recipe.parameters else group.scopes
+            places += [(group.where, scope) for scope in own]
+            places += [(str(listed.model), listed.parameters) for listed in group.sources]
         for where, settings in places:
             for key in settings:
                 if key not in known:

@@ -141,7 +141,10 @@ def test_a_non_finite_adapter(models: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"merge_methd": "ties"}, "unknown key 'merge_methd'"),
+        ({"merge_methd": "ties"}, "unknown key 'merge_methd'.* Did you mean 'merge_method'"),
+        ({"one": {"weight": {"value": 1, "fliter": "mlp"}}}, r"models\[0\]\.parameters\.weight has the unknown key 'fliter'"),
+        ({"one": {"density": [{"value": 1}, 0.5]}}, "mixes numbers and tables"),
+        ({"tokenizer": {"source": "base", "token": {}}}, "unknown key 'token'"),
         ({"slices": [{"sources": []}]}, "exactly one|of models, slices"),
         ({"dtype": "int8"}, "int8"),
     ],
@@ -162,7 +165,13 @@ def test_a_slice_without_the_base_among_its_sources(models: Path) -> None:
 
 
 def test_a_missing_weight(models: Path) -> None:
-    refused(models, Malformed, "no weight is given for .*one", recipe(models, one={"weight": None}))
+    body = json.loads(recipe(models))
+    del body["models"][0]["parameters"]
+    refused(models, Malformed, "no weight is given for .*one", json.dumps(body))
+
+
+def test_an_empty_value_is_none(models: Path) -> None:
+    refused(models, Malformed, r"models\[0\]\.parameters\.weight is empty", recipe(models, one={"weight": None}))
 
 
 def test_slerp_takes_two(models: Path) -> None:

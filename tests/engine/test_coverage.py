@@ -41,11 +41,25 @@ def recipe(root: Path, names: tuple[str, ...] = ("one",), **more: Any) -> str:
         ({"tokenizer_source": "base"}, None),
         ({"chat_template": "chatml"}, "named chat template"),
         ({"chat_template": "{{ messages }}"}, None),
+        ({"x-note": "keys of the author's own", "name": "first"}, None),
+        ({"base_model": {"model": "here", "override_architecture": "Odd"}}, "override_architecture"),
     ],
 )
 def test_reasons(models: Path, more: dict[str, Any], reason: str | None) -> None:
     found = covers(recipe(models, **more))
     assert (found == []) if reason is None else (len(found) == 1 and reason in found[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("base_model: b\nexperts: [{source_model: a}]", "mergekit-moe makes mixtures"),
+        ("merge_method: linear\nmodels: [{model: a}]\n---\nmerge_method: linear\nmodels: [{model: b}]", "mergekit-multi runs"),
+    ],
+)
+def test_recipes_that_are_no_single_merge(text: str, reason: str) -> None:
+    [found] = covers(text)
+    assert reason in found
 
 
 def test_vocabularies_numbered_differently_need_mergekit(models: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading recipes: mergekit's YAML as typed data."""
 
-from mcp_server.core.recipe.parse import Problem, parse_document, parse_recipe, read_recipe
+from mcp_server.core.recipe.parse import parse_document, parse_recipe, read_recipe
+from mcp_server.core.recipe.reader import Problem
 from mcp_server.core.recipe.refs import parse_ref
 from mcp_server.core.recipe.settings import MISSING, as_number, evaluate, has_fallback, resolve, scalars
 from mcp_server.core.recipe.types import Expert, Group, ModelRef, Module, OutputSlice, Recipe, Source

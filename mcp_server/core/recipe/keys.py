@@ -14,7 +14,8 @@ TOP: Final = (
 STAGE: Final = (*TOP, "name")
 INPUT: Final = ("model", "parameters")
 SLICE_INPUT: Final = ("model", "layer_range", "parameters")
-SLICE: Final = ("sources", "base_model", "parameters", "residual_weight")
+SLICE: Final = ("sources", "base_model", "parameters")
+"""mergekit also takes `residual_weight` here and does nothing with it."""
 MODULE: Final = ("models", "slices", "parameters")
 FILTER: Final = ("value", "filter")
 TOKENIZER: Final = ("source", "tokens", "pad_to_multiple_of")

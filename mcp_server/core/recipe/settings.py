@@ -9,7 +9,7 @@ Source: mergekit 0.1.5, `config.evaluate_setting` and `parameter_resolver.resolv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 SCALARS = (bool, int, float, str)
@@ -48,28 +48,6 @@ def has_fallback(setting: Any) -> bool:
     return any(entry.get("filter") in (None, "*") and has_fallback(entry["value"]) for entry in entries)
 
 
-def evaluate(setting: Any, tensor: str, t: float = 0.0) -> Any:
-    """The value for one tensor at position `t` in [0, 1] of its slice, or `MISSING` when no filter matches."""
-    if is_gradient(setting):
-        return _interpolate(setting, t)
-    if is_filters(setting):
-        for entry in setting if isinstance(setting, list) else [setting]:
-            wanted = entry.get("filter")
-            if wanted in (None, "*") or str(wanted) in tensor:
-                return evaluate(entry["value"], tensor, t)
-        return MISSING
-    return setting if is_scalar(setting) else MISSING
-
-
-def resolve(settings: Iterable[Any], tensor: str, t: float = 0.0, default: Any = MISSING) -> Any:
-    """The first of `settings` (nearest scope first) that has a value for this tensor, else `default`."""
-    for setting in settings:
-        value = evaluate(setting, tensor, t)
-        if value is not MISSING:
-            return value
-    return default
-
-
 def as_number(value: Any) -> float | None:
     """A scalar as mergekit reads it for a numeric parameter: YAML 1.1 leaves `1e-5` a string, which still counts."""
     try:
@@ -78,12 +56,44 @@ def as_number(value: Any) -> float | None:
         return None
 
 
-def _interpolate(values: list[Any], t: float) -> Any:
-    numbers = [None if isinstance(v, bool) else as_number(v) for v in values]
-    if any(n is None for n in numbers):
-        return values[int(t * (len(values) - 1))]
+def as_written(value: Any) -> Any:
+    """A scalar whose parameter's type is not known: numbers stay numbers, in quotes or not; true, false and words stay too."""
+    number = None if isinstance(value, bool) else as_number(value)
+    return value if number is None else number
+
+
+def evaluate(setting: Any, tensor: str, t: float = 0.0, convert: Callable[[Any], Any] = as_written) -> Any:
+    """The value for one tensor at position `t` in [0, 1] of its slice, or `MISSING` when no filter matches.
+
+    `convert` gives each scalar the parameter's type. Numbers are interpolated between, everything else is chosen.
+    """
+    if is_gradient(setting):
+        return _at([convert(value) for value in setting], t)
+    if is_filters(setting):
+        for entry in setting if isinstance(setting, list) else [setting]:
+            wanted = entry.get("filter")
+            if wanted in (None, "*") or str(wanted) in tensor:
+                return evaluate(entry["value"], tensor, t, convert)
+        return MISSING
+    return convert(setting) if is_scalar(setting) else MISSING
+
+
+def resolve(
+    settings: Iterable[Any], tensor: str, t: float = 0.0, default: Any = MISSING, convert: Callable[[Any], Any] = as_written
+) -> Any:
+    """The first of `settings` (nearest scope first) that has a value for this tensor, else `default` as it is."""
+    for setting in settings:
+        value = evaluate(setting, tensor, t, convert)
+        if value is not MISSING:
+            return value
+    return default
+
+
+def _at(values: list[Any], t: float) -> Any:
     position = t * (len(values) - 1)
     low = int(position)
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return values[low]
     high = min(len(values) - 1, low + 1)
     share = position - low
-    return (1 - share) * float(numbers[low] or 0.0) + share * float(numbers[high] or 0.0)
+    return (1 - share) * values[low] + share * values[high]

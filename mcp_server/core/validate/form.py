@@ -10,21 +10,19 @@ from typing import Any, Final, Literal
 
 from mcp_server.core.errors import did_you_mean
 from mcp_server.core.recipe import keys
+from mcp_server.core.recipe.tables import Path, Table, dotted, tables
 from mcp_server.core.validate.context import Context
 from mcp_server.core.validate.methods import merge_methods, parameter_names, shared_parameters
 from mcp_server.core.validate.registry import Found, check
 
 PLACEHOLDER: Final = re.compile(r"^<.*>$|^\.\.\.$|^…$|path/to/|^your[-_/]|^YOUR_")
-OWN: Final = "x-"
-"""Keys with this prefix belong to the author: a home for YAML anchors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """A key that mergekit will not read where it stands. `belongs` says where it would be read, if anywhere."""
 
-    path: tuple[str | int, ...]
-    level: Literal["top", "input", "slice", "module", "parameters", "filter", "tokenizer", "token", "expert"]
+    path: Path
     known: Sequence[str]
     belongs: Literal["parameters", "top", "shared", ""]
 
@@ -37,72 +35,32 @@ class Key:
         return dotted(self.path)
 
 
-def dotted(path: Sequence[Any]) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
-
-
 def unread_keys(context: Context) -> Iterator[Key]:
     """Every key that mergekit does not read at its place, in the order of the text."""
-    document = context.document
-    if context.recipe.kind == "moe" or is_moe_in_disguise(document):
-        yield from _level((), document, "top", (*keys.MOE, "merge_method"))
-        for name in ("experts", "shared_experts"):
-            for number, entry in _entries(document.get(name)):
-                yield from _level((name, number), entry, "expert", keys.EXPERT)
-        return
-    yield from _level((), document, "top", keys.STAGE)
-    yield from _parameters((), document, context, shared_ok=True)
-    yield from _inputs((), document, context)
-    for name, module in _table(document.get("modules")).items():
-        yield from _level(("modules", name), module, "module", keys.MODULE)
-        yield from _parameters(("modules", name), module, context, shared_ok=True)
-        yield from _inputs(("modules", name), module, context)
-    tokenizer = document.get("tokenizer")
-    yield from _level(("tokenizer",), tokenizer, "tokenizer", keys.TOKENIZER)
-    for token, entry in _table(_table(tokenizer).get("tokens")).items():
-        yield from _level(("tokenizer", "tokens", token), entry, "token", keys.TOKEN)
+    mixture = context.recipe.kind == "moe" or is_moe_in_disguise(context.document)
+    for table in tables(context.document, mixture=mixture):
+        yield from _parameters(table, context) if table.level == "parameters" else _keys(table)
 
 
-def _inputs(path: tuple[str | int, ...], table: Any, context: Context) -> Iterator[Key]:
-    for number, entry in _entries(_table(table).get("models")):
-        at = (*path, "models", number)
-        yield from _level(at, entry, "input", keys.INPUT)
-        yield from _parameters(at, entry, context, shared_ok=False)
-    for number, slice_ in _entries(_table(table).get("slices")):
-        at = (*path, "slices", number)
-        yield from _level(at, slice_, "slice", keys.SLICE)
-        yield from _parameters(at, slice_, context, shared_ok=True)
-        for inner, source in _entries(_table(slice_).get("sources")):
-            place = (*at, "sources", inner)
-            yield from _level(place, source, "input", keys.SLICE_INPUT)
-            yield from _parameters(place, source, context, shared_ok=False)
-
-
-def _level(path: tuple[str | int, ...], table: Any, level: Any, known: Sequence[str]) -> Iterator[Key]:
-    for name in _table(table):
-        if name in known or name.startswith(OWN):
-            continue
-        takes_parameters = "parameters" in known
-        if takes_parameters and name in parameter_names():
-            yield Key((*path, name), level, known, "parameters")
-        elif path and name in keys.TOP and name not in ("models", "slices", "modules"):
-            yield Key((*path, name), level, known, "top")
+def _keys(table: Table) -> Iterator[Key]:
+    for name in table.unread():
+        if "parameters" in table.known and name in parameter_names():
+            belongs: Literal["parameters", "top", ""] = "parameters"
         else:
-            yield Key((*path, name), level, known, "")
+            elsewhere = table.path and name in keys.TOP and name not in ("models", "slices", "modules")
+            belongs = "top" if elsewhere else ""
+        yield Key((*table.path, name), table.known, belongs)
 
 
-def _parameters(path: tuple[str | int, ...], table: Any, context: Context, *, shared_ok: bool) -> Iterator[Key]:
-    at = (*path, "parameters")
+def _parameters(table: Table, context: Context) -> Iterator[Key]:
+    """Keys among a method's parameters that are none, or that count only for the whole merge."""
     shared = {p.name for p in shared_parameters(context.method)} if context.method else set()
-    for name, setting in _table(_table(table).get("parameters")).items():
+    under_a_model = table.path[-3:-2] in (("models",), ("sources",))
+    for name in map(str, table.content):
         if name in keys.TOP and name not in parameter_names():
-            yield Key((*at, name), "parameters", sorted(parameter_names()), "top")
-        elif name in shared and not shared_ok:
-            yield Key((*at, name), "parameters", sorted(parameter_names()), "shared")
-        for number, entry in _entries(setting):
-            if isinstance(entry, dict):
-                yield from _level((*at, name, number), entry, "filter", keys.FILTER)
+            yield Key((*table.path, name), sorted(parameter_names()), "top")
+        elif name in shared and under_a_model:
+            yield Key((*table.path, name), sorted(parameter_names()), "shared")
 
 
 @check("MM103")
@@ -197,12 +155,3 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that a misspelt one surely means, or None: nearer than what a message would only suggest."""
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.75)
     return near[0] if near else None
-
-
-def _table(value: Any) -> dict[str, Any]:
-    return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
-
-
-def _entries(value: Any) -> Iterator[tuple[int, Any]]:
-    if isinstance(value, list):
-        yield from enumerate(value)

@@ -11,8 +11,8 @@ from mcp_server.core.errors import did_you_mean
 from mcp_server.core.recipe import MISSING, Group, Source, as_number, has_fallback, resolve, scalars
 from mcp_server.core.recipe.keys import TOP
 from mcp_server.core.recipe.settings import is_gradient
+from mcp_server.core.recipe.tables import OWN
 from mcp_server.core.validate.context import Context
-from mcp_server.core.validate.form import OWN
 from mcp_server.core.validate.methods import ignores_base, merge_methods, needs_base, parameter_names, source_parameters
 from mcp_server.core.validate.registry import Found, check
 
