@@ -11,17 +11,18 @@ with shapes, names and dtypes, but not when weights are retrained in place. `ful
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from mcp_server.core.errors import NotAModel, NotFound
+from mcp_server.core.checkpoint.tensors import read_json
+from mcp_server.core.errors import Malformed, NotAModel, NotFound
 from mcp_server.core.files import write_json, write_text
 from mcp_server.core.models.base import EngineId, Frozen
 from mcp_server.core.safetensors_header import read_header
+from mcp_server.core.scenario_reader import read_text
 
 PROVENANCE_FILE: Final = "merge_provenance.json"
 RECIPE_FILE: Final = "mergekit_config.yml"
@@ -118,9 +119,25 @@ def write_provenance(folder: Path, provenance: Provenance) -> Path:
 
 
 def read_provenance(folder: Path) -> Provenance | None:
-    """The record in an output folder, or None when there is none (a folder that this product did not write)."""
+    """The record in an output folder, or None when there is none (a folder that this product did not write).
+
+    Raises `Malformed` for a file that is there and is no such record.
+    """
     path = folder / PROVENANCE_FILE
-    return Provenance.model_validate(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return Provenance.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise Malformed(f"{path} is not a record of a merge: {what}", "restore it, or remove it") from error
+
+
+def read_recipe_text(folder: Path) -> str | None:
+    """The text of the recipe in an output folder, or None. Raises `Malformed` for one that is no text of ordinary size."""
+    path = folder / RECIPE_FILE
+    return read_text(path, "the recipe") if path.is_file() else None
 
 
 def write_model_card(folder: Path, provenance: Provenance, name: str | None = None, *, library: str = "transformers") -> Path:

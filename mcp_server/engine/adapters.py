@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.errors import Incompatible, Malformed, NotAModel, Unsupported
 from mcp_server.core.safetensors_header import Header, read_header
-from mcp_server.engine.checkpoint import StoredTensor, locate, read_json, require_float
+from mcp_server.engine.checkpoint import StoredTensor, locate, require_float
 
 _REFUSED: Final = {
     "use_dora": "DoRA rescales every row of the weight",

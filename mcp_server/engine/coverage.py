@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.errors import Malformed, MergingError, Unsupported
 from mcp_server.core.recipe import ModelRef
-from mcp_server.engine.checkpoint import read_json
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.recipe import Recipe, parse_recipe
 from mcp_server.engine.signatures import SIGNATURES

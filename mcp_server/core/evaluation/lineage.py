@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mcp_server.core.evaluation.next_try import Tried
 from mcp_server.core.models.base import Frozen
-from mcp_server.core.provenance import RECIPE_FILE, read_provenance
+from mcp_server.core.provenance import read_provenance, read_recipe_text
 from mcp_server.core.recipe import MISSING, Recipe, as_number, read_recipe, resolve
 
 
@@ -22,8 +22,7 @@ class Lineage(Frozen):
 def read_lineage(folder: Path) -> Lineage:
     """Base, sources and recipe of a merge made here or by mergekit; empty fields when the folder does not say."""
     provenance = read_provenance(folder)
-    file = folder / RECIPE_FILE
-    text = provenance.recipe if provenance else file.read_text(encoding="utf-8") if file.is_file() else ""
+    text = provenance.recipe if provenance else read_recipe_text(folder)
     if not text:
         return Lineage()
     recipe = read_recipe(text, f"the recipe of {folder.name}")

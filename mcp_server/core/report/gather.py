@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from mcp_server.core import paths
+from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.errors import Malformed, MergingError, NotFound
 from mcp_server.core.models.base import Frozen
 from mcp_server.core.models.evidence import Evaluation, Verification
 from mcp_server.core.models.inspect import SourceInfo
 from mcp_server.core.models.plan import Plan
-from mcp_server.core.provenance import PROVENANCE_FILE, RECIPE_FILE, Provenance
+from mcp_server.core.provenance import Provenance, read_provenance, read_recipe_text
+from mcp_server.core.scenario_reader import read_text
 from mcp_server.core.yaml_io import load_yaml
 
 M = TypeVar("M", bound=BaseModel)
@@ -63,12 +64,11 @@ def gather(out: Path) -> Evidence:
     """
     if not out.is_dir():
         raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
-    provenance = _read(out / PROVENANCE_FILE, Provenance)
-    recipe = out / RECIPE_FILE
+    provenance = read_provenance(out)
     return Evidence(
         folder=str(out),
         name=out.name,
-        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else provenance.recipe if provenance else None,
+        recipe=read_recipe_text(out) or (provenance.recipe if provenance else None),
         plan=_plan(out),
         provenance=provenance,
         sources=_sources(provenance),
@@ -106,11 +106,12 @@ def _compared(provenance: Provenance | None) -> dict[str, Any] | None:
 
 
 def _job_result(provenance: Provenance | None) -> dict[str, Any]:
-    file = paths.jobs_dir() / provenance.job_id / "result.json" if provenance and provenance.job_id else None
-    if file is None or not file.is_file():
+    """What the merge's job measured. The id comes from the folder, so it may say anything: only a plain name is looked up."""
+    job_id = provenance.job_id if provenance else ""
+    file = paths.jobs_dir() / job_id / "result.json"
+    if not job_id or Path(job_id).name != job_id or not file.is_file():
         return {}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return read_json(file)
 
 
 def _read(file: Path, model: type[M]) -> M | None:
@@ -127,11 +128,7 @@ def _read(file: Path, model: type[M]) -> M | None:
 def _near(out: Path, name: str) -> dict[str, Any] | None:
     for folder in (out, out.parent):
         if (file := folder / name).is_file():
-            try:
-                found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise Malformed(f"{file} is not JSON: {error}", "make it again") from error
-            return found
+            return read_json(file)
     return None
 
 
@@ -139,7 +136,7 @@ def _plan(out: Path) -> Plan | None:
     for folder in (out, out.parent):
         if (file := folder / "plan.yaml").is_file():
             try:
-                return Plan.model_validate(load_yaml(file.read_text(encoding="utf-8"), str(file)))
+                return Plan.model_validate(load_yaml(read_text(file, "the plan"), str(file)))
             except ValidationError as error:
                 raise Malformed(f"{file} is not a plan: {error.errors()[0]['msg']}", HOW["plan"]) from error
     return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mcp_server.core.checkpoint.identity import chat_template_hash, token_ids
+from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.errors import MergingError
 from mcp_server.core.models.evidence import Check
 from mcp_server.core.verify.merge import Merge
@@ -96,7 +96,7 @@ def _special_outside(folder: Path, config: dict[str, Any], rows: int | None) -> 
     generation = folder / "generation_config.json"
     tables = [("config.json", config)]
     if generation.is_file():
-        tables.append((generation.name, json.loads(generation.read_text(encoding="utf-8"))))
+        tables.append((generation.name, read_json(generation)))
     for file, table in tables:
         for key in _SPECIAL:
             value = table.get(key)

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from mcp_server.core.errors import Malformed, MergingError
-from mcp_server.core.provenance import PROVENANCE_FILE, RECIPE_FILE, Provenance, read_provenance
+from mcp_server.core.checkpoint.tensors import read_json
+from mcp_server.core.errors import MergingError
+from mcp_server.core.provenance import Provenance, read_provenance, read_recipe_text
 from mcp_server.core.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.core.refs import resolve_ref
 from mcp_server.core.safetensors_header import read_header
 from mcp_server.engine.adapters import Adapter, open_adapter
-from mcp_server.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint, read_json
+from mcp_server.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def open_merge(folder: Path, recipe_text: str | None) -> Merge:
     else:
         opened = open_checkpoint(str(folder))
         tensors, files, config = opened.tensors, list(opened.headers), opened.config
-    provenance = _provenance(folder)
+    provenance = read_provenance(folder)
     merge = Merge(
         folder=folder,
         is_adapter=is_adapter,
@@ -71,21 +70,12 @@ def open_merge(folder: Path, recipe_text: str | None) -> Merge:
     return merge
 
 
-def _provenance(folder: Path) -> Provenance | None:
-    try:
-        return read_provenance(folder)
-    except (ValueError, ValidationError) as error:
-        raise Malformed(
-            f"{folder / PROVENANCE_FILE} is not a record of a merge: {str(error)[:160]}", "restore it, or remove it"
-        ) from error
-
-
 def _recipe(folder: Path, text: str | None, provenance: Provenance | None) -> Recipe | None:
     """The recipe that was given, else the record's, else the one in the folder."""
     if text is None and provenance is not None:
         text = provenance.recipe
-    if text is None and (folder / RECIPE_FILE).is_file():
-        text = (folder / RECIPE_FILE).read_text(encoding="utf-8")
+    if text is None:
+        text = read_recipe_text(folder)
     return read_recipe(text, f"the recipe of {folder.name}") if text is not None else None
 
 

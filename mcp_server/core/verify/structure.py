@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.models.evidence import Check
 from mcp_server.core.verify.merge import Merge
 
@@ -44,7 +44,7 @@ def _index(merge: Merge) -> Check:
         return Check(name="index", passed=False, detail=detail)
     if not index.is_file():
         return Check(name="index", passed=True, detail="one file, no index needed")
-    table: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    table: dict[str, str] = read_json(index)["weight_map"]
     if unlisted := sorted(set(merge.tensors) - set(table)):
         detail = f"{len(unlisted)} tensors are in the shards and not in the index, such as {unlisted[0]}"
         return Check(name="index", passed=False, detail=detail)
