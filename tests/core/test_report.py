@@ -21,6 +21,7 @@ from mcp_server.core.models.evidence import (
 )
 from mcp_server.core.provenance import Provenance, SourceRecord
 from mcp_server.core.report import gather, model_card_section, render_page, sweep_section, write_report
+from mcp_server.core.report.page import ticks
 from tests.tiny import write_adapter, write_model
 
 SPAN = Interval(low=0.5, high=0.7)
@@ -273,3 +274,21 @@ def test_a_comparison_is_found_in_the_job_store_by_its_sources(tmp_path: Path, m
     assert gather(out).comparison == compared("persona", "tools")
     put(out, comparison=compared("mine", "yours"))
     assert gather(out).comparison == compared("mine", "yours")
+
+
+def test_the_recipe_of_a_page_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    sources = [
+        SourceRecord(name="base", ref="/home/me/base", role="base"),
+        SourceRecord(name="tools", ref="/home/me/base+/home/me/base-tools", role="adapter"),
+    ]
+    record = Provenance(
+        created="2026-01-02T03:04:05Z", job_id="j", product="p", engine="stream", engine_version="1", method="ties",
+        recipe="base_model: /home/me/base\nmodels: [{model: /home/me/base+/home/me/base-tools}]", sources=sources,
+    )  # fmt: skip
+    page = render_page(gather(put(tmp_path / "m", merge_provenance=record.model_dump(mode="json"))))
+    assert "base_model: …/base\nmodels: [{model: …/base+…/base-tools}]" in unescape(page)
+    assert "/home/me" not in page
+
+
+def test_words_in_ticks_are_code_and_nothing_else_is() -> None:
+    assert ticks("use `a < b` <now>") == "use <code>a &lt; b</code> &lt;now&gt;"

@@ -64,24 +64,41 @@ def bar(value: float | None, low: float, high: float, kind: str = "merged", targ
 
 
 def scatter(points: list[tuple[str, float, float, bool]], width_to_height: float = 0.62) -> Markup:
-    """Two scores against each other: (label, x, y, on the Pareto front). Labels of the front stand beside their marks."""
+    """Two scores against each other: (label, x, y, on the Pareto front). The front's labels stand beside their marks, one for all
+    that share a place; the ends of both axes are written at the edges.
+    """
     height = int(360 * width_to_height)
     parts = [f'<rect class="plane" x="{PAD}%" y="4" width="{100 - 2 * PAD}%" height="{height - 8}" rx="4"/>']
     xs, ys = [p[1] for p in points], [p[2] for p in points]
-    for label, x_value, y_value, front in sorted(points, key=lambda p: p[3]):
-        x = place(x_value, min(xs), max(xs))
-        y = round(height - 12 - (height - 24) * (place(y_value, min(ys), max(ys)) - PAD) / (100 - 2 * PAD), 1)
-        kind = "merged" if front else "other"
-        shape = "M0 -6 L6 0 L0 6 L-6 0 Z" if front else "M-3 -3 H3 V3 H-3 Z"
-        title = f"<title>{escape(label)}: {x_value:.3f}, {y_value:.3f}</title>"
+    places: dict[tuple[float, float], list[tuple[str, bool]]] = {}
+    for label, x_value, y_value, front in points:
+        places.setdefault((x_value, y_value), []).append((label, front))
+    for (x_value, y_value), here in sorted(places.items(), key=lambda entry: any(front for _, front in entry[1])):
+        x = _inset(place(x_value, min(xs), max(xs)))
+        y = round(height - 16 - (height - 32) * (place(y_value, min(ys), max(ys)) - PAD) / (100 - 2 * PAD), 1)
+        front = [label for label, on_front in here if on_front]
+        kind, shape = ("merged", "M0 -6 L6 0 L0 6 L-6 0 Z") if front else ("other", "M-3 -3 H3 V3 H-3 Z")
+        title = f"<title>{escape(', '.join(label for label, _ in here))}: {x_value:.3f}, {y_value:.3f}</title>"
         parts.append(f'<svg x="{x}%" y="{y}" overflow="visible"><path class="mark {kind}" d="{shape}">{title}</path></svg>')
         if front:
-            anchor, shift = ("end", -10) if x > 60 else ("start", 10)
+            anchor, shift = ("end", -10) if x > 50 else ("start", 10)
+            text = front[0] + (f" and {len(front) - 1} more" if len(front) > 1 else "")
             parts.append(
                 f'<svg x="{x}%" y="{y}" overflow="visible">'
-                f'<text class="label" x="{shift}" y="4" text-anchor="{anchor}">{escape(label)}</text></svg>'
+                f'<text class="label" x="{shift}" y="4" text-anchor="{anchor}">{escape(text)}</text></svg>'
             )
-    return _svg(parts, height)
+    parts += [
+        f'<text class="label ends" x="{PAD}%" y="{height + 10}">{min(xs):.3g}</text>',
+        f'<text class="label ends" x="{100 - PAD}%" y="{height + 10}" text-anchor="end">{max(xs):.3g}</text>',
+        f'<text class="label ends" x="{PAD + 0.5}%" y="{height - 10}">{min(ys):.3g} ↑</text>',
+        f'<text class="label ends" x="{PAD + 0.5}%" y="18">{max(ys):.3g} ↑</text>',
+    ]
+    return _svg(parts, height + 16)
+
+
+def _inset(x: float) -> float:
+    """Off the edges, so that marks and the ends of the axes do not meet."""
+    return round(10 + 0.84 * x, 2)
 
 
 def _svg(parts: list[str], height: int) -> Markup:

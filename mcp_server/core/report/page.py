@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from mcp_server.core.evaluation.verdict import load_thresholds
 from mcp_server.core.files import write_text
@@ -64,7 +67,7 @@ def render_page(evidence: Evidence) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"figure": figure, "percent": percent, "size": size, "short": short}
+    environment.filters |= {"figure": figure, "percent": percent, "size": size, "short": short, "ticks": ticks}
     evaluation = evidence.evaluation
     limits = load_thresholds()
     return environment.get_template("page.html.j2").render(
@@ -75,6 +78,7 @@ def render_page(evidence: Evidence) -> str:
         else [],
         limits=limits,
         contexts=_contexts(evidence),
+        recipe=_recipe(evidence),
         heat=_heat(evidence),
         pareto=_pareto(evidence),
         cost=_cost(evidence),
@@ -142,6 +146,17 @@ def _headline(evidence: Evidence) -> str:
     )
 
 
+def _recipe(evidence: Evidence) -> str | None:
+    """The recipe with folders by their names: the page is for sharing, a home folder is not."""
+    if (text := evidence.recipe) is None:
+        return None
+    parts = {part for source in (evidence.provenance.sources if evidence.provenance else []) for part in source.ref.split("+")}
+    for part in sorted(parts, key=len, reverse=True):
+        if part.startswith("/"):
+            text = text.replace(part, f"…/{Path(part).name}")
+    return text
+
+
 def _contexts(evidence: Evidence) -> list[str]:
     evaluation = evidence.evaluation
     rows = evaluation.cross_context.values() if evaluation else []
@@ -184,7 +199,8 @@ def _pareto(evidence: Evidence) -> dict[str, Any] | None:
     if not sweep or not sweep.get("candidates"):
         return None
     names = list(dict.fromkeys(name for c in sweep["candidates"] for name in (c.get("scores") or {})))
-    whole = [c for c in sweep["candidates"] if c.get("scores") and all(c["scores"].get(n) is not None for n in names[:2])]
+    measured = [c for c in sweep["candidates"] if c.get("scores") and not c.get("stopped")]
+    whole = [c for c in measured if all(c["scores"].get(n) is not None for n in names[:2])]
     chart = None
     if len(names) >= 2 and len(whole) > 1:
         chart = charts.scatter([(c["name"], c["scores"][names[0]], c["scores"][names[1]], bool(c.get("pareto"))) for c in whole])
@@ -228,6 +244,11 @@ def size(value: float | None) -> str:
             return f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:.2f} GiB"
+
+
+def ticks(text: str) -> Markup:
+    """Text with `code` in it."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def short(ref: str) -> str:
