@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mcp_server.core.models.evidence import Check, Verification
 from mcp_server.core.report import write_report
-from tests.core.test_report import evaluation, put
+from tests.core.test_report import compared, evaluation, put
 
 pytestmark = pytest.mark.slow
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
@@ -26,7 +27,16 @@ document.getElementById("f").onload = () => {{
     if (e.getBoundingClientRect().right > {width} + 1) wide.push(e.tagName);
   }}
   const small = [...d.querySelectorAll("p, td, th, li, dd")].filter(e => parseFloat(w.getComputedStyle(e).fontSize) < 12);
-  document.title = JSON.stringify({{width: d.documentElement.scrollWidth, wide, small: small.length,
+  const reached = [...d.querySelectorAll("a[href], summary, [tabindex='0']")], levels = [...d.querySelectorAll("h1, h2, h3")];
+  const name = e => e.getAttribute("aria-label") || e.textContent.trim();
+  const steps = levels.map(e => +e.tagName[1]);
+  document.title = JSON.stringify({{first: reached[0].textContent, reached: reached.length,
+    nameless: reached.filter(e => !name(e)).length + [...d.querySelectorAll("[role=region]")].filter(e => !name(e)).length,
+    deadlinks: reached.filter(e => e.hash && !d.getElementById(e.hash.slice(1))).length,
+    jumps: steps.filter((s, i) => i && s > steps[i - 1] + 1).length,
+    scrolls: [...d.querySelectorAll(".scroll, pre")].filter(e => e.scrollWidth > e.clientWidth && e.tabIndex !== 0).length,
+    headless: [...d.querySelectorAll("table")].filter(e => !e.querySelector("th[scope]")).length,
+    width: d.documentElement.scrollWidth, wide, small: small.length,
     ink: style.color, paper: style.backgroundColor, requests: w.performance.getEntriesByType("resource").length}});
 }};
 </script>"""
@@ -61,7 +71,24 @@ def luminance(colour: str) -> float:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = put(tmp_path_factory.mktemp("report") / "m", evaluation=evaluation().model_dump(mode="json"))
+    candidates = [
+        {
+            "name": f"task_arithmetic lambda={x} weights=1.0",
+            "scores": {"tools": x, "persona": 1 - x},
+            "pareto": x > 0.5,
+            "stopped": None,
+        }
+        for x in (0.3, 0.5, 0.7, 0.85)
+    ]
+    checks = [Check(name="sources_unchanged", passed=True, detail="a long sentence about what was found " * 3)]
+    out = put(
+        tmp_path_factory.mktemp("report") / "m",
+        evaluation=evaluation().model_dump(mode="json"),
+        sweep={"winner": candidates[2]["name"], "candidates": candidates},
+        comparison=compared("persona", "tools", "third"),
+        verification=Verification(verdict="verified", checks=checks, landed={"tools": 0.7}).model_dump(mode="json"),
+    )
+    (out / "mergekit_config.yml").write_text("merge_method: ties  # " + "a long line " * 30, encoding="utf-8")
     return Path(write_report(out).html)
 
 
@@ -85,3 +112,16 @@ def test_both_schemes_have_the_contrast_that_wcag_asks_for(page: Path) -> None:
 @needs_browser
 def test_the_page_asks_the_network_for_nothing(page: Path) -> None:
     assert look(page, 800)["requests"] == 0
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_keyboard_and_screen_reader_find_their_way(page: Path, width: int) -> None:
+    """The skip link comes first, everything that can be reached has a name, what scrolls can be reached, no heading level is left
+    out, no link leads nowhere, every table has labelled rows or columns."""
+    found = look(page, width)
+    assert found["first"] == "Skip to the evaluation"
+    assert int(str(found["reached"])) > 10
+    assert {key: found[key] for key in ("nameless", "deadlinks", "jumps", "scrolls", "headless")} == dict.fromkeys(
+        ("nameless", "deadlinks", "jumps", "scrolls", "headless"), 0
+    )
