@@ -1,13 +1,18 @@
 """A whole sweep over real merges of a tiny language model: chosen on dev, reported on test, continued after an interruption."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mcp_server.core.models.evidence import Sweep
-from tests.workers.test_evaluate_worker import place, run
+from tests.workers.test_evaluate_worker import ROOT, place, run
 
 pytestmark = pytest.mark.slow
 __all__ = ["place"]
@@ -29,13 +34,17 @@ def plan(place: Path) -> dict[str, Any]:
     }
 
 
-def test_a_sweep_measures_chooses_and_writes_the_winner(place: Path, tmp_path: Path) -> None:
-    out = tmp_path / "sweep"
-    parameters = {
+def parameters_of(place: Path, out: Path) -> dict[str, Any]:
+    return {
         "plan": plan(place), "out": str(out), "suites": ["echo", "perplexity"], "suite_folders": [str(place / "suites")],
         "grid": ["strategy=task_arithmetic,linear", "sources.tuned.weight=0.5,1"], "limit": 6, "quick_limit": 3,
         "dtype": "float32", "workers": 2,
     }  # fmt: skip
+
+
+def test_a_sweep_measures_chooses_and_writes_the_winner(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    parameters = parameters_of(place, out)
     status, result = run("sweep", tmp_path / "job", tmp_path / "home", **parameters)
     assert status == 0
     found = Sweep.model_validate(result)
@@ -45,9 +54,6 @@ def test_a_sweep_measures_chooses_and_writes_the_winner(place: Path, tmp_path: P
     measured = [c for c in found.candidates if c.stopped is None]
     for candidate in measured:
         assert candidate.prompts == {"echoing": 6, "general language": 6}
-    if found.winner is None:
-        assert measured == []
-        return
     assert found.winner in {c.name for c in measured}
     assert found.test is not None
     assert found.test.split == "test"
@@ -57,3 +63,37 @@ def test_a_sweep_measures_chooses_and_writes_the_winner(place: Path, tmp_path: P
     assert status == 0
     assert {c["name"]: c["attempts"] for c in again["candidates"]} == {c.name: 2 for c in found.candidates}
     assert [c["scores"] for c in again["candidates"]] == [c.scores for c in found.candidates]
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_was(place: Path, tmp_path: Path) -> None:
+    """kill -9 of the whole process group once the first candidate has been looked at; the same request then ends the same."""
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    _, whole = run("sweep", tmp_path / "one", tmp_path / "home", **parameters_of(place, calm))
+    folder, home = tmp_path / "two", tmp_path / "other-home"
+    folder.mkdir()
+    request = {"kind": "sweep", "parameters": parameters_of(place, killed) | {"workers": 1}}
+    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mcp_server.workers.sweep", str(folder)],
+        env={**os.environ, "MODEL_MERGING_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not list(killed.glob("work/*/quick/task.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "sweep.json").exists()
+    first = {file.parent.parent.name: file.stat().st_mtime_ns for file in killed.glob("work/*/quick/task.json")}
+    status, again = run("sweep", tmp_path / "three", home, **parameters_of(place, killed))
+    assert status == 0
+    assert {
+        file.parent.parent.name: file.stat().st_mtime_ns for file in killed.glob("work/*/quick/task.json")
+    }.items() >= first.items()
+    assert (again["winner"], [c["scores"] for c in again["candidates"]]) == (
+        whole["winner"],
+        [c["scores"] for c in whole["candidates"]],
+    )
+    assert (killed / "merged" / "model.safetensors").read_bytes() == (calm / "merged" / "model.safetensors").read_bytes()

@@ -1,0 +1,89 @@
+"""Verification of what mergekit itself writes, run as anybody runs it: no record of ours, only the recipe that it leaves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mcp_server.core.models.evidence import Verification
+from mcp_server.core.verify import verify
+from tests.engine.synthetic import load, random_tensors, save, write_model
+
+pytestmark = pytest.mark.slow
+DELTAS = {
+    "task_arithmetic": {"lambda": 0.7},
+    "ties": {"density": 0.5},
+    "dare_ties": {"density": 0.5},
+    "breadcrumbs": {},
+    "della": {},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, two fine-tunes and a LoRA adapter."""
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder / "base", random_tensors(0))
+    for seed, name in enumerate(("one", "two"), start=1):
+        write_model(folder / name, random_tensors(seed, around=load(folder / "base")))
+    return folder
+
+
+def mergekit(folder: Path, out: Path, method: str, *sources: str, **top: object) -> Verification:
+    """Run mergekit-yaml on two sources and verify its output in full."""
+    names = sources or ("one", "two")
+    entries = [{"model": str(folder / name), "parameters": {"weight": 0.5}} for name in names]
+    document = {"merge_method": method, "base_model": str(folder / "base"), "models": entries, "dtype": "bfloat16"} | top
+    out.mkdir()
+    (out.parent / f"{out.name}.yml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    subprocess.run(
+        [str(Path(sys.executable).with_name("mergekit-yaml")), f"{out}.yml", str(out), "--random-seed", "3"],
+        check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert not (out / "merge_provenance.json").exists()
+    return verify(out, full=True)
+
+
+@pytest.mark.parametrize("method", DELTAS)
+def test_a_merge_of_task_vectors_is_verified(models: Path, tmp_path: Path, method: str) -> None:
+    found = mergekit(models, tmp_path / "out", method, parameters=DELTAS[method])
+    assert (found.verdict, [c for c in found.checks if c.passed is not True]) == ("verified", [])
+    assert set(found.landed) == {"one", "two"}
+    assert all(share is not None and share > 0.1 for share in found.landed.values())
+
+
+def test_a_linear_merge_is_verified(models: Path, tmp_path: Path) -> None:
+    found = mergekit(models, tmp_path / "out", "linear", base_model=None)
+    assert (found.verdict, [c for c in found.checks if c.passed is not True]) == ("verified", [])
+
+
+def test_a_slerp_is_verified(models: Path, tmp_path: Path) -> None:
+    found = mergekit(models, tmp_path / "out", "slerp", base_model=str(models / "one"), parameters={"t": 0.5})
+    assert (found.verdict, [c for c in found.checks if c.passed is not True]) == ("verified", [])
+
+
+def test_every_way_of_breaking_it_is_found(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert mergekit(models, out, "task_arithmetic").verdict == "verified"
+    (file,) = out.glob("*.safetensors")
+    whole = load(out)
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def verdict() -> tuple[str, list[str]]:
+        found = verify(out, full=True)
+        return found.verdict, [check.name for check in found.checks if check.passed is False]
+
+    save(file, {k: v for k, v in whole.items() if k != name}, "bfloat16")
+    assert verdict()[0] == "failed"
+    spoilt = dict(whole)
+    spoilt[name] = whole[name].copy()
+    spoilt[name][3, 3] = float("nan")
+    save(file, spoilt, "bfloat16")
+    assert verdict() == ("failed", ["finite"])
+    save(file, load(models / "base"), "bfloat16")
+    assert verdict() == ("failed", ["landed"])
+    file.write_bytes(file.read_bytes()[:-100])
+    assert verify(out, full=True).verdict == "unreadable"
