@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from mcp_server.core.errors import NotFound
+from mcp_server.core.errors import BadInput, NotFound
 
 PACKAGE = Path(__file__).resolve().parent.parent
 RULES = PACKAGE / "rules"
@@ -25,6 +25,14 @@ def home() -> Path:
         return Path.home() / "Library" / "Application Support" / "model-merging"
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "model-merging"
+
+
+def expanded(text: str | Path) -> Path:
+    """The path with `~` and `~user` replaced. Raises `BadInput` for a user that does not exist."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"{str(text)[:200]!r} names no home folder: {error}", "write the whole path") from error
 
 
 def jobs_dir() -> Path:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +40,11 @@ class Policy:
 
         A folder's own files are looked at too: a model whose config is a link to somebody's keys, or a pipe, is refused here.
         """
-        resolved = self._check(path, "read")
-        if resolved.is_dir():
-            self._check_inside(resolved, str(path))
-        return resolved
+        with _refusals(path):
+            resolved = self._check(path, "read")
+            if resolved.is_dir():
+                self._check_inside(resolved, str(path))
+            return resolved
 
     def _check_inside(self, folder: Path, text: str) -> None:
         with os.scandir(folder) as entries:
@@ -55,15 +58,16 @@ class Policy:
 
     def check_write(self, path: str | Path) -> Path:
         """The resolved path of an output. A link at the end is refused: the output would land elsewhere."""
-        if Path(path).is_symlink():
-            raise NotAllowed(f"{path} is a symbolic link to {Path(path).readlink()}", "name the folder itself as the output")
-        return self._check(path, "write")
+        with _refusals(path):
+            if Path(path).is_symlink():
+                raise NotAllowed(f"{path} is a symbolic link to {Path(path).readlink()}", "name the folder itself as the output")
+            return self._check(path, "write")
 
     def _check(self, path: str | Path, verb: str) -> Path:
         text = str(path)
         if not text or any(ord(c) < 32 or ord(c) == 127 for c in text):
             raise BadInput(f"{text!r} is empty or holds control characters", "give an ordinary path")
-        resolved = Path(os.path.realpath(Path(text).expanduser()))
+        resolved = Path(os.path.realpath(paths.expanded(text)))
         if self.roots is not None and not any(resolved.is_relative_to(root) for root in self.roots):
             via = f" (which is {resolved})" if str(resolved) != text else ""
             raise NotAllowed(
@@ -76,6 +80,18 @@ class Policy:
                 if test(mode):
                     raise NotAllowed(f"{text} is {name}, not a file or folder", "name a checkpoint folder")
         return resolved
+
+
+@contextmanager
+def _refusals(path: str | Path) -> Iterator[None]:
+    """What the system says to a path that is too long, that it cannot encode, or that it may not look at, in our words."""
+    try:
+        yield
+    except PermissionError as error:
+        raise NotAllowed(f"{str(path)[:200]} cannot be looked at: {error.strerror}", "choose a path that you may read") from error
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or "it cannot be written in this system's encoding"
+        raise BadInput(f"{str(path)[:200]!r} cannot be a path: {what}", "give an ordinary path") from error
 
 
 def for_person(settings: Settings) -> Policy:

@@ -64,7 +64,7 @@ class Suite(Frozen):
 
 def roots(extra: Iterable[str | Path] = ()) -> list[Path]:
     """Folders that are searched for suites: the user's first, then the shipped one."""
-    return [Path(folder).expanduser().resolve() for folder in extra] + [paths.SUITES]
+    return [paths.expanded(folder).resolve() for folder in extra] + [paths.SUITES]
 
 
 def list_suites(extra: Iterable[str | Path] = ()) -> dict[str, Suite]:
@@ -83,8 +83,8 @@ def list_suites(extra: Iterable[str | Path] = ()) -> dict[str, Suite]:
 def find_suite(name: str, extra: Iterable[str | Path] = ()) -> Suite:
     """The suite of that name, folder or text file, or else the task of lm-eval that has the name (checked by lm-eval itself)."""
     if name.endswith(TEXTS):
-        return _of_text(Path(name).expanduser())
-    if (folder := Path(name).expanduser()).joinpath(SIDECAR).is_file():
+        return _of_text(paths.expanded(name))
+    if (folder := paths.expanded(name)).joinpath(SIDECAR).is_file():
         return read_suite(folder.resolve())
     known = list_suites(extra)
     if name in known:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.errors import Malformed, NotAModel, NotFound, Unsupported
-from mcp_server.core.paths import huggingface_cache
+from mcp_server.core.paths import expanded, huggingface_cache
 from mcp_server.core.safetensors_header import Header, read_header
 
 FLOATS: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -43,7 +43,7 @@ class Checkpoint:
 
 def locate(ref: str) -> Path:
     """The folder of a model: a path, or a hub id (`name@revision`) that is in the local hub cache."""
-    folder = Path(ref).expanduser()
+    folder = expanded(ref)
     if folder.is_dir():
         return folder.resolve()
     name, _, revision = ref.partition("@")

@@ -13,6 +13,7 @@ from mcp_server.core import settings as operator
 from mcp_server.core.errors import BadInput, Malformed, NotFound
 from mcp_server.core.models.plan import Plan
 from mcp_server.core.models.scenario import Scenario
+from mcp_server.core.paths import expanded
 from mcp_server.core.policy import Policy, for_agent
 from mcp_server.core.recipe import Recipe as ParsedRecipe
 from mcp_server.core.recipe import parse_recipe
@@ -46,7 +47,7 @@ class Access:
 
     def file(self, text: str, what: str) -> Path:
         """A file to read."""
-        path = self.policy.check_read(self.folder / Path(text).expanduser())
+        path = self.policy.check_read(self.folder / expanded(text))
         if not path.is_file():
             raise NotFound(f"there is no {what} at {path}", f"give the path of a {what} file, or its text")
         if path.stat().st_size > MAX_BYTES:
@@ -55,14 +56,14 @@ class Access:
 
     def existing_folder(self, text: str) -> Path:
         """A merged model's folder."""
-        path = self.policy.check_read(self.folder / Path(text).expanduser())
+        path = self.policy.check_read(self.folder / expanded(text))
         if not path.is_dir():
             raise NotFound(f"there is no folder {path}", "give the folder that launch_merge wrote; list_merges shows them")
         return path
 
     def output(self, text: str) -> Path:
         """A folder or file to write."""
-        return self.policy.check_write(self.folder / Path(text).expanduser())
+        return self.policy.check_write(self.folder / expanded(text))
 
     def recipe(self, text_or_path: str) -> tuple[str, Path]:
         """The recipe's text and the folder that its relative paths start from; every model in it passes the policy."""

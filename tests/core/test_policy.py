@@ -85,6 +85,13 @@ def test_control_characters_in_a_path_are_refused(path):
         Policy().check_read(path)
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "~0", "\ud800", "x" * 5_000, "/".join(["y" * 300] * 20)])
+def test_what_cannot_be_a_path_is_refused_in_our_words_or_leads_nowhere(path, fenced):
+    for check in (fenced[0].check_read, fenced[0].check_write):
+        with pytest.raises((BadInput, NotAllowed)):
+            check(path)
+
+
 @given(st.text(max_size=60))
 def test_no_text_gets_out_of_the_root(text):
     rules = Policy(roots=(Path("/srv/models"),))

@@ -16,10 +16,10 @@ class ScenarioSource(Frozen):
     ref: str | None = Field(default=None, description="local folder or hub id", examples=["./persona_adapter"])
     kind: Literal["lora", "full"] | None = None
     capability: str | None = Field(default=None, description="what it adds", examples=["casual voice"])
-    training_examples: int | None = Field(default=None, ge=0)
+    training_examples: int | None = Field(default=None, ge=0, le=10**15)
     rank: int | None = Field(default=None, ge=1, description="LoRA rank")
-    importance: float | None = Field(default=None, gt=0, description="relative to the others; 1 is neutral")
-    norm: float | None = Field(default=None, ge=0, description="measured norm of its task vector")
+    importance: float | None = Field(default=None, gt=0, le=1e6, description="relative to the others; 1 is neutral")
+    norm: float | None = Field(default=None, ge=0, le=1e12, description="measured norm of its task vector")
     base: str | None = Field(default=None, description="the base that it was trained on")
     architecture: str | None = Field(default=None, examples=["LlamaForCausalLM"])
     status: Literal["works", "broken", "unevaluated", "missing"] | None = None

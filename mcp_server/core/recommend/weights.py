@@ -9,13 +9,17 @@ to a mean of one, and `lambda` scales the sum.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from mcp_server.core.catalog import threshold
 from mcp_server.core.catalog.models import Strategy
 from mcp_server.core.catalog.signals import examples_known, favoured, norm_ratio, trained
 from mcp_server.core.models.plan import FiredRule
-from mcp_server.core.models.scenario import Scenario
+from mcp_server.core.models.scenario import Scenario, ScenarioSource
+
+_SMALLEST_NORM = 1e-9
+"""Below that a task vector is rounding dust, and dividing by it would give it all the weight."""
 
 
 def shares(scenario: Scenario) -> tuple[dict[str, float], list[FiredRule]]:
@@ -41,7 +45,7 @@ def shares(scenario: Scenario) -> tuple[dict[str, float], list[FiredRule]]:
         raw = {name: value * (sources[name].importance or 1.0) for name, value in raw.items()}
         fired.append(_rule("weights_by_importance", "multiplied by the importance that you gave", "your scenario"))
     ratio = norm_ratio(scenario)
-    if ratio is not None and ratio >= threshold("norm_imbalance") and all(source.norm for source in sources.values()):
+    if ratio is not None and ratio >= threshold("norm_imbalance") and _can_divide(sources.values()):
         raw = {name: value / (sources[name].norm or 1.0) for name, value in raw.items()}
         because = "divided by the measured norms, so that influence follows the shares"
         fired.append(_rule("weights_by_norm", because, "measured here: the source with half the norm lost its skill"))
@@ -53,6 +57,10 @@ def shares(scenario: Scenario) -> tuple[dict[str, float], list[FiredRule]]:
             _rule("weights_favour", f"{name} is favoured with at least {threshold('favour_share'):g}", "Lesson 0, Weighted Merge")
         )
     return result, fired
+
+
+def _can_divide(sources: Iterable[ScenarioSource]) -> bool:
+    return all((source.norm or 0) >= _SMALLEST_NORM for source in sources)
 
 
 def scaled(shares: dict[str, float], strategy: Strategy) -> dict[str, float]:
