@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from mcp_server.engine.checkpoint import ITEM_BYTES
+from mcp_server.engine.kernels import CHUNK, subtract
 
 Array = np.ndarray[Any, Any]
 
@@ -66,6 +67,16 @@ def _narrow_f16(values: Array, bits: Array, raw: Array) -> None:
         raw[i] = np.uint16(out | sign)
 
 
+@njit(nogil=True, cache=True)
+def _widen_difference_bf16(raw: Array, reference: Array, out: Array) -> int:
+    bits, found = out.view(np.uint32), 0
+    for begin in range(0, raw.size, CHUNK):
+        end = min(begin + CHUNK, raw.size)
+        _widen_bf16(raw[begin:end], bits[begin:end])
+        found += subtract(out[begin:end], reference[begin:end])
+    return found
+
+
 def decode(raw: Array, dtype: str, out: Array) -> None:
     """Bytes of `dtype` (safetensors name) to float32 in `out`; both hold out.size elements."""
     if dtype == "BF16":
@@ -74,6 +85,14 @@ def decode(raw: Array, dtype: str, out: Array) -> None:
         _widen_f16(raw.view(np.uint16), out.view(np.uint32), out)
     else:
         np.copyto(out, raw.view(np.float32))
+
+
+def decode_difference(raw: Array, dtype: str, reference: Array, out: Array) -> int:
+    """decode, minus `reference`, while the values are in the cache; returns how many of the differences are not finite."""
+    if dtype == "BF16":
+        return int(_widen_difference_bf16(raw.view(np.uint16), reference, out))
+    decode(raw, dtype, out)
+    return int(subtract(out, reference))
 
 
 def encode(values: Array, dtype: str, raw: Array) -> None:

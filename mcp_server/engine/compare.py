@@ -129,15 +129,8 @@ def _tensor(plan: TensorPlan, reader: Reader, team: Team, sample: bool) -> Sums:
     sampled = [replace(b, count=b.rows * b.columns) for b in rows]
     blocks = sampled if sample else tensor.blocks
 
-    def load(workspace: Workspace, block: Block) -> tuple[Array, Array]:
-        reference = tensor.load_reference(workspace, block)
-        deltas = workspace.stack("deltas", sources, block.count)
-        for i in range(sources):
-            tensor.load_delta(i, workspace, block, reference, deltas[i])
-        return reference, deltas
-
     def magnitudes(workspace: Workspace, block: Block) -> Array:
-        return np.abs(load(workspace, block)[1])
+        return np.abs(tensor.load_all(workspace, block)[1])
 
     every = np.concatenate(team.run(magnitudes, _thin(sampled)), axis=1)
     place = max(0, every.shape[1] - max(1, int(TOP_SHARE * every.shape[1])))
@@ -145,7 +138,7 @@ def _tensor(plan: TensorPlan, reader: Reader, team: Team, sample: bool) -> Sums:
     thresholds = [max(np.partition(row, place)[place], tiny) for row in every]
 
     def work(workspace: Workspace, block: Block) -> Sums:
-        reference, deltas = load(workspace, block)
+        reference, deltas = tensor.load_all(workspace, block)
         single = [kernels.measure(delta, t) for delta, t in zip(deltas, thresholds, strict=True)]
         pair = [kernels.relate(deltas[i], deltas[j], thresholds[i], thresholds[j]) for i, j in combinations(range(sources), 2)]
         return Sums(block.count, kernels.dot(reference, reference), np.array(single), np.array(pair).reshape(-1, 4))

@@ -50,10 +50,15 @@ class OpenTensor:
         self.reference = plan.reference
         self.deltas = [entry for i, entry in enumerate(plan.inputs) if i != plan.base]
         self.parameters = [values for i, values in enumerate(plan.per_source) if i != plan.base]
+        self._needs = [self._needs_reference(entry) for entry in self.deltas]
         self._factors: dict[int, Factors] = {}
         for entry in (*self.deltas, *([self.reference] if self.reference else [])):
             if entry.low_rank is not None:
                 self._factors[id(entry.low_rank)] = Factors.read(entry.low_rank, reader)
+
+    def _needs_reference(self, entry: Input) -> bool:
+        reference = self.reference
+        return reference is not None and (entry.stored != reference.stored or reference.low_rank is not None)
 
     def nonfinite_factors(self) -> dict[str, int]:
         """Sources whose low-rank factors hold values that are not finite, and how many."""
@@ -68,8 +73,11 @@ class OpenTensor:
 
     def needs_reference(self, index: int) -> bool:
         """Whether a delta cannot be had without reading the reference."""
-        entry, reference = self.deltas[index], self.reference
-        return reference is not None and (entry.stored != reference.stored or reference.low_rank is not None)
+        return self._needs[index]
+
+    def untouched(self, index: int) -> bool:
+        """Whether this source has the reference's very bytes: its delta is zero everywhere."""
+        return not self._needs[index] and self.reference is not None and self.deltas[index].low_rank is None
 
     def load_reference(self, workspace: Workspace, block: Block) -> Array:
         """The reference's block; empty when there is none."""
@@ -77,41 +85,43 @@ class OpenTensor:
             return workspace.take("reference", 0)
         return self._value(self.reference, workspace, block, workspace.take("reference", block.count))
 
-    def untouched(self, index: int) -> bool:
-        """Whether this source has the reference's very bytes: its delta is zero everywhere."""
-        return not self.needs_reference(index) and self.reference is not None and self.deltas[index].low_rank is None
-
-    def load_delta(self, index: int, workspace: Workspace, block: Block, reference: Array, out: Array) -> None:
-        """Source `index`'s delta into `out`. `reference` is only used if the delta needs it."""
+    def load_delta(self, index: int, workspace: Workspace, block: Block, reference: Array, out: Array) -> int:
+        """Source `index`'s delta into `out`; returns how many of it are not finite. `reference` is read only if it is needed."""
         entry = self.deltas[index]
         if self.untouched(index):
             out[:] = 0
-        elif self.reference is not None and not self.needs_reference(index):
+            return 0
+        if self.reference is not None and self._needs[index] and entry.low_rank is None:
+            return self.reader.difference(entry.stored, block, workspace, reference, out)
+        if self.reference is not None and not self._needs[index]:
             self._factors[id(entry.low_rank)].rows_into(block, out)
         else:
             self._value(entry, workspace, block, out)
             if self.reference is not None:
-                np.subtract(out, reference, out=out)
+                return int(kernels.subtract(out, reference))
+        return _count_nonfinite(out)
 
     def load_all(self, workspace: Workspace, block: Block) -> tuple[Array, Array]:
         """(reference, stack of deltas)."""
-        reference = self.load_reference(workspace, block)
-        stack = workspace.stack("deltas", len(self.deltas), block.count)
-        for index in range(len(self.deltas)):
-            self.load_delta(index, workspace, block, reference, stack[index])
-        return reference, stack
+        return self._load(workspace, block)[:2]
 
-    def nonfinite(self, reference: Array, stack: Array) -> dict[str, int]:
-        """Sources that hold values that are not finite in a loaded block, and how many; the reference is blamed first."""
+    def load_checked(self, workspace: Workspace, block: Block) -> tuple[Array, Array, dict[str, int]]:
+        """`load_all`, and which sources hold values that are not finite, and how many; the reference is blamed first."""
+        reference, stack, counts = self._load(workspace, block)
         found = {}
         if self.reference is not None and (number := _count_nonfinite(reference)):
             found[self.reference.source] = number
-        for entry, delta in zip(self.deltas, stack, strict=True):
-            if number := _count_nonfinite(delta):
-                broken = np.isfinite(reference) if reference.size else np.ones(delta.size, bool)
-                if own := int((~np.isfinite(delta) & broken).sum()):
+        for entry, delta, count in zip(self.deltas, stack, counts, strict=True):
+            if count:
+                sound = np.isfinite(reference) if reference.size else np.ones(delta.size, bool)
+                if own := int((~np.isfinite(delta) & sound).sum()):
                     found[entry.source] = own
-        return found
+        return reference, stack, found
+
+    def _load(self, workspace: Workspace, block: Block) -> tuple[Array, Array, list[int]]:
+        reference = self.load_reference(workspace, block)
+        stack = workspace.stack("deltas", len(self.deltas), block.count)
+        return reference, stack, [self.load_delta(i, workspace, block, reference, delta) for i, delta in enumerate(stack)]
 
     def _value(self, entry: Input, workspace: Workspace, block: Block, out: Array) -> Array:
         self.reader.values(entry.stored, block, workspace, out)

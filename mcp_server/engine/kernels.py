@@ -71,16 +71,36 @@ def position_after(bits: Array, threshold: int, wanted: int) -> int:
     return bits.size
 
 
+@njit(nogil=True, cache=True, fastmath=_SUM)
+def _mark(bits: Array, first: int, width: int, stop: int, marks: Array) -> int:
+    """marks[j] = |value| pattern in [first, first + width); returns how many are at or above `stop`."""
+    above = 0
+    for j in range(bits.size):
+        b = np.uint32(bits[j] & _ABS)
+        marks[j] = np.uint8(np.uint32(b - first) < width)
+        above += int(b >= stop)
+    return above
+
+
 @njit(nogil=True, cache=True)
 def collect(bits: Array, low: int, high: int, found: Array) -> tuple[int, int]:
-    """Write to `found`, in order, the |value| patterns in [low, high); returns (how many, how many are at or above high)."""
-    first, stop = np.uint32(low), np.uint32(high)
+    """Write to `found`, in order, the |value| patterns in [low, high); returns (how many, how many are at or above high).
+
+    Few are in the window, so whole groups of eight are passed over at a time. `found` needs room for eight more than it gets.
+    """
+    first, width, stop = np.uint32(low), np.uint32(high - low), np.uint32(high)
+    marks = np.zeros(CHUNK, np.uint8)
+    groups = marks.view(np.uint64)
     number = above = 0
-    for i in range(bits.size):
-        b = bits[i] & _ABS
-        found[number] = b  # overwritten by the next one unless it counts: cheaper than a branch
-        number += int((b >= first) & (b < stop))
-        above += int(b >= stop)
+    for begin in range(0, bits.size, CHUNK):
+        part = bits[begin : min(begin + CHUNK, bits.size)]
+        marks[part.size :] = 0
+        above += _mark(part, first, width, stop, marks)
+        for group in range(groups.size):
+            if groups[group]:
+                for j in range(8 * group, min(8 * group + 8, part.size)):
+                    found[number] = part[j] & _ABS  # overwritten by the next one unless it counts: cheaper than a branch
+                    number += int(marks[j])
     return number, above
 
 
@@ -89,6 +109,23 @@ def count_nonfinite(bits: Array) -> int:
     found = 0
     for i in range(bits.size):
         found += (bits[i] & _INF) == _INF
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _subtract(values: Array, reference: Array) -> None:
+    for i in range(values.size):
+        values[i] -= reference[i]
+
+
+@njit(nogil=True, cache=True)
+def subtract(values: Array, reference: Array) -> int:
+    """values −= reference; returns how many of the differences are not finite."""
+    found = 0
+    for begin in range(0, values.size, CHUNK):
+        part = values[begin : min(begin + CHUNK, values.size)]
+        _subtract(part, reference[begin : begin + part.size])
+        found += count_nonfinite(part.view(np.uint32))
     return found
 
 
@@ -142,26 +179,33 @@ def relate(a: Array, b: Array, threshold_a: float, threshold_b: float) -> tuple[
 
 
 @njit(nogil=True, cache=True)
-def keep_largest(delta: Array, bits: Array, threshold: int, ties: int, kept: Array) -> None:
-    """Keep |values| above the threshold pattern, and those equal to it among the first `ties` elements."""
-    pattern = np.uint32(threshold)
-    zero = np.float32(0)
-    for i in range(ties):
-        kept[i] = delta[i] if (bits[i] & _ABS) >= pattern else zero
-    for i in range(ties, delta.size):
-        kept[i] = delta[i] if (bits[i] & _ABS) > pattern else zero
+def _keep_from(bits: Array, pattern: int, kept: Array) -> None:
+    lowest = np.uint32(pattern)
+    for i in range(bits.size):
+        kept[i] = bits[i] if np.uint32(bits[i] & _ABS) >= lowest else np.uint32(0)
+
+
+@njit(nogil=True, cache=True)
+def keep_largest(bits: Array, threshold: int, ties: int, kept: Array) -> None:
+    """Keep |values| above the threshold pattern, and those equal to it among the first `ties` elements; all as patterns."""
+    first = min(max(ties, 0), bits.size)
+    _keep_from(bits[:first], threshold, kept[:first])
+    _keep_from(bits[first:], threshold + 1, kept[first:])
+
+
+@njit(nogil=True, cache=True)
+def _drop_from(bits: Array, pattern: int, kept: Array) -> None:
+    lowest = np.uint32(pattern)
+    for i in range(bits.size):
+        kept[i] = kept[i] if np.uint32(bits[i] & _ABS) < lowest else np.uint32(0)
 
 
 @njit(nogil=True, cache=True)
 def drop_largest(bits: Array, threshold: int, ties: int, kept: Array) -> None:
     """The opposite: zero in `kept` what `keep_largest` would keep."""
-    pattern = np.uint32(threshold)
-    for i in range(ties):
-        if (bits[i] & _ABS) >= pattern:
-            kept[i] = np.float32(0)
-    for i in range(ties, kept.size):
-        if (bits[i] & _ABS) > pattern:
-            kept[i] = np.float32(0)
+    first = min(max(ties, 0), bits.size)
+    _drop_from(bits[:first], threshold, kept[:first])
+    _drop_from(bits[first:], threshold + 1, kept[first:])
 
 
 @njit(nogil=True, cache=True)
@@ -191,12 +235,26 @@ def _add_scaled(total: Array, factor: float, part: Array) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _add_agreeing(total: Array, factor: float, weight: float, part: Array, mixed: Array, divisor: Array) -> None:
+def _scale(part: Array, factor: float, scaled: Array, total: Array) -> None:
     for j in range(part.size):
         value = factor * np.float64(part[j])
-        agrees = ((value > 0.0) & (total[j] >= 0.0)) | ((value < 0.0) & (total[j] < 0.0))
-        mixed[j] += value if agrees else 0.0
-        divisor[j] += weight if agrees else 0.0
+        scaled[j] = value
+        total[j] += value
+
+
+@njit(nogil=True, cache=True)
+def _take_signs(total: Array) -> None:
+    """+1 or −1; a sum that is no number has no sign, and nothing agrees with it."""
+    for j in range(total.size):
+        total[j] = 1.0 if total[j] >= 0.0 else (-1.0 if total[j] < 0.0 else 0.0)
+
+
+@njit(nogil=True, cache=True)
+def _add_agreeing(scaled: Array, sign: Array, weight: float, mixed: Array, divisor: Array) -> None:
+    for j in range(scaled.size):
+        along = scaled[j] * sign[j]
+        mixed[j] += along if along > 0.0 else 0.0
+        divisor[j] += weight if along > 0.0 else 0.0
 
 
 @njit(nogil=True, cache=True)
@@ -207,9 +265,9 @@ def _divide(mixed: Array, divisor: Array) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _finish(reference: Array, strength: float, mixed: Array, out: Array) -> None:
+def _finish(reference: Array, strength: float, sign: Array, mixed: Array, out: Array) -> None:
     for j in range(out.size):
-        out[j] = np.float32(np.float64(reference[j]) + strength * mixed[j])
+        out[j] = np.float32(np.float64(reference[j]) + strength * (sign[j] * mixed[j]))
 
 
 @njit(nogil=True, cache=True)
@@ -234,38 +292,49 @@ def weighted_sum(reference: Array, scale: float, parts: Array, factors: Array, o
 
 
 @njit(nogil=True, cache=True)
-def elect(reference: Array, kept: Array, factors: Array, weights: Array, normalize: bool, strength: float, out: Array) -> None:
+def elect(
+    reference: Array,
+    parts: Array,
+    thresholds: Array,
+    ties: Array,
+    factors: Array,
+    weights: Array,
+    normalize: bool,
+    strength: float,
+    out: Array,
+) -> None:
     """Sign election: out = reference + strength · Σ agreeing factors·kept, divided by their weights if `normalize`.
 
-    The sign of an element is that of the weighted sum, positive when it is zero; a part agrees when its own sign is the same,
-    so a zero never does. A divisor of zero counts as one.
+    Of part k, `keep_largest` with thresholds[k] and ties[k] takes part; a threshold of zero takes all of it. The sign of an
+    element is that of the weighted sum, positive when it is zero; a part agrees when its own sign is the same, so a zero never
+    does. A divisor of zero counts as one.
     """
-    buffers = np.empty((3, CHUNK), np.float64)
+    sources = parts.shape[0]
+    buffers = np.empty((3 + sources, CHUNK), np.float64)
+    kept = np.empty(CHUNK, np.float32)
     for begin in range(0, out.size, CHUNK):
         end = min(begin + CHUNK, out.size)
-        total, mixed, divisor = buffers[0, : end - begin], buffers[1, : end - begin], buffers[2, : end - begin]
+        size = end - begin
+        total, mixed, divisor = buffers[0, :size], buffers[1, :size], buffers[2, :size]
         total[:] = 0.0
         mixed[:] = 0.0
         divisor[:] = 0.0
-        for k in range(kept.shape[0]):
-            _add_scaled(total, factors[k], kept[k, begin:end])
-        for k in range(kept.shape[0]):
-            _add_agreeing(total, factors[k], weights[k], kept[k, begin:end], mixed, divisor)
+        for k in range(sources):
+            keep_largest(parts[k, begin:end].view(np.uint32), thresholds[k], ties[k] - begin, kept[:size].view(np.uint32))
+            _scale(kept[:size], factors[k], buffers[3 + k, :size], total)
+        _take_signs(total)
+        for k in range(sources):
+            _add_agreeing(buffers[3 + k, :size], total, weights[k], mixed, divisor)
         if normalize:
             _divide(mixed, divisor)
-        _finish(reference[begin:end], strength, mixed, out[begin:end])
+        _finish(reference[begin:end], strength, total, mixed, out[begin:end])
 
 
 # ── evidence ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @njit(nogil=True, cache=True, fastmath=_SUM)
-def landing(reference: Array, grid: Array, exact: Array, rounded: Array, delta: Array) -> tuple[float, float, float, float]:
-    """Sums over a block: (landed·delta, delta², delta² where the merge moves, delta² where rounding undid the move).
-
-    landed = rounded − reference. `grid` is the reference in the output's precision: a move is undone when the rounded result
-    is the same number as that.
-    """
+def _landing(reference: Array, grid: Array, exact: Array, rounded: Array, delta: Array) -> tuple[float, float, float, float]:
     along = energy = moved = undone = 0.0
     for i in range(delta.size):
         d = np.float64(delta[i])
@@ -276,3 +345,22 @@ def landing(reference: Array, grid: Array, exact: Array, rounded: Array, delta: 
         moved += square if moves else 0.0
         undone += square if moves and rounded[i] == grid[i] else 0.0
     return along, energy, moved, undone
+
+
+@njit(nogil=True, cache=True)
+def landing(reference: Array, grid: Array, exact: Array, rounded: Array, deltas: Array, sums: Array) -> None:
+    """Add to sums[k] over a block: (landed·delta, delta², delta² where the merge moves, delta² where rounding undid the move).
+
+    landed = rounded − reference. `grid` is the reference in the output's precision: a move is undone when the rounded result
+    is the same number as that.
+    """
+    for begin in range(0, exact.size, CHUNK):
+        end = min(begin + CHUNK, exact.size)
+        for k in range(deltas.shape[0]):
+            along, energy, moved, undone = _landing(
+                reference[begin:end], grid[begin:end], exact[begin:end], rounded[begin:end], deltas[k, begin:end]
+            )
+            sums[k, 0] += along
+            sums[k, 1] += energy
+            sums[k, 2] += moved
+            sums[k, 3] += undone

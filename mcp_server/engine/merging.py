@@ -86,11 +86,10 @@ class Sparse:
     elects: bool
 
     def __call__(self, workspace: Workspace, block: Block, reference: Array, deltas: Array, out: Array) -> None:
-        kept = workspace.stack("kept", *deltas.shape)
-        for index in range(len(deltas)):
-            self.thinner.keep(index, block, deltas[index], kept[index])
-        factors = self.weights * self.thinner.scales
         if self.elects:
-            kernels.elect(reference, kept, factors, self.weights, self.normalize, self.strength, out)
+            parts, thresholds, ties = self.thinner.parts(workspace, block, deltas)
+            factors = self.weights * self.thinner.scales
+            kernels.elect(reference, parts, thresholds, ties, factors, self.weights, self.normalize, self.strength, out)
         else:
-            kernels.weighted_sum(reference, 1.0, kept, self.strength * factors, out)
+            kept = self.thinner.kept(workspace, block, deltas)
+            kernels.weighted_sum(reference, 1.0, kept, self.strength * self.weights * self.thinner.scales, out)

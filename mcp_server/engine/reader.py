@@ -16,7 +16,7 @@ import numpy as np
 from mcp_server.core.errors import InputChanged, NotFound
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.checkpoint import ITEM_BYTES, StoredTensor
-from mcp_server.engine.codecs import decode
+from mcp_server.engine.codecs import decode, decode_difference
 from mcp_server.engine.team import Workspace
 
 Array = np.ndarray[Any, Any]
@@ -29,17 +29,18 @@ class Reader:
 
     def __init__(self, *, forget: bool = False) -> None:
         self.forget = forget and _CAN_ADVISE
-        self._files: dict[Path, int] = {}
+        self._files: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def _file(self, path: Path) -> int:
+        name = str(path)  # kept by the path; hashing the path itself costs more than the lock
         with self._lock:
-            if path not in self._files:
+            if name not in self._files:
                 try:
-                    self._files[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                    self._files[name] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
                 except FileNotFoundError as missing:
                     raise NotFound(f"{path} is gone", "put the file back and resume") from missing
-            return self._files[path]
+            return self._files[name]
 
     def bytes_into(self, path: Path, offset: int, buffer: Array) -> None:
         """Fill `buffer` (uint8) from byte `offset` of the file."""
@@ -63,6 +64,10 @@ class Reader:
     def values(self, tensor: StoredTensor, block: Block, workspace: Workspace, out: Array) -> None:
         """A block as float32 in `out`."""
         decode(self.raw(tensor, block.start, block.count, workspace), tensor.dtype, out)
+
+    def difference(self, tensor: StoredTensor, block: Block, workspace: Workspace, reference: Array, out: Array) -> int:
+        """A block minus `reference` as float32 in `out`; returns how many of the differences are not finite."""
+        return decode_difference(self.raw(tensor, block.start, block.count, workspace), tensor.dtype, reference, out)
 
     def whole(self, tensor: StoredTensor) -> Array:
         """A whole (small) tensor as float32, in its shape."""

@@ -71,7 +71,7 @@ def by_guessing(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut] | N
 
     def work(workspace: Workspace, block: Block) -> list[tuple[Array, int]]:
         patterns = _patterns(tensor, sorted({index for index, _ in wanted}), workspace, block)
-        found = workspace.take("found", block.count + 1, np.uint32)
+        found = workspace.take("found", block.count + 8, np.uint32)
         results = []
         for index, low, high in windows:
             number, above = kernels.collect(patterns[index], low, high, found)
@@ -82,12 +82,18 @@ def by_guessing(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut] | N
     cuts = []
     for place, (index, k) in enumerate(wanted):
         parts = [result[place][0] for result in results]
-        left, inside = k - sum(result[place][1] for result in results), np.concatenate(parts)
-        if not 0 < left <= inside.size:
+        left = k - sum(result[place][1] for result in results)
+        if not 0 < left <= sum(part.size for part in parts):
             return None
-        pattern = int(np.partition(inside, inside.size - left)[inside.size - left])
-        left -= int((inside > pattern).sum())
-        equal = np.cumsum([int((part == pattern).sum()) for part in parts])
+        high_counts, low_counts = np.zeros(1 << 15, np.int64), np.zeros(1 << 16, np.int64)
+        for part in parts:
+            kernels.count_high(part, high_counts)
+        high, left = _rank(high_counts, left)
+        for part in parts:
+            kernels.count_low(part, high, low_counts)
+        low, left = _rank(low_counts, left)
+        pattern = high << 16 | low
+        equal = np.cumsum([kernels.count_equal(part, pattern) for part in parts])
         cuts.append(Cut(pattern, _tie_position(tensor, index, pattern, equal, left)))
     return cuts
 

@@ -37,6 +37,7 @@ class Thinner(ABC):
         every = enumerate(tensor.parameters)
         self.densities = [1.0 if tensor.untouched(i) else values["density"] for i, values in every]
         self.scales: Array = np.ones(len(self.densities))
+        self._nothing = np.zeros(len(self.densities), np.int64)
 
     def keep(self, index: int, block: Block, delta: Array, kept: Array) -> None:
         """Write to `kept` what stays of delta `index`, zero elsewhere."""
@@ -44,6 +45,17 @@ class Thinner(ABC):
             kept[:] = delta
         else:
             self.thin(index, block, delta, kept)
+
+    def kept(self, workspace: Workspace, block: Block, deltas: Array) -> Array:
+        """What stays of every delta of a block."""
+        kept = workspace.stack("kept", *deltas.shape)
+        for index, delta in enumerate(deltas):
+            self.keep(index, block, delta, kept[index])
+        return kept
+
+    def parts(self, workspace: Workspace, block: Block, deltas: Array) -> tuple[Array, Array, Array]:
+        """The same for `kernels.elect`: a stack, and the thresholds and ties by which the kernel shall still thin it."""
+        return self.kept(workspace, block, deltas), self._nothing, self._nothing
 
     @abstractmethod
     def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None: ...
@@ -72,7 +84,13 @@ class Largest(Thinner):
 
     def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
         cut = self.cuts[index]
-        kernels.keep_largest(delta, delta.view(np.uint32), cut.pattern, cut.ties_in(block), kept)
+        kernels.keep_largest(delta.view(np.uint32), cut.pattern, cut.ties_in(block), kept.view(np.uint32))
+
+    def parts(self, _workspace: Workspace, block: Block, deltas: Array) -> tuple[Array, Array, Array]:
+        thresholds, ties = self._nothing.copy(), self._nothing.copy()
+        for index, cut in self.cuts.items():
+            thresholds[index], ties[index] = cut.pattern, cut.ties_in(block)
+        return deltas, thresholds, ties
 
 
 class WithoutOutliers(Thinner):
@@ -99,10 +117,10 @@ class WithoutOutliers(Thinner):
         if stop is None:
             kept[:] = 0
             return
-        bits = delta.view(np.uint32)
-        kernels.keep_largest(delta, bits, stop.pattern, stop.ties_in(block), kept)
+        bits, patterns = delta.view(np.uint32), kept.view(np.uint32)
+        kernels.keep_largest(bits, stop.pattern, stop.ties_in(block), patterns)
         if skip is not None:
-            kernels.drop_largest(bits, skip.pattern, skip.ties_in(block), kept)
+            kernels.drop_largest(bits, skip.pattern, skip.ties_in(block), patterns)
 
 
 class Random(Thinner):

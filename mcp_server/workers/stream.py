@@ -9,8 +9,13 @@ Not covered: locking OUT, renaming the folder, cancelling: the job layer's. Reci
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+
+# Both together halve the processor time of the start (1.15 s to 0.6 s on a 2-core EPYC):
+gc.disable()  # imports make no garbage, and a merge makes no cycles
+sys.modules["scipy.linalg"] = None  # type: ignore[assignment]  # numba asks for its BLAS, which no kernel uses
 
 # One thread per matrix product: threads share blocks instead, and a product must not round differently with their number.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
@@ -24,6 +29,8 @@ from mcp_server.engine.adapter_space import merge_adapters  # noqa: E402
 from mcp_server.engine.merge import merge  # noqa: E402
 from mcp_server.engine.request import Request  # noqa: E402
 from mcp_server.workers.protocol import Job, run_worker  # noqa: E402
+
+gc.freeze()  # the collection at exit need not look at all this either
 
 
 def main(job: Job) -> dict[str, Any]:
