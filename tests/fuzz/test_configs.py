@@ -14,6 +14,8 @@ from mcp_server.core.estimate import estimate
 from mcp_server.core.validate import validate
 from mcp_server.engine.adapters import open_adapter
 from mcp_server.engine.checkpoint import open_checkpoint
+from mcp_server.engine.plan import make_plan
+from mcp_server.engine.recipe import parse_recipe
 from tests import tiny
 
 ODD = st.one_of(
@@ -63,6 +65,7 @@ def test_any_model_config(sources, changes, removed):
         lambda: open_checkpoint(str(strange)),
         lambda: validate(recipe),
         lambda: estimate(recipe),
+        lambda: make_plan(parse_recipe(recipe)),
     )
 
 
@@ -81,6 +84,7 @@ def test_any_adapter_config(sources, changes, removed):
         lambda: open_adapter(str(adapter), tensors),
         lambda: validate(recipe),
         lambda: estimate(recipe),
+        lambda: make_plan(parse_recipe(recipe)),
     )
 
 
