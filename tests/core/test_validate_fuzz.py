@@ -65,7 +65,7 @@ def changed(draw: st.DrawFn) -> str:
             parent = parent[part]
         match draw(st.sampled_from(["exchange", "remove", "rename"])):
             case "exchange":
-                parent[last] = draw(TREE)
+                parent[last] = copy.deepcopy(draw(TREE))  # a shared value could be put into itself
             case "remove" if isinstance(parent, dict):
                 del parent[last]
             case "rename" if isinstance(parent, dict):
