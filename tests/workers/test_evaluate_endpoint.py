@@ -96,7 +96,7 @@ def test_another_tokenizer_behind_the_endpoint_is_found_out() -> None:
 
 @pytest.mark.parametrize("path", ["", "/chat/completions"])
 def test_where_no_likelihoods_are_to_be_had_a_suite_that_needs_them_is_refused(path: str) -> None:
-    with serving(Server(echoes=False)) as server, pytest.raises(Unsupported, match="needs log-probabilities of its prompts"):
+    with serving(Server(echoes=False)) as server, pytest.raises(Unsupported, match="tells no log-probabilities of a prompt"):
         served(server, path=path).loglikelihood(pairs(("Q:", "yes")), disable_tqdm=True)
 
 

@@ -95,7 +95,7 @@ class ServedLM(TemplateLM):
         self._concurrent, self._window = concurrent, window_tokens
         self._chat = endpoint.url.endswith(CHAT)
         self._takes_ids = False
-        self._no_scores: str | None = "a chat endpoint tells no log-probabilities of a prompt" if self._chat else None
+        self._no_scores: str | None = "a chat endpoint has none" if self._chat else None
         self._try_out()
 
     @property
@@ -169,7 +169,7 @@ class ServedLM(TemplateLM):
         """(log-likelihood of the continuation, whether greedy decoding would have written it)."""
         if self._no_scores:
             raise Unsupported(
-                f"a suite needs log-probabilities of its prompts, and {self._no_scores}",
+                f"{self.endpoint.url} tells no log-probabilities of a prompt: {self._no_scores}",
                 "leave out suites that compare likelihoods (perplexity, general), or serve the model where `echo` and "
                 "`logprobs` work on /v1/completions (vLLM does)",
             )
@@ -216,10 +216,10 @@ class ServedLM(TemplateLM):
         try:
             found = self.endpoint.first_choice(self._echo(tokens)).get("logprobs")
         except Refused as error:
-            self._no_scores = f"{self.endpoint.url} refuses to echo them: {error}"
+            self._no_scores = f"it refuses to echo them ({error})"
             return
         if not isinstance(found, dict) or len(found.get("token_logprobs") or []) < len(tokens) or not found.get("top_logprobs"):
-            self._no_scores = f"{self.endpoint.url} answers without those of the prompt"
+            self._no_scores = "it answers without them"
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:
