@@ -182,6 +182,10 @@ def sweep(
     quick_limit: Annotated[int, typer.Option(min=1, help="prompts per suite for the first look at every candidate")] = 20,
     workers: Annotated[int, typer.Option(min=1, help="candidates at once on this machine")] = 1,
     ray: Annotated[str | None, typer.Option(help="address of a Ray cluster (extra: ray)")] = None,
+    cpus: Annotated[float, typer.Option(min=0.1, help="on Ray: processors that a task declares")] = 1,
+    memory_gib: Annotated[float, typer.Option(min=0.1, help="on Ray: memory that a task declares")] = 2,
+    gpus: Annotated[float, typer.Option(min=0, help="on Ray: GPUs that a task declares")] = 0,
+    seed: Annotated[int, typer.Option(help="of every merge")] = 0,
     json: Json = False,
 ) -> int:
     """Merge and evaluate several candidates, choose on the dev split, report once on the test split."""
@@ -195,6 +199,10 @@ def sweep(
         "quick_limit": quick_limit,
         "workers": workers,
         "ray": ray,
+        "cpus": cpus,
+        "memory_gib": memory_gib,
+        "gpus": gpus,
+        "seed": seed,
     }
     found = Sweep.model_validate(run_job("sweep", parameters, quiet=json))
     emit(found, json, lambda: show_sweep(found))

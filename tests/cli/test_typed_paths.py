@@ -65,6 +65,7 @@ def test_evaluate_takes_models_suites_and_texts_from_here(started: dict[str, Any
 
 def test_sweep_takes_its_suites_from_here(started: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text("verdict: merge", encoding="utf-8")
-    run("sweep", "plan.yaml", "out", "--suite", "notes.txt", "--suite", "general")
+    run("sweep", "plan.yaml", "out", "--suite", "notes.txt", "--suite", "general", "--ray", "auto", "--gpus", "1", "--cpus", "4")
+    assert (started["ray"], started["cpus"], started["gpus"], started["memory_gib"]) == ("auto", 4, 1, 2)
     assert (started["plan"], started["out"]) == (f"{tmp_path}/plan.yaml", f"{tmp_path}/out")
     assert started["suites"] == [f"{tmp_path}/notes.txt", "general"]
