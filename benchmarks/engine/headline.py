@@ -23,8 +23,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from measure import Cost, run
 from synthetic import SHAPES, write_lora, write_model
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from measure import Cost, run
 
 V2, V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
 

@@ -22,8 +22,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import Cost, run, synced_copy, warm
 from synthetic import SHAPES, Shape, write_lora, write_model
+from yardstick import synced_copy, warm
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from measure import Cost, run
 
 MERGEKIT = [str(Path(sys.executable).with_name("mergekit-yaml"))]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

@@ -14,8 +14,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from measure import measure
 from synthetic import Shape, write_model
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from measure import run as measure
 
 LARGE = Shape(hidden=1024, layers=1, intermediate=64, vocabulary=24576, tied=True)
 TINY = Shape(hidden=64, layers=1, intermediate=64, vocabulary=512, tied=True)
@@ -47,11 +49,11 @@ def run(work: Path, method: str, models: list[Path], dtype: str) -> tuple[int, f
     shutil.rmtree(out, ignore_errors=True)
     program = str(Path(sys.executable).parent / "mergekit-yaml")
     command = [program, str(config), str(out), "--no-write-model-card", "--quiet", "--no-copy-tokenizer"]
-    found = measure(command, {"HF_HUB_OFFLINE": "1", "TMPDIR": str(work)})
+    found = measure(command, work / "log", {"HF_HUB_OFFLINE": "1", "TMPDIR": str(work)})
     shutil.rmtree(out, ignore_errors=True)
     if found.exit_code:
-        raise SystemExit(f"{method}: {found.output_tail}")
-    return found.peak_anon_bytes, found.seconds
+        raise SystemExit(f"{method}: {found.tail}")
+    return found.anon, found.wall
 
 
 def main() -> None:

@@ -17,10 +17,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import measure
 from synthetic import Shape, write_lora, write_model
 
 from mcp_server.core.estimate import estimate
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from measure import run as measure
 
 THREADS = 2
 SHAPES = {
@@ -113,19 +115,19 @@ def run(case: Case, work: Path) -> dict[str, object]:
     }  # fmt: skip
     (job / "request.json").write_text(json.dumps({"kind": "merge", "parameters": parameters}), encoding="utf-8")
     env = {"MODEL_MERGING_HOME": str(work / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(THREADS), "TMPDIR": str(work)}
-    found = measure([sys.executable, "-m", f"mcp_server.workers.{case.engine}", str(job)], env)
+    found = measure([sys.executable, "-m", f"mcp_server.workers.{case.engine}", str(job)], work / "log", env)
     if found.exit_code:
-        raise SystemExit(f"{case.label}: exit {found.exit_code}\n{found.output_tail}")
+        raise SystemExit(f"{case.label}: exit {found.exit_code}\n{found.tail}")
     shutil.rmtree(out, ignore_errors=True)
-    over = estimated - found.peak_anon_bytes
+    over = estimated - found.anon
     return {
         "engine": case.engine,
         "label": case.label,
         "estimated": estimated,
-        "measured": found.peak_anon_bytes,
+        "measured": found.anon,
         "over": over,
-        "share": over / found.peak_anon_bytes,
-        "seconds": round(found.seconds, 1),
+        "share": over / found.anon,
+        "seconds": round(found.wall, 1),
     }
 
 

@@ -9,20 +9,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-EVERY_SECONDS = 0.02
+EVERY_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
 class Cost:
+    """`wall` and `cpu` are seconds, `tail` is the end of what the command printed."""
+
     exit_code: int
     wall: float
     cpu: float
     anon: int
-    """Bytes that the kernel cannot reclaim, sampled every 20 ms: a shorter spike can be missed."""
+    """Bytes that the kernel cannot reclaim (RssAnon), sampled every 10 ms: a shorter spike can be missed."""
     tail: str
 
 
 def run(command: list[str], log: Path, env: dict[str, str] | None = None) -> Cost:
+    """Run to the end, with both outputs in the file `log`; `env` is added to the environment."""
     start, peak, done = time.monotonic(), 0, threading.Event()
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
@@ -44,37 +47,12 @@ def run(command: list[str], log: Path, env: dict[str, str] | None = None) -> Cos
     return Cost(process.returncode, wall, usage.ru_utime + usage.ru_stime, peak, tail)
 
 
-def warm(folders: list[Path]) -> None:
-    """Read the inputs once, so that both sides find them in the page cache as far as it holds them."""
-    for folder in folders:
-        for path in sorted(folder.glob("*.safetensors")):
-            with path.open("rb", buffering=0) as file:
-                while file.read(1 << 23):
-                    pass
-
-
-def synced_copy(folder: Path, out: Path) -> float:
-    """Seconds to copy a checkpoint's weights and have the copy on disk; the copy is removed."""
-    start = time.monotonic()
-    out.mkdir(parents=True)
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb", buffering=0) as source, (out / path.name).open("wb", buffering=0) as target:
-            while block := source.read(1 << 22):
-                target.write(block)
-            os.fsync(target.fileno())
-    seconds = time.monotonic() - start
-    for path in out.iterdir():
-        path.unlink()
-    out.rmdir()
-    return seconds
-
-
 def _tree(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         try:
             for task in Path(f"/proc/{parent}/task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
+                found += [int(child) for child in (task / "children").read_text(encoding="utf-8").split()]
         except OSError:
             continue
     return found
@@ -82,7 +60,7 @@ def _tree(pid: int) -> list[int]:
 
 def _anon(pid: int) -> int:
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     except OSError:
