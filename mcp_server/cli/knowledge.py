@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 import yaml
@@ -166,10 +166,13 @@ def estimate(
     recipe: Annotated[Path, typer.Argument(help="recipe YAML")],
     ram_gib: Annotated[float | None, typer.Option(help="memory to fit into")] = None,
     out: Annotated[Path | None, typer.Option(help="where the output would go; its free disk is checked")] = None,
+    output: Annotated[Literal["model", "adapter"], typer.Option(help="as in merge")] = "model",
+    rank: Annotated[int | None, typer.Option(help="as in merge")] = None,
     json: Json = False,
 ) -> int:
     """What the merge will cost, per engine: memory, disk, time."""
-    found = estimate_recipe(read_text(recipe, "recipe"), ram_gib=ram_gib, out=out, folder=recipe.resolve().parent)
+    text, folder = read_text(recipe, "recipe"), recipe.resolve().parent
+    found = estimate_recipe(text, ram_gib=ram_gib, out=out, folder=folder, output=output, rank=rank)
     emit(found, json, lambda: show_estimate(found))
     return 1 if all(engine.fits is False for engine in found.engines.values()) else 0
 

@@ -14,68 +14,33 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mcp_server.core.errors import Malformed, Unsupported
-from mcp_server.engine.coverage import require_coverage
+from mcp_server.core.errors import Malformed
+from mcp_server.engine.adapter_plan import OVERSAMPLING, POWER_ITERATIONS, Module, plan_adapter
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.limits import PeakMeter, usable_cores
+from mcp_server.engine.limits import PeakMeter, give_back_freed_memory, usable_cores
 from mcp_server.engine.merging import prepare
 from mcp_server.engine.papers import TOKENIZER_FILES, copy_files, sync_folder, write_json, write_record
-from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
+from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.reader import Reader
-from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.request import Report, Request, choose_seed
 from mcp_server.engine.team import Team
 
 Array = np.ndarray[Any, Any]
 
-OVERSAMPLING, POWER_ITERATIONS = 8, 2
-_WAY_ROUND = "use --output model"
-
-
-@dataclass(frozen=True)
-class Module:
-    """One adapted matrix: its plan, the coefficient of each input's update, and the rank that the result gets."""
-
-    plan: TensorPlan
-    coefficients: tuple[float, ...]
-    rank: int
-    transposed: bool
-    embedding: bool
-
-    @property
-    def name(self) -> str:
-        return self.plan.name.removesuffix(".weight")
-
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        rows, columns = self.plan.shape
-        if self.transposed:
-            rows, columns = columns, rows
-        a, b = ("embedding_A", "embedding_B") if self.embedding else ("A.weight", "B.weight")
-        stem = f"base_model.model.{self.name}.lora_"
-        return {stem + a: (self.rank, columns), stem + b: (rows, self.rank)}
-
 
 def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
     """Write one adapter that stands for the recipe. Same result fields as a merge, plus `relative_error` for an SVD."""
     started = time.monotonic()
-    recipe = parse_recipe(request.recipe)
-    require_coverage(recipe)
-    plan = make_plan(recipe)
-    _check(plan)
-    exact = recipe.method in ("linear", "task_arithmetic")
-    if not exact and request.rank is None:
-        raise Malformed(
-            f"{recipe.method} does not keep updates low-rank, so an adapter needs a rank", "give --rank, for instance 64"
-        )
-    modules = [_module(plan, tensor, None if exact else request.rank) for tensor in plan.tensors if _adapted(tensor)]
+    planned = plan_adapter(request.recipe, request.rank)
+    plan, modules, exact = planned.merge, planned.modules, planned.exact
     request.folder.mkdir(parents=True, exist_ok=True)
     seed, meter = choose_seed(request), PeakMeter()
+    give_back_freed_memory()
     reader, team = Reader(), Team(request.threads or usable_cores())
     errors: list[tuple[float, float]] = []
 
@@ -87,12 +52,12 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
                 a, b, error = _approximate(module, plan, reader, team, seed)
                 errors.append(error)
                 yield from (a, b)
-            meter.sample()
             report("merge", number + 1, len(modules), "matrices")
 
     try:
-        shapes = {name: shape for module in modules for name, shape in module.shapes().items()}
-        size = _write(request.folder / "adapter_model.safetensors", shapes, tensors())
+        shapes = planned.shapes()
+        with meter.watching():
+            size = _write(request.folder / "adapter_model.safetensors", shapes, tensors())
     finally:
         team.close()
         reader.close()
@@ -117,56 +82,6 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
     write_record(request, plan, measured, library="peft")
     sync_folder(request.folder)
     return measured
-
-
-def _check(plan: MergePlan) -> None:
-    """Only adapters of one base, and nothing but low-rank updates in them."""
-    recipe = plan.recipe
-    for ref in recipe.refs:
-        if ref.adapter is None and ref != recipe.base:
-            raise Unsupported(f"{ref} is a full model, so the result is no adapter", _WAY_ROUND)
-    models = {ref.base_ref for ref in recipe.refs}
-    if len(models) != 1 or (recipe.base and recipe.base.adapter):
-        raise Unsupported(f"the sources stand on different bases: {sorted(models)}", _WAY_ROUND)
-    if any(listed.layer_range is not None for group in recipe.groups for listed in group.sources):
-        raise Unsupported("slices change the layers, and an adapter cannot", _WAY_ROUND)
-    for ref, source in plan.sources.items():
-        for name, change in source.adapter.changes.items() if source.adapter else ():
-            if change.replacement is not None:
-                raise Unsupported(f"{ref} replaces {name} whole (bias or modules_to_save)", _WAY_ROUND)
-    if recipe.method == "linear":
-        total = sum(values["weight"] for values in plan.tensors[0].per_source)
-        if not plan.tensors[0].shared["normalize"] and abs(total - 1) > 1e-6:
-            raise Unsupported(f"linear with weights that sum to {total:g} scales the base too, and an adapter cannot", _WAY_ROUND)
-    if recipe.method in ("slerp", "passthrough") or (recipe.base is None and recipe.method != "linear"):
-        raise Unsupported(f"{recipe.method} here interpolates whole models, not deltas from the base", _WAY_ROUND)
-
-
-def _adapted(plan: TensorPlan) -> bool:
-    return any(entry.low_rank for entry in plan.inputs)
-
-
-def _module(plan: MergePlan, tensor: TensorPlan, rank: int | None) -> Module:
-    updates = [entry.low_rank for entry in tensor.inputs if entry.low_rank]
-    if len({update.transposed for update in updates}) != 1:
-        raise Unsupported(f"{tensor.name} is adapted in two orientations", _WAY_ROUND)
-    weights = [values.get("weight", 0.0) for values in tensor.per_source]
-    strength, total = tensor.shared.get("lambda", 1.0), sum(weights)
-    if tensor.shared.get("normalize") and abs(total) >= 1e-8:
-        strength /= total
-    added = sum(update.rank for update in updates)
-    limit = min(tensor.shape)
-    embedding = any(".lora_embedding_" in key for key in _keys(plan, tensor))
-    coefficients = tuple(strength * weight for weight in weights)
-    return Module(tensor, coefficients, min(rank, limit) if rank else added, updates[0].transposed, embedding)
-
-
-def _keys(plan: MergePlan, tensor: TensorPlan) -> Iterator[str]:
-    """The stored names of the updates of one tensor."""
-    stem = tensor.name.removesuffix(".weight")
-    for source in plan.sources.values():
-        for header in source.adapter.headers.values() if source.adapter else ():
-            yield from (key for key in header.tensors if f"{stem}.lora_" in key)
 
 
 def _concatenate(module: Module, reader: Reader) -> tuple[Array, Array]:
@@ -243,7 +158,7 @@ def _write(path: Path, shapes: dict[str, tuple[int, int]], tensors: Iterator[Arr
     return path.stat().st_size
 
 
-def _config(plan: MergePlan, modules: list[Module]) -> dict[str, Any]:
+def _config(plan: MergePlan, modules: tuple[Module, ...]) -> dict[str, Any]:
     """A PEFT config under which every module's scale is 1: alpha equals the rank, module by module."""
     first = next(source.adapter for source in plan.sources.values() if source.adapter)
     base = plan.recipe.refs[0]
@@ -270,7 +185,7 @@ def _config(plan: MergePlan, modules: list[Module]) -> dict[str, Any]:
     }
 
 
-def _targets(plan: MergePlan, modules: list[Module]) -> list[str]:
+def _targets(plan: MergePlan, modules: tuple[Module, ...]) -> list[str]:
     """Short names where they mean exactly these modules, full names otherwise."""
     names = {module.name for module in modules}
     leaves = sorted({name.rpartition(".")[2] for name in names})

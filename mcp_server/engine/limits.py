@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_M_MMAP_THRESHOLD = -3
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -37,6 +42,17 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def give_back_freed_memory() -> None:
+    """Let every large buffer return to the system when it is freed.
+
+    glibc keeps freed buffers of up to 32 MB in its heap once it has seen some of that size (mallopt(3), M_MMAP_THRESHOLD), and
+    matrices that grow and shrink then leave it half empty: a truncated SVD at rank 256 held 232 MB with that, 152 MB without, in
+    the same time. Other C libraries are left as they are.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
+
+
 class PeakMeter:
     """The most anonymous memory seen by calls of `sample`. Buffers only grow, so sampling once a tensor is enough."""
 
@@ -52,3 +68,20 @@ class PeakMeter:
         now = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")), 0)
         self.peak = max(self.peak or 0, now)
         return self.peak
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Sample 50 times a second from a thread: for work that frees what it held before it can be asked."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.02):
+                self.sample()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()

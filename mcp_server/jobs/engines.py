@@ -37,32 +37,39 @@ def choose(request: MergeRequest) -> Choice:
     """
     from mcp_server.core.estimate import estimate  # reads rules and engine tables: only merges pay for it
 
-    if request.output == "adapter":
-        return Choice("stream", WORKERS["stream"], request.shard_size)
     ram_gib = request.ram_gib or settings.load().ram_gib or limit_bytes() / _GIB
     costs = estimate(
-        request.recipe, ram_gib=ram_gib, out=Path(request.out), shard_size=request.shard_size, threads=request.threads
+        request.recipe,
+        ram_gib=ram_gib,
+        out=Path(request.out),
+        shard_size=request.shard_size,
+        threads=request.threads,
+        output=request.output,
+        rank=request.rank,
     )
     stream = costs.engines["stream"]
     if request.engine == "stream" and not stream.covers:
         raise Unsupported(f"the streaming engine cannot do this: {'; '.join(stream.why_not)}", "use engine 'mergekit' or 'auto'")
     wanted: list[EngineId] = ["stream", "mergekit"] if request.engine == "auto" else [request.engine]
-    engines = [engine for engine in wanted if costs.engines[engine].covers]
+    engines = [engine for engine in wanted if engine in costs.engines and costs.engines[engine].covers]
+    if not engines:
+        raise Unsupported(f"the {request.engine} engine does not make adapters", "use engine 'stream' or 'auto'")
     for engine in engines:
         cost = costs.engines[engine]
         if cost.fits is not False:
             shard_size = int(cost.settings.get(_SHARD_SETTING, request.shard_size))
             return Choice(engine, WORKERS[engine], min(shard_size, request.shard_size), cost.peak_anon_bytes)
-    raise _too_big(engines, costs)
+    raise _too_big(engines, costs, request)
 
 
-def _too_big(engines: list[EngineId], costs: Estimate) -> DoesNotFit:
+def _too_big(engines: list[EngineId], costs: Estimate, request: MergeRequest) -> DoesNotFit:
     parts = [f"{engine} needs {_cost(costs.engines[engine])}" for engine in engines]
     free = f" and {costs.disk_free_bytes / 1e9:.2f} GB of free disk" if costs.disk_free_bytes is not None else ""
     step = "give it more memory or disk (--ram-gib, another output folder)"
     if engines == ["mergekit"]:
         step += ", or use engine 'stream' if it covers the recipe: its memory does not grow with the model"
-    step += "; LoRAs of one base can be merged into one adapter instead (--output adapter), which costs megabytes"
+    if request.output == "model":
+        step += "; LoRAs of one base can be merged into one adapter instead (--output adapter), which costs megabytes"
     return DoesNotFit(f"the merge does not fit: {'; '.join(parts)}; there are {costs.ram_gib:.2f} GiB of memory{free}", step)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -39,6 +39,11 @@ Out = Annotated[
     str,
     Field(min_length=1, max_length=4096, description="The merged model's folder.", examples=["./merged"]),
 ]
+Output = Annotated[
+    Literal["model", "adapter"],
+    Field(description="adapter: LoRAs of one base become one LoRA, in seconds and megabytes (linear, task_arithmetic: exact)."),
+]
+Rank = Annotated[int | None, Field(ge=1, le=4096, description="Rank of an adapter output whose method needs an SVD.")]
 JobId = Annotated[
     str,
     Field(min_length=1, max_length=200, description="Id that the tool which started the job returned; `list_merges` lists them."),

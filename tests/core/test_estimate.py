@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.core.errors import Malformed, NotFound
+from mcp_server.core.errors import Malformed, NotFound, Unsupported
 from mcp_server.core.estimate import estimate, estimate_plan, mergekit
+from mcp_server.core.estimate.budget import METADATA_BYTES
 from mcp_server.core.estimate.costs import costs
 from mcp_server.core.estimate.shapes import known_shape, model_shape
 from mcp_server.core.estimate.work import OutputTensor, Work, work_of
@@ -210,3 +211,39 @@ def test_a_plan_is_costed_before_there_is_a_recipe(scenario: dict[str, object], 
 
 def test_a_plan_that_merges_nothing_needs_no_engine() -> None:
     assert estimate_plan(Plan(verdict="retrain_combined")) is None
+
+
+def lora_recipe(folder: Path, method: str, settings: str, *, base: bool = True) -> str:
+    write_model(folder / "base", hidden=64, intermediate=128)
+    for name, rank in (("a", 4), ("b", 12)):
+        write_lora(folder / name, "base", hidden=64, intermediate=128, rank=rank)
+    named = "base_model: base\n" if base else ""
+    return f"merge_method: {method}\n{named}models: [{{model: base+a}}, {{model: base+b}}]\nparameters: {settings}\n"
+
+
+def test_an_adapter_output_costs_its_factors_and_not_the_model(tmp_path: Path) -> None:
+    """Ranks 4 and 12 add up; two layers, one 64 × 64 and one 64 × 128 matrix each, in float32."""
+    text = lora_recipe(tmp_path, "linear", "{weight: 0.5}", base=False)
+    found = estimate(text, folder=tmp_path, output="adapter", ram_gib=1)
+    cost = found.engines["stream"]
+    assert (set(found.engines), found.recommended, cost.fits) == ({"stream"}, "stream", True)
+    assert cost.disk_bytes == METADATA_BYTES + 2 * 4 * 16 * ((64 + 64) + (64 + 128))
+    assert sum(cost.breakdown.values()) == cost.peak_anon_bytes
+    assert estimate(text, folder=tmp_path, output="adapter", ram_gib=0.01).recommended is None
+
+
+def test_an_adapter_by_svd_costs_more_with_the_rank_and_needs_one(tmp_path: Path) -> None:
+    text = lora_recipe(tmp_path, "ties", "{weight: 0.5, density: 0.5}")
+    low, high = (estimate(text, folder=tmp_path, output="adapter", rank=rank).engines["stream"] for rank in (2, 32))
+    assert (low.disk_bytes < high.disk_bytes, low.peak_anon_bytes < high.peak_anon_bytes) == (True, True)
+    assert low.seconds.high <= high.seconds.high
+    with pytest.raises(Malformed, match="ties does not keep updates low-rank"):
+        estimate(text, folder=tmp_path, output="adapter")
+
+
+def test_what_cannot_be_an_adapter_has_no_estimate(tmp_path: Path) -> None:
+    text = lora_recipe(tmp_path, "linear", "{weight: 0.5}", base=False).replace("base+b", "base")
+    with pytest.raises(Unsupported, match="is a full model"):
+        estimate(text, folder=tmp_path, output="adapter")
+    with pytest.raises(NotFound):
+        estimate(text.replace("base+a", "me/absent+a"), folder=tmp_path, output="adapter")

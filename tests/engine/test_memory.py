@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mcp_server.engine.adapter_memory import peak_anon_of_adapter
+from mcp_server.engine.adapter_plan import plan_adapter
 from mcp_server.engine.memory import MergeShape, peak_anon, shape_of
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.recipe import parse_recipe
@@ -47,6 +49,30 @@ def test_a_merge_stays_below_its_bound_and_near_it(models: Path, tmp_path: Path,
     measured = json.loads((tmp_path / "result.json").read_text("utf-8"))["peak_anon_bytes"]
     bound = sum(peak_anon(shape_of(make_plan(parse_recipe(text)), threads=2)).values())
     assert measured <= bound <= measured + 40_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
+@pytest.mark.parametrize(("method", "rank"), [("linear", None), ("ties", 16), ("ties", 256)])
+def test_a_merge_in_adapter_space_stays_below_its_bound_and_near_it(
+    models: Path, tmp_path: Path, method: str, rank: int | None
+) -> None:
+    generator = np.random.default_rng(1)
+    for name in ("a", "b"):
+        factors = {"lora_A": generator.standard_normal((200, 1024)), "lora_B": generator.standard_normal((2048, 200))}
+        write_adapter(tmp_path / name, {f"{UP}.{part}.weight": values for part, values in factors.items()}, r=200)
+    entries = [{"model": f"{models}/base+{tmp_path}/{name}", "parameters": {"weight": 0.5}} for name in ("a", "b")]
+    text = json.dumps(
+        {"merge_method": method, "models": entries, "base_model": str(models / "base")}
+        if rank
+        else {"merge_method": method, "models": entries}
+    )
+    parameters = {"recipe": text, "out": str(tmp_path / "out"), "partial": str(tmp_path / "out"), "threads": 2}
+    request = {"kind": "merge", "parameters": parameters | {"output": "adapter", "rank": rank}}
+    (tmp_path / "request.json").write_text(json.dumps(request), "utf-8")
+    subprocess.run([sys.executable, "-m", "mcp_server.workers.stream", str(tmp_path)], check=True)
+    measured = json.loads((tmp_path / "result.json").read_text("utf-8"))["peak_anon_bytes"]
+    bound = sum(peak_anon_of_adapter(plan_adapter(text, rank), threads=2).values())
+    assert measured <= bound <= measured + 50_000_000
 
 
 def test_memory_does_not_grow_with_the_model() -> None:

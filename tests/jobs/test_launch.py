@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.errors import BadInput, DoesNotFit, Malformed, NotAllowed, NotAModel, NotFound, OutputExists
+from mcp_server.core.errors import BadInput, DoesNotFit, Malformed, NotAllowed, NotAModel, NotFound, OutputExists, Unsupported
 from mcp_server.core.models.job import MergeRequest
 from mcp_server.core.policy import Policy
 from mcp_server.jobs import store as stored
@@ -165,3 +165,28 @@ def test_what_an_other_kind_of_job_reads_passes_the_policy_too(store, tmp_path):
             jobs.start(JobRequest(kind="evaluate", parameters=parameters), policy=rules, worker=FAKE)
     with pytest.raises(BadInput):
         jobs.start(JobRequest(kind="verify", parameters={"out": "/tmp/a\x00"}), policy=rules, worker=FAKE)
+
+
+@pytest.fixture
+def adapters(model, tmp_path):
+    """A linear recipe of two adapters of the model."""
+    folders = [tiny.write_adapter(tmp_path / f"lora{rank}", model, rank=rank, seed=rank) for rank in (1, 2)]
+    listed = "".join(f"  - {{model: {model}+{folder}, parameters: {{weight: 0.5}}}}\n" for folder in folders)
+    return f"merge_method: linear\nmodels:\n{listed}"
+
+
+def test_an_adapter_output_is_admitted_by_its_own_estimate(adapters, tmp_path):
+    job = start(adapters, tmp_path / "out", output="adapter").job_id
+    as_model = start(adapters, tmp_path / "model-out").job_id
+    assert 50e6 < stored.read(stored.find(job)).estimate_bytes < stored.read(stored.find(as_model)).estimate_bytes
+
+
+def test_an_adapter_output_that_cannot_be_is_refused_before_it_starts(adapters, model, tmp_path):
+    with pytest.raises(DoesNotFit, match="stream needs") as caught:
+        start(adapters, tmp_path / "out", output="adapter", ram_gib=0.01)
+    assert "--output adapter" not in caught.value.next_step
+    with pytest.raises(Unsupported, match="mergekit engine does not make adapters"):
+        start(adapters, tmp_path / "out", output="adapter", engine="mergekit")
+    with pytest.raises(Unsupported, match="is a full model"):
+        start(tiny.linear_recipe(model), tmp_path / "out", output="adapter")
+    assert jobs.list_jobs().total == 0

@@ -39,6 +39,12 @@ async def test_the_path_from_scenario_to_a_valid_recipe_and_its_cost(call, works
     assert data_of(await call("estimate_ram", recipe=rendered["recipe"], ram_gib=12))["engines"]["mergekit"]["fits"] is True
 
 
+async def test_the_cost_of_an_adapter_output(call, workspace):
+    recipe = "merge_method: linear\nmodels: [{model: base+persona, parameters: {weight: 1}}]\n"
+    engines = data_of(await call("estimate_ram", recipe=recipe, ram_gib=1, output="adapter"))["engines"]
+    assert (list(engines), engines["stream"]["fits"]) == (["stream"], True)
+
+
 async def test_a_plan_survives_the_round_trip_through_the_agent(call, workspace):
     plan = data_of(await call("recommend_strategy", scenario=scenario(workspace)))
     assert Plan.model_validate(plan).scenario.base_model == str(workspace / "base")

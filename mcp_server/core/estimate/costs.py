@@ -49,6 +49,7 @@ class StreamCosts(Frozen):
     compile_bytes: int = Field(description="held for a moment by a method's first merge, which compiles its kernels")
     start_seconds: float
     ns_per_element: float
+    ns_per_product: float = Field(description="one multiply-add of the products inside a truncated SVD")
 
 
 class DiskCosts(Frozen):

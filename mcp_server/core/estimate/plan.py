@@ -7,8 +7,9 @@ from pathlib import Path
 from mcp_server.core import catalog
 from mcp_server.core.errors import BadInput
 from mcp_server.core.estimate import mergekit
+from mcp_server.core.estimate.budget import GIB
 from mcp_server.core.estimate.evidence import evaluate_cost, verify_cost
-from mcp_server.core.estimate.run import GIB, SHARD_SIZE, mergekit_cost, stream_cost
+from mcp_server.core.estimate.run import SHARD_SIZE, mergekit_cost, stream_cost
 from mcp_server.core.estimate.shapes import DTYPE_BYTES, TensorSize, model_shape
 from mcp_server.core.estimate.work import RANK_UNKNOWN, OutputTensor, Work
 from mcp_server.core.models.plan import EngineChoice, MemoryNeed, Plan

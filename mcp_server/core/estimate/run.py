@@ -7,12 +7,13 @@ for models that are not here the table of well-known shapes stands in.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from mcp_server.core.errors import MergingError
 from mcp_server.core.estimate import mergekit, stream
+from mcp_server.core.estimate.adapter import adapter_cost
+from mcp_server.core.estimate.budget import GIB, METADATA_BYTES, fits, free_disk
 from mcp_server.core.estimate.costs import costs
 from mcp_server.core.estimate.evidence import evaluate_cost, verify_cost
 from mcp_server.core.estimate.work import Work, work_of
@@ -22,10 +23,7 @@ from mcp_server.core.recipe import Recipe, read_recipe
 from mcp_server.core.refs import is_hub_id, resolve_ref
 from mcp_server.engine.coverage import covers
 
-GIB: Final = 2**30
 SHARD_SIZE: Final = 5_000_000_000
-METADATA_BYTES: Final = 40_000_000
-"""Config, tokenizer, card and journal beside the weights: tokenizer.json of a 256 K vocabulary has 33 MB."""
 
 
 def estimate(
@@ -36,15 +34,30 @@ def estimate(
     folder: Path | None = None,
     shard_size: int = SHARD_SIZE,
     threads: int | None = None,
+    output: Literal["model", "adapter"] = "model",
+    rank: int | None = None,
 ) -> Estimate:
     """Cost of a recipe for each engine. `folder` is what its relative paths are relative to; `shard_size` is in bytes.
 
-    Raises `Malformed` for a recipe that cannot be read, `NotFound` or `NotAModel` for a source whose size cannot be known.
+    An adapter (`output`, with the `rank` that methods other than linear and task_arithmetic need) is made by the streaming engine
+    alone; verifying and evaluating it are not estimated.
+    Raises `Malformed` for a recipe that cannot be read, `NotFound` or `NotAModel` for a source whose size cannot be known,
+    `Unsupported` when no adapter can stand for the recipe.
     """
     recipe = read_recipe(text)
-    work = work_of(recipe, folder)
     ram = None if ram_gib is None else ram_gib * GIB
     free = free_disk(out) if out else None
+    if output == "adapter":
+        cost = adapter_cost(text, rank, ram, free, folder, threads)
+        found: dict[EngineId, EngineEstimate] = {"stream": cost}
+        return Estimate(
+            engines=found,
+            recommended=recommended(found),
+            ram_gib=ram_gib,
+            disk_free_bytes=free,
+            notes=_advice(found, ram_gib),
+        )
+    work = work_of(recipe, folder)
     why_not = stream_gaps(recipe, text, folder)
     engines: dict[EngineId, EngineEstimate] = {
         "stream": stream_cost(work, ram, free, why_not, threads),
@@ -70,7 +83,7 @@ def stream_cost(work: Work, ram: float | None, free: int | None, why_not: list[s
         page_cache_bytes=work.read_bytes + work.out_bytes,
         disk_bytes=work.out_bytes + METADATA_BYTES,
         seconds=_seconds(work, constants.start_seconds, constants.ns_per_element, passes=2),
-        fits=_fits(sum(parts.values()), work.out_bytes + METADATA_BYTES, ram, free) if not why_not else False,
+        fits=fits(sum(parts.values()), work.out_bytes + METADATA_BYTES, ram, free) if not why_not else False,
         breakdown=parts,
         covers=not why_not,
         why_not=why_not,
@@ -94,7 +107,7 @@ def mergekit_cost(work: Work, ram: float | None, free: int | None, shard_size: i
         page_cache_bytes=work.read_bytes + work.out_bytes + copies,
         disk_bytes=disk,
         seconds=_seconds(work, constants.start_seconds, table.ns_per_element * scale, passes=1 + work.adapters),
-        fits=_fits(sum(parts.values()), disk, ram, free),
+        fits=fits(sum(parts.values()), disk, ram, free),
         breakdown=parts,
         settings=settings,
     )
@@ -114,12 +127,6 @@ def stream_gaps(recipe: Recipe, text: str, folder: Path | None) -> list[str]:
         return [error.message]
 
 
-def free_disk(out: Path) -> int:
-    """Bytes free on the file system that `out` will lie on."""
-    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    return shutil.disk_usage(place).free
-
-
 def recommended(engines: dict[EngineId, EngineEstimate]) -> EngineId | None:
     """stream when it covers the recipe and fits, else mergekit when that fits; None when neither does."""
     for name in ("stream", "mergekit"):
@@ -127,13 +134,6 @@ def recommended(engines: dict[EngineId, EngineEstimate]) -> EngineId | None:
         if engine and engine.covers and engine.fits is not False:
             return "stream" if name == "stream" else "mergekit"
     return None
-
-
-def _fits(anon: int, disk: int, ram: float | None, free: int | None) -> bool | None:
-    """Unknown budgets decide nothing: False if one known budget is exceeded, True if memory is known and held, else None."""
-    if (ram is not None and anon > ram) or (free is not None and disk > free):
-        return False
-    return True if ram is not None else None
 
 
 def _seconds(work: Work, start: float, ns_per_element: float, passes: int) -> Seconds:

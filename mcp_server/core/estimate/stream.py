@@ -8,6 +8,7 @@ they are compiled is seen from numba's cache beside the engine, so that every la
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from mcp_server import engine
@@ -34,20 +35,31 @@ def breakdown(work: Work, threads: int | None) -> dict[str, int]:
         stored_bytes=max((width for tensor in work.tensors for width in tensor.stored_bytes), default=4),
         out_bytes=max((tensor.out_bytes // max(1, tensor.elements) for tensor in work.tensors), default=4),
     )
-    parts = peak_anon(shape)
-    if not all(compiled(kernel) for kernel in kernels_of(work)):
-        parts["compiling kernels"] = costs().stream.compile_bytes
+    widths = {width for tensor in work.tensors for width in (*tensor.stored_bytes, tensor.work_bytes)}
+    kernels = [*codecs_of(widths), *kernels_of(work.method), "kernels.count_nonfinite"]
+    return named(peak_anon(shape) | compiling(kernels))
+
+
+def named(parts: dict[str, int]) -> dict[str, int]:
+    """The parts under names that are one word, as JSON keys want them."""
     return {part.replace(" ", "_"): size for part, size in parts.items()}
 
 
-def kernels_of(work: Work) -> list[str]:
-    """The kernels that tell whether this merge finds everything compiled."""
-    signature = SIGNATURES.get(work.method)
+def compiling(kernels: Iterable[str]) -> dict[str, int]:
+    """What numba holds while it compiles, unless all of these are in its cache."""
+    return {} if all(compiled(kernel) for kernel in kernels) else {"compiling kernels": costs().stream.compile_bytes}
+
+
+def codecs_of(widths: Iterable[int]) -> list[str]:
+    """The kernels that read and write these stored widths (bytes per element)."""
+    return [f"codecs.{name}" for width in widths for name in CODECS.get(width, ())]
+
+
+def kernels_of(method: str) -> list[str]:
+    """The kernels that tell whether a method finds everything compiled."""
+    signature = SIGNATURES.get(method)
     thinning = THINNING.get(signature.sparsify) if signature else None
-    widths = {width for tensor in work.tensors for width in (*tensor.stored_bytes, tensor.work_bytes)}
-    kernels = [f"codecs.{name}" for width in widths for name in CODECS.get(width, ())]
-    kernels += [f"kernels.{name}" for name in (thinning, "elect" if signature and signature.elect else None) if name]
-    return [*kernels, "kernels.count_nonfinite"]
+    return [f"kernels.{name}" for name in (thinning, "elect" if signature and signature.elect else None) if name]
 
 
 def compiled(kernel: str) -> bool:

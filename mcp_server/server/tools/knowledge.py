@@ -23,7 +23,7 @@ from mcp_server.core.validate import validate
 from mcp_server.server.access import Access
 from mcp_server.server.annotations import READS
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import Offset, Out, PageSize, PlanFile, PlanTable, RamGib, Recipe, Ref
+from mcp_server.server.inputs import Offset, Out, Output, PageSize, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref
 from mcp_server.server.strategies import StrategyPage, page_of_strategies
 
 
@@ -131,12 +131,15 @@ def estimate_ram(
     recipe: Recipe,
     ram_gib: RamGib = None,
     out: Annotated[Out | None, Field(description="Where the output would go; its free disk is checked.")] = None,
+    output: Output = "model",
+    rank: Rank = None,
 ) -> Estimate:
     """Say what a merge will cost before it runs, for each engine: peak memory that cannot be reclaimed (an upper bound, with its
     parts), disk, seconds, whether it fits, and the settings that make it fit."""
     access = Access.now()
     text, folder = access.recipe(recipe)
-    return estimate(text, ram_gib=ram_gib, out=access.output(out) if out else None, folder=folder)
+    place = access.output(out) if out else None
+    return estimate(text, ram_gib=ram_gib, out=place, folder=folder, output=output, rank=rank)
 
 
 def as_text(value: Any) -> str:

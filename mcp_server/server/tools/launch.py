@@ -17,7 +17,7 @@ from mcp_server.server.access import Access
 from mcp_server.server.annotations import REPLACES, STARTS
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.consent import LaunchConsent, require_consent
-from mcp_server.server.inputs import Limit, Out, PlanFile, PlanTable, RamGib, Recipe, Ref, Suites
+from mcp_server.server.inputs import Limit, Out, Output, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref, Suites
 
 
 def tools() -> list[CheckedTool]:
@@ -50,13 +50,8 @@ def launch_merge(
         Engine,
         Field(description="auto: `stream` (memory does not grow with the model) where it covers the recipe, else `mergekit`."),
     ] = "auto",
-    output: Annotated[
-        Literal["model", "adapter"],
-        Field(
-            description="adapter: LoRAs of one base become one LoRA, in seconds and megabytes (linear, task_arithmetic: exact)."
-        ),
-    ] = "model",
-    rank: Annotated[int | None, Field(ge=1, le=4096, description="Rank of an adapter output whose method needs an SVD.")] = None,
+    output: Output = "model",
+    rank: Rank = None,
     ram_gib: RamGib = None,
     seed: Annotated[
         int | None, Field(ge=0, description="For dare_* and della*, which drop at random; recorded in any case.")

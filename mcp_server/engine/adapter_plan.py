@@ -1,0 +1,131 @@
+"""Which merges of adapters can be written as one adapter, and what goes into each of its matrices. Imports no numpy.
+
+Under linear and task_arithmetic the ranks of the sources add up and the result is exact. Other methods change single elements:
+the merged update has full rank, and a truncated SVD keeps as much of it as the chosen rank allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mcp_server.core.errors import Malformed, Unsupported
+from mcp_server.engine.checkpoint import StoredTensor
+from mcp_server.engine.coverage import require_coverage
+from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
+from mcp_server.engine.recipe import parse_recipe
+
+EXACT = ("linear", "task_arithmetic")
+OVERSAMPLING = 8
+"""Columns beyond the rank in which the SVD searches (Halko, Martinsson, Tropp 2011 advise 5 to 10)."""
+POWER_ITERATIONS = 2
+PASSES = 2 * POWER_ITERATIONS + 2
+"""How often the SVD forms the merged update: down and up for each iteration, and once each for the basis and the result."""
+_WAY_ROUND = "use --output model"
+
+
+@dataclass(frozen=True)
+class Module:
+    """One adapted matrix: its plan, the coefficient of each input's update, and the rank that the result gets."""
+
+    plan: TensorPlan
+    coefficients: tuple[float, ...]
+    rank: int
+    transposed: bool
+    embedding: bool
+
+    @property
+    def name(self) -> str:
+        return self.plan.name.removesuffix(".weight")
+
+    def factors(self) -> list[StoredTensor]:
+        """A and B of every source that changes this matrix, as they are stored."""
+        return [part for entry in self.plan.inputs if entry.low_rank for part in (entry.low_rank.a, entry.low_rank.b)]
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The output's A and B by their stored names, as (rows, columns)."""
+        rows, columns = self.plan.shape
+        if self.transposed:
+            rows, columns = columns, rows
+        a, b = ("embedding_A", "embedding_B") if self.embedding else ("A.weight", "B.weight")
+        stem = f"base_model.model.{self.name}.lora_"
+        return {stem + a: (self.rank, columns), stem + b: (rows, self.rank)}
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    merge: MergePlan
+    modules: tuple[Module, ...]
+    exact: bool
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The tensors of the output, all float32, in the order in which they are written."""
+        return {name: shape for module in self.modules for name, shape in module.shapes().items()}
+
+
+def plan_adapter(recipe_text: str, rank: int | None) -> AdapterPlan:
+    """Plan the adapter that stands for a recipe. `rank` is for methods that need an SVD; it is not read by the others.
+
+    Raises `Unsupported` when no adapter can stand for it, `Malformed` when a rank is needed and none is given.
+    """
+    recipe = parse_recipe(recipe_text)
+    require_coverage(recipe)
+    plan = make_plan(recipe)
+    _check(plan)
+    exact = recipe.method in EXACT
+    if not exact and rank is None:
+        raise Malformed(
+            f"{recipe.method} does not keep updates low-rank, so an adapter needs a rank", "give --rank, for instance 64"
+        )
+    modules = tuple(_module(plan, tensor, None if exact else rank) for tensor in plan.tensors if _adapted(tensor))
+    return AdapterPlan(plan, modules, exact)
+
+
+def _check(plan: MergePlan) -> None:
+    """Only adapters of one base, and nothing but low-rank updates in them."""
+    recipe = plan.recipe
+    for ref in recipe.refs:
+        if ref.adapter is None and ref != recipe.base:
+            raise Unsupported(f"{ref} is a full model, so the result is no adapter", _WAY_ROUND)
+    models = {ref.base_ref for ref in recipe.refs}
+    if len(models) != 1 or (recipe.base and recipe.base.adapter):
+        raise Unsupported(f"the sources stand on different bases: {sorted(models)}", _WAY_ROUND)
+    if any(listed.layer_range is not None for group in recipe.groups for listed in group.sources):
+        raise Unsupported("slices change the layers, and an adapter cannot", _WAY_ROUND)
+    for ref, source in plan.sources.items():
+        for name, change in source.adapter.changes.items() if source.adapter else ():
+            if change.replacement is not None:
+                raise Unsupported(f"{ref} replaces {name} whole (bias or modules_to_save)", _WAY_ROUND)
+    if recipe.method == "linear":
+        total = sum(values["weight"] for values in plan.tensors[0].per_source)
+        if not plan.tensors[0].shared["normalize"] and abs(total - 1) > 1e-6:
+            raise Unsupported(f"linear with weights that sum to {total:g} scales the base too, and an adapter cannot", _WAY_ROUND)
+    if recipe.method in ("slerp", "passthrough") or (recipe.base is None and recipe.method != "linear"):
+        raise Unsupported(f"{recipe.method} here interpolates whole models, not deltas from the base", _WAY_ROUND)
+
+
+def _adapted(plan: TensorPlan) -> bool:
+    return any(entry.low_rank for entry in plan.inputs)
+
+
+def _module(plan: MergePlan, tensor: TensorPlan, rank: int | None) -> Module:
+    updates = [entry.low_rank for entry in tensor.inputs if entry.low_rank]
+    if len({update.transposed for update in updates}) != 1:
+        raise Unsupported(f"{tensor.name} is adapted in two orientations", _WAY_ROUND)
+    weights = [values.get("weight", 0.0) for values in tensor.per_source]
+    strength, total = tensor.shared.get("lambda", 1.0), sum(weights)
+    if tensor.shared.get("normalize") and abs(total) >= 1e-8:
+        strength /= total
+    added = sum(update.rank for update in updates)
+    limit = min(tensor.shape)
+    embedding = any(".lora_embedding_" in key for key in _keys(plan, tensor))
+    coefficients = tuple(strength * weight for weight in weights)
+    return Module(tensor, coefficients, min(rank, limit) if rank else added, updates[0].transposed, embedding)
+
+
+def _keys(plan: MergePlan, tensor: TensorPlan) -> Iterator[str]:
+    """The stored names of the updates of one tensor."""
+    stem = tensor.name.removesuffix(".weight")
+    for source in plan.sources.values():
+        for header in source.adapter.headers.values() if source.adapter else ():
+            yield from (key for key in header.tensors if f"{stem}.lora_" in key)
