@@ -27,6 +27,13 @@ def put(document: Any, path: Path, value: Any) -> None:
         parent[path[-1]] = value
 
 
+def own_parameters(table: dict[str, Any]) -> Any:
+    """The table's 'parameters', made where there are none; `parameters:` with nothing behind it reads as null."""
+    if table.get("parameters") is None:
+        table["parameters"] = {}
+    return table["parameters"]
+
+
 def parameter_tables(document: Any) -> list[tuple[Path, dict[Any, Any]]]:
     """Every 'parameters' table of the document, with its path."""
     return [(table.path, table.content) for table in tables(document) if table.level == "parameters"]

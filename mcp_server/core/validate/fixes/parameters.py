@@ -9,7 +9,7 @@ from mcp_server.core.recipe import keys
 from mcp_server.core.recipe.settings import is_scalar
 from mcp_server.core.recipe.tables import dotted
 from mcp_server.core.validate.context import Context
-from mcp_server.core.validate.fixes.editing import parameter_tables
+from mcp_server.core.validate.fixes.editing import own_parameters, parameter_tables
 from mcp_server.core.validate.fixes.registry import fixes
 from mcp_server.core.validate.form import nearest
 from mcp_server.core.validate.methods import parameter_names
@@ -66,7 +66,9 @@ def required_values(context: Context) -> Iterator[str]:
         if any(settings) or parameter.name in (context.document.get("parameters") or {}):
             continue  # some inputs have one: which the others should have is not ours to say
         value = parameter.start if parameter.start is not None else _equal_share(context)
-        context.document.setdefault("parameters", {})[parameter.name] = value
+        if not isinstance(parameters := own_parameters(context.document), dict):
+            continue
+        parameters[parameter.name] = value
         yield f"parameters.{parameter.name}: {value} added (it is required)"
 
 
@@ -81,7 +83,7 @@ def _equal_share(context: Context) -> float:
 
 @fixes("MM216")
 def lower_epsilon(context: Context) -> Iterator[str]:
-    parameters = context.document.setdefault("parameters", {})
+    parameters = own_parameters(context.document)
     groups = context.recipe.groups()
     densities = [d for g in groups for s in g.others for d in g.settings("density", s)][:100]
     numbers = [float(d) for d in densities if isinstance(d, (int, float)) and 0 < d < 1]

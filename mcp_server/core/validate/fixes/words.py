@@ -7,7 +7,7 @@ from typing import Any
 
 from mcp_server.core.recipe import keys
 from mcp_server.core.validate.context import Context
-from mcp_server.core.validate.fixes.editing import follow
+from mcp_server.core.validate.fixes.editing import follow, own_parameters
 from mcp_server.core.validate.fixes.registry import fixes
 from mcp_server.core.validate.form import Key, dtype_meant, is_moe, nearest, unread_keys
 from mcp_server.core.validate.methods import merge_methods
@@ -38,9 +38,9 @@ def _move(context: Context, key: Key, table: dict[str, Any]) -> Iterator[str]:
     if key.belongs == "top":
         target, place = context.document, "the top level"
     elif key.belongs == "shared":
-        target, place = context.document.setdefault("parameters", {}), "the recipe's parameters"
+        target, place = own_parameters(context.document), "the recipe's parameters"
     else:
-        target, place = table.setdefault("parameters", {}), "parameters"
+        target, place = own_parameters(table), "parameters"
     if not isinstance(target, dict):
         return
     value = table.pop(key.name)
