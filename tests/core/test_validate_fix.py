@@ -124,6 +124,21 @@ def test_a_correction(recipe: str, wanted: dict[str, object], place: tuple[Path,
     assert found.changes
 
 
+def test_values_behind_aliases_are_corrected_one_by_one_and_never_hold_themselves() -> None:
+    shared = (
+        "merge_method: linear\nmodels: [{model: o/a, parameters: &p {wieght: 0.5}}, {model: o/b, parameters: *p}]\ndtype: bf16"
+    )
+    corrected = fix(shared)
+    assert [entry["parameters"] for entry in yaml.safe_load(str(corrected.fixed_recipe))["models"]] == [{"weight": 0.5}] * 2
+    assert "&" not in str(corrected.fixed_recipe)
+    fix("parameters: &p {density: [1, a]}\ngamma: *p\nnegative_prompts: *p\n")
+
+
+def test_parameters_with_nothing_behind_them_make_room_for_a_correction() -> None:
+    recipe = "merge_method: linear\nmodels: [{model: o/a}, {model: o/b}]\nparameters:\n"
+    assert yaml.safe_load(str(fix(recipe).fixed_recipe))["parameters"] == {"weight": 1.0}
+
+
 def test_one_missing_weight_among_others_is_not_invented(place: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(place[0]))
     recipe = "merge_method: linear\nmodels: [{model: model_a, parameters: {weight: 0.3}}, {model: model_b}]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +27,7 @@ def fix(text: str, *, folder: Path | None = None) -> Validation:
     """
     folder = (folder or Path.cwd()).resolve()
     try:
-        documents = copy.deepcopy(load_yaml_all(text, "the recipe"))
+        documents = [unshared(document) for document in load_yaml_all(text, "the recipe")]
     except Malformed:
         return validate(text, folder=folder)
     changes: list[str] = []
@@ -44,6 +43,16 @@ def fix(text: str, *, folder: Path | None = None) -> Validation:
     if any(line.lstrip().startswith("#") or " #" in line for line in text.splitlines()):
         changes.append("comments were not kept")
     return found.model_copy(update={"fixed_recipe": write(documents), "changes": changes})
+
+
+def unshared(value: Any) -> Any:
+    """A copy in which every alias has a value of its own: what is corrected in one place must not change another, or hold itself.
+
+    The reader bounds depth and expanded size, so this ends.
+    """
+    if isinstance(value, dict):
+        return {key: unshared(inner) for key, inner in value.items()}
+    return [unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def write(documents: list[Any]) -> str:
