@@ -97,9 +97,13 @@ def _check(plan: MergePlan) -> None:
             if change.replacement is not None:
                 raise Unsupported(f"{ref} replaces {name} whole (bias or modules_to_save)", _WAY_ROUND)
     if recipe.method == "linear":
-        total = sum(values["weight"] for values in plan.tensors[0].per_source)
-        if not plan.tensors[0].shared["normalize"] and abs(total - 1) > 1e-6:
-            raise Unsupported(f"linear with weights that sum to {total:g} scales the base too, and an adapter cannot", _WAY_ROUND)
+        for tensor in plan.tensors:
+            total = sum(values["weight"] for values in tensor.per_source)
+            if not tensor.shared["normalize"] and abs(total - 1) > 1e-6:
+                raise Unsupported(
+                    f"linear with weights that sum to {total:g} (at {tensor.name}) scales the base too, and an adapter cannot",
+                    _WAY_ROUND,
+                )
     if recipe.method in ("slerp", "passthrough") or (recipe.base is None and recipe.method != "linear"):
         raise Unsupported(f"{recipe.method} here interpolates whole models, not deltas from the base", _WAY_ROUND)
 

@@ -90,10 +90,7 @@ def _concatenate(module: Module, reader: Reader) -> tuple[Array, Array]:
         if entry.low_rank is not None:
             flat, tall = reader.whole(entry.low_rank.a), reader.whole(entry.low_rank.b)
             if not (np.isfinite(flat).all() and np.isfinite(tall).all()):
-                raise Malformed(
-                    f"{module.plan.name} of {entry.source} holds values that are not finite",
-                    "train or download that source again",
-                )
+                raise _not_finite(module, entry.source)
             a.append(flat)
             b.append(tall.astype(np.float64) * (coefficient * entry.low_rank.scale))
     return np.concatenate(a), np.concatenate(b, axis=1).astype(np.float32)
@@ -104,6 +101,8 @@ def _approximate(
 ) -> tuple[Array, Array, tuple[float, float]]:
     """(A, B, (squared error, squared norm)) of the merged delta's truncated SVD."""
     tensor = OpenTensor(module.plan, reader)
+    for source in tensor.nonfinite_factors():
+        raise _not_finite(module, source)
     merge_block = prepare(plan.recipe.method, tensor, team, seed)
 
     def rows() -> Iterator[tuple[slice, Array]]:
@@ -136,6 +135,13 @@ def _approximate(
     tall, flat = (basis @ left[:, :kept]) * root, root[:, None] * right[:kept]
     error = (energy - float((values[:kept].astype(np.float64) ** 2).sum()), energy)
     return (tall.T.copy(), flat.T.copy(), error) if module.transposed else (flat, tall, error)
+
+
+def _not_finite(module: Module, source: str) -> Malformed:
+    return Malformed(
+        f"{module.plan.name} of {source} holds values that are not finite",
+        "train or download that source again; no adapter can hold them",
+    )
 
 
 def _write(path: Path, shapes: dict[str, tuple[int, int]], tensors: Iterator[Array]) -> int:

@@ -108,19 +108,25 @@ def test_what_is_no_adapter_is_refused(root: Path) -> None:
         adapter(root, recipe(root, "linear", models=[*json.loads(recipe(root, "linear"))["models"], entry]))
     with pytest.raises(Unsupported, match="scales the base too"):
         adapter(root, recipe(root, "linear", parameters={"normalize": False}))
+    body = json.loads(recipe(root, "linear", parameters={"normalize": False}))
+    body["models"][0]["parameters"]["weight"] = [1.2, 0.5]  # right for the embedding, wrong from the second layer on
+    with pytest.raises(Unsupported, match=r"sum to 0\.65 \(at model\.layers"):
+        adapter(root, json.dumps(body))
     write_adapter(root / "c", low_rank(2, {UP: SHAPES[UP]}, 2) | {"lm_head.weight": np.ones((20, 12))})
     entry = {"model": f"{root}/base+{root}/c", "parameters": {"weight": 1}}
     with pytest.raises(Unsupported, match="replaces lm_head"):
         adapter(root, recipe(root, "linear", models=[entry]))
 
 
-def test_a_factor_that_is_not_finite_is_named(root: Path) -> None:
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_a_factor_that_is_not_finite_is_named(root: Path, method: str) -> None:
     factors = low_rank(1, {UP: SHAPES[UP]}, 2)
     factors[f"{UP}.lora_B.weight"][0, 0] = np.inf
     write_adapter(root / "c", factors)
-    entry = {"model": f"{root}/base+{root}/c", "parameters": {"weight": 1}}
+    entries = [{"model": f"{root}/base+{root}/{name}", "parameters": {"weight": 1}} for name in ("a", "c")]
+    base = {} if method == "linear" else {"base_model": f"{root}/base", "parameters": {"density": 0.5}}
     with pytest.raises(Malformed, match=r"up_proj\.weight of .*c holds values that are not finite"):
-        adapter(root, recipe(root, "linear", models=[entry]))
+        adapter(root, recipe(root, method, models=entries, **base), rank=2)
 
 
 @pytest.mark.slow
