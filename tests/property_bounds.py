@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 SECONDS = 1.0
-GROWTH_BYTES = 300_000_000
+GROWTH_BYTES = 400_000_000
 """Over a whole property, hypothesis's own records of 5,000 inputs included."""
 
 
