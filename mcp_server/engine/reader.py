@@ -46,7 +46,10 @@ class Reader:
         """Fill `buffer` (uint8) from byte `offset` of the file."""
         file, view, done = self._file(path), memoryview(buffer.data), 0
         while done < len(view):
-            count = os.preadv(file, [view[done:]], offset + done)
+            try:
+                count = os.preadv(file, [view[done:]], offset + done)
+            except OSError as error:  # a descriptor's error does not say which file it was
+                raise OSError(error.errno, error.strerror, str(path)) from error
             if count == 0:
                 raise InputChanged(
                     f"{path} ends at byte {offset + done}, its header promised {offset + len(view)}",

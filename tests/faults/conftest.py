@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,48 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         return folder
 
     yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@dataclass(frozen=True)
+class FailingDisk:
+    """A mounted file system whose medium can be taken away under it: reads of what is not in memory then fail with EIO."""
+
+    folder: Path
+    image: Path
+
+    def forget(self) -> None:
+        """Mount it anew, so that nothing of it is in memory."""
+        subprocess.run(["umount", str(self.folder)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(self.image), str(self.folder)], check=True)
+
+    def lose_all_but(self, size: int) -> None:
+        os.truncate(self.image, size)
+
+
+@pytest.fixture
+def failing_disk(tmp_path: Path) -> Iterator[Callable[[int], FailingDisk]]:
+    """failing_disk(size_bytes). Needs root on Linux with loop devices and mkfs.ext4."""
+    if os.geteuid() != 0 or sys.platform != "linux" or shutil.which("mkfs.ext4") is None:
+        pytest.skip("a disk that fails needs root on Linux and mkfs.ext4")
+    mounted: list[Path] = []
+
+    def make(size: int) -> FailingDisk:
+        disk = FailingDisk(tmp_path / "failing", tmp_path / "failing.img")
+        disk.folder.mkdir()
+        with disk.image.open("wb") as file:
+            file.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", str(disk.image)], check=True)
+        done = subprocess.run(
+            ["mount", "-o", "loop", str(disk.image), str(disk.folder)], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            pytest.skip(f"this machine does not let root mount a file: {done.stderr.strip()}")
+        mounted.append(disk.folder)
+        return disk
+
+    yield make
     for folder in mounted:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 

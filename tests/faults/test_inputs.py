@@ -63,6 +63,20 @@ def test_a_source_that_is_removed_during_the_merge_is_named_and_putting_it_back_
     assert jobs.wait(jobs.resume(job_id).job_id, 60).state == "succeeded"
 
 
+def test_a_disk_that_fails_under_a_source_is_told_with_the_file(models, failing_disk, tmp_path):
+    """A real EIO: the source lies on a mounted file that is cut off while the merge reads it."""
+    disk = failing_disk(260 << 20)
+    shutil.copytree(models[2], disk.folder / "m2")
+    disk.forget()
+    job_id = start([*models[:2], disk.folder / "m2"], tmp_path)
+    disk.lose_all_but(8 << 20)
+    ended = jobs.wait(job_id, 60)
+    assert (ended.state, ended.error["type"]) == ("failed", "RunFailed")
+    assert ended.error["message"] == f"the disk reported an input/output error at {disk.folder / 'm2' / 'model.safetensors'}"
+    assert "check the disk" in ended.error["next_step"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_source_that_changed_between_interruption_and_resume_is_not_mixed_with_the_old(models, tmp_path):
     job_id = start(models, tmp_path)
     assert jobs.interrupt(job_id).state == "interrupted"
