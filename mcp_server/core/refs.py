@@ -7,12 +7,15 @@ network: a hub id becomes its snapshot in the local Hugging Face cache when it i
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from mcp_server.core import paths
 from mcp_server.core.errors import BadInput, did_you_mean
 
+_COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
+_REVISION: Final = re.compile(r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
 _HUB_ID: Final = re.compile(r"^((?![.-])[A-Za-z0-9_.-]{1,96}/)?(?![.-])[A-Za-z0-9_.-]{1,96}$")
 
 
@@ -21,8 +24,16 @@ def demo_aliases() -> dict[str, Path]:
     return {"demo:smollm2-135m-instruct": paths.demo_base_dir()}
 
 
-def resolve_ref(ref: str, relative_to: Path) -> str:
-    """An absolute folder, or the hub id unchanged when no copy of it is in the local cache.
+def split_revision(ref: str, relative_to: Path) -> tuple[str, str | None]:
+    """`name@revision` as its two parts; a folder whose own name holds an '@' is whole."""
+    name, _, revision = ref.partition("@")
+    if not revision or (not is_hub_id(name) and Path(anchor_ref(ref, relative_to)).is_dir()):
+        return ref, None
+    return name, revision
+
+
+def resolve_ref(ref: str, relative_to: Path, revision: str | None = None) -> str:
+    """An absolute folder, or the hub id unchanged when no copy of it (at that revision) is in the local cache.
 
     A folder wins over a hub id of the same spelling, as in transformers. A ref that looks like a path is made absolute even if
     nothing is there, so that the message of whoever opens it shows the whole path. Raises `BadInput` for an unknown alias.
@@ -35,7 +46,7 @@ def resolve_ref(ref: str, relative_to: Path) -> str:
     anchored = anchor_ref(ref, relative_to)
     if not is_hub_id(anchored):
         return anchored
-    return str(snapshot) if (snapshot := cached_snapshot(anchored)) else anchored
+    return str(snapshot) if (snapshot := cached_snapshot(anchored, revision)) else anchored
 
 
 def anchor_ref(ref: str, relative_to: Path) -> str:
@@ -63,17 +74,30 @@ def is_hub_id(ref: str) -> bool:
     return bool(_HUB_ID.match(ref)) and ".." not in ref and "--" not in ref
 
 
-def cached_snapshot(hub_id: str) -> Path | None:
-    """The newest usable snapshot of a hub id in the local cache: the one `refs/main` names, else the latest with a config."""
+def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
+    """The snapshot of a hub id in the local cache: of the branch, tag or whole commit that is asked for.
+
+    Without a revision, the one `refs/main` names, else the newest with a config.
+    """
     folder = paths.huggingface_cache() / f"models--{hub_id.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    if main.is_file():
-        named = folder / "snapshots" / main.read_text(encoding="utf-8").strip()
-        if _usable(named):
-            return named.absolute()
+    for commit in _commits(folder, revision):
+        if _usable(folder / "snapshots" / commit):
+            return (folder / "snapshots" / commit).absolute()
     snapshots = folder / "snapshots"
-    usable = [p for p in snapshots.iterdir() if _usable(p)] if snapshots.is_dir() else []
+    usable = [p for p in snapshots.iterdir() if _usable(p)] if revision is None and snapshots.is_dir() else []
     return max(usable, key=lambda p: p.stat().st_mtime).absolute() if usable else None
+
+
+def _commits(folder: Path, revision: str | None) -> Iterator[str]:
+    """The commit that a branch or tag names, and the revision itself if it is one."""
+    wanted = revision or "main"
+    if not _REVISION.match(wanted) or ".." in wanted:
+        return  # a recipe must not lead out of the cache
+    named = folder / "refs" / wanted
+    if named.is_file():
+        yield named.read_text(encoding="utf-8").strip()
+    if _COMMIT.match(wanted):
+        yield wanted
 
 
 def _usable(snapshot: Path) -> bool:

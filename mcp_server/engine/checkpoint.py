@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.errors import Malformed, NotAModel, NotFound, Unsupported
-from mcp_server.core.paths import expanded, huggingface_cache
+from mcp_server.core.paths import expanded
+from mcp_server.core.refs import cached_snapshot, is_hub_id, split_revision
 from mcp_server.core.safetensors_header import Header, read_header
 
 FLOATS: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -46,12 +47,9 @@ def locate(ref: str) -> Path:
     folder = expanded(ref)
     if folder.is_dir():
         return folder.resolve()
-    name, _, revision = ref.partition("@")
-    hub = huggingface_cache() / f"models--{name.replace('/', '--')}"
-    named = hub / "refs" / (revision or "main")
-    commit = named.read_text(encoding="utf-8").strip() if named.is_file() else revision
-    if commit and (hub / "snapshots" / commit).is_dir():
-        return hub / "snapshots" / commit
+    name, revision = split_revision(ref, Path.cwd())
+    if is_hub_id(name) and (snapshot := cached_snapshot(name, revision)):
+        return snapshot
     raise NotFound(
         f"{ref} is neither a folder nor a model in the local hub cache", f"check the path, or run `hf download {name}` first"
     )

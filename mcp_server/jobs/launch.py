@@ -151,11 +151,11 @@ def resolve(text: str, folder: Path, rules: Policy) -> tuple[Recipe, bool]:
 
     def absolute(ref: ModelRef) -> ModelRef:
         nonlocal online
-        found = {}
-        for name, path in (("base", ref.base), ("adapter", ref.adapter)):
+        found: dict[str, str | None] = {}
+        for name, path, pinned in (("base", ref.base, "revision"), ("adapter", ref.adapter, "adapter_revision")):
             if path is None:
                 continue
-            resolved = resolve_ref(path, folder)
+            resolved = resolve_ref(path, folder, getattr(ref, pinned))
             if is_hub_id(resolved) and not Path(resolved).is_absolute():
                 if rules.offline:
                     raise NotFound(
@@ -169,6 +169,7 @@ def resolve(text: str, folder: Path, rules: Policy) -> tuple[Recipe, bool]:
                     raise NotFound(
                         f"{resolved} does not exist", "correct the path in the recipe (relative paths start at its folder)"
                     )
+                found[pinned] = None  # the folder is that revision's
             found[name] = resolved
         return ref.model_copy(update=found)
 

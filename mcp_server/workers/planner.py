@@ -97,13 +97,14 @@ def _missing(planner: Any, loaders: Any) -> list[str]:
 
 def _local(ref: ModelRef, folder: Path) -> ModelRef:
     """The ref with folders in place of names. Raises `NotFound` for a hub id that is not in the local cache."""
-    resolved = {}
-    for field, name in (("base", ref.base), ("adapter", ref.adapter)):
+    found: dict[str, str | None] = {}
+    for field, name, pinned in (("base", ref.base, "revision"), ("adapter", ref.adapter, "adapter_revision")):
         if name is not None:
-            resolved[field] = resolve_ref(name, folder)
-            if is_hub_id(resolved[field]):
+            place = resolve_ref(name, folder, getattr(ref, pinned))
+            found |= {field: place, pinned: None}  # the folder is that revision's
+            if is_hub_id(place):
                 raise NotFound(f"{name} is not on this machine, so mergekit's planner cannot be asked", f"hf download {name}")
-    return ref.model_copy(update=resolved)
+    return ref.model_copy(update=found)
 
 
 def _short(refusal: BaseException) -> str:

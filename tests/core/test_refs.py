@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from mcp_server.core import paths
-from mcp_server.core.errors import BadInput
-from mcp_server.core.refs import is_hub_id, resolve_ref
+from mcp_server.core.checkpoint.source import locate as open_here
+from mcp_server.core.errors import BadInput, NotFound
+from mcp_server.core.refs import cached_snapshot, is_hub_id, resolve_ref, split_revision
+from mcp_server.engine.checkpoint import locate as engine_locate
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,43 @@ def test_a_cached_hub_id_becomes_the_snapshot_that_main_names(tmp_path: Path) ->
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("aaa", encoding="utf-8")
     assert resolve_ref("owner/name", tmp_path) == str(model / "snapshots" / "aaa")
+
+
+@pytest.fixture
+def two_revisions(tmp_path: Path) -> Path:
+    """owner/name in the cache: main, and the tag v2 with other contents."""
+    model = tmp_path / "hub" / "models--owner--name"
+    (model / "refs" / "pr").mkdir(parents=True)
+    for name, commit in (("main", "a" * 40), ("v2", "b" * 40), ("pr/7", "b" * 40)):
+        (model / "refs" / name).write_text(commit, encoding="utf-8")
+        (model / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+        (model / "snapshots" / commit / "config.json").write_text("{}", encoding="utf-8")
+    return model / "snapshots"
+
+
+@pytest.mark.parametrize("revision", ["v2", "pr/7", "b" * 40])
+def test_a_pinned_revision_is_that_snapshot_and_never_another(two_revisions: Path, tmp_path: Path, revision: str) -> None:
+    assert resolve_ref("owner/name", tmp_path, revision) == str(two_revisions / ("b" * 40))
+    assert open_here(f"owner/name@{revision}") == engine_locate(f"owner/name@{revision}") == two_revisions / ("b" * 40)
+    assert resolve_ref("owner/name", tmp_path, "v3") == "owner/name"
+    with pytest.raises(NotFound, match="owner/name@v3"):
+        open_here("owner/name@v3")
+
+
+def test_a_revision_does_not_lead_out_of_the_cache(two_revisions: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "config.json").write_text("{}", encoding="utf-8")
+    assert (two_revisions / "../../../secret").is_dir()
+    for way_out in ("../../../secret", str(tmp_path / "secret")):
+        assert cached_snapshot("owner/name", way_out) is None
+        with pytest.raises(NotFound):
+            engine_locate(f"owner/name@{way_out}")
+
+
+def test_an_at_sign_in_the_name_of_a_folder_is_part_of_the_name(tmp_path: Path) -> None:
+    (tmp_path / "run@3").mkdir()
+    assert split_revision(str(tmp_path / "run@3"), tmp_path) == (str(tmp_path / "run@3"), None)
+    assert open_here(str(tmp_path / "run@3")) == tmp_path / "run@3"
 
 
 def test_a_missing_path_is_made_absolute_so_that_messages_show_it_whole(tmp_path: Path) -> None:

@@ -190,3 +190,15 @@ def test_an_adapter_output_that_cannot_be_is_refused_before_it_starts(adapters, 
     with pytest.raises(Unsupported, match="is a full model"):
         start(tiny.linear_recipe(model), tmp_path / "out", output="adapter")
     assert jobs.list_jobs().total == 0
+
+
+def test_a_pinned_revision_of_a_cached_model_becomes_its_own_snapshot(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "models--owner--name"
+    for name, commit, seed in (("main", "a" * 40, 3), ("v2", "b" * 40, 4)):
+        tiny.write_model(cached / "snapshots" / commit, seed=seed)
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / name).write_text(commit, encoding="utf-8")
+    started = start(tiny.linear_recipe(model, "owner/name@v2"), tmp_path / "out")
+    recipe = request_of(started.job_id)["parameters"]["recipe"]
+    assert (started.engine, f"{cached}/snapshots/{'b' * 40}" in recipe, "@v2" in recipe) == ("stream", True, False)

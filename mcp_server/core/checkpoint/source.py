@@ -25,7 +25,7 @@ from mcp_server.core.checkpoint.tensors import DTYPES, StoredTensor, StoredTenso
 from mcp_server.core.errors import NotAModel, NotFound
 from mcp_server.core.models.inspect import AdapterInfo, SourceInfo
 from mcp_server.core.recipe.refs import parse_ref
-from mcp_server.core.refs import is_hub_id, resolve_ref
+from mcp_server.core.refs import is_hub_id, resolve_ref, split_revision
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class Adapter:
 
 def locate(ref: str, relative_to: Path | None = None) -> Path:
     """The local path of a ref without adapter part. Raises `NotFound` for a missing path or a hub id that is not cached."""
-    name, _, revision = ref.partition("@")
-    resolved = resolve_ref(name, relative_to or Path.cwd())
+    start = relative_to or Path.cwd()
+    name, revision = split_revision(ref, start)
+    resolved = resolve_ref(name, start, revision)
     if is_hub_id(resolved):
         raise NotFound(
             f"{ref} is not a folder here and not in the local Hugging Face cache",
