@@ -59,7 +59,14 @@ def test_prompts_go_as_tokens_and_answers_come_back_in_order_and_cut_at_the_stop
 def test_likelihoods_are_those_of_the_continuation_alone() -> None:
     with serving(Server()) as server:
         found = served(server).loglikelihood(pairs(("A question:", "yes"), ("A question:", "no no")), disable_tqdm=True)
+        assert sum("echo" in body for body in server.seen) == 3, "one question whether it can, and the two pairs"
     assert found == [(value("yes"), True), (value("no no"), False)]
+
+
+def test_a_suite_that_only_generates_never_asks_for_likelihoods() -> None:
+    with serving(Server()) as server:
+        served(server).generate_until(prompts("go on"))
+        assert not any("echo" in body for body in server.seen)
 
 
 def test_a_passage_is_scored_whole_in_windows() -> None:
@@ -75,7 +82,7 @@ def test_a_server_that_takes_text_only_gets_text() -> None:
         lm = served(server)
         assert lm.generate_until(prompts("please shout")) == ["SHOUT"]
         assert lm.loglikelihood(pairs(("Q:", "yes")), disable_tqdm=True) == [(value("yes"), True)]
-        assert server.seen[-2]["prompt"] == "please shout"
+        assert [body["prompt"] for body in server.seen if "stop" in body] == ["please shout"]
 
 
 def test_a_server_that_begins_texts_with_its_own_token_is_scored_right() -> None:

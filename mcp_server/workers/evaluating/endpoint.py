@@ -86,7 +86,7 @@ class Endpoint:
 
 
 class ServedLM(TemplateLM):
-    """lm-eval's view of one served model. What the server can do is asked once, with one token, before the first prompt."""
+    """lm-eval's view of one served model. What the server can do is asked before the first prompt of each kind."""
 
     def __init__(self, endpoint: Endpoint, tokenizer: Any, window_tokens: int, concurrent: int) -> None:
         super().__init__()
@@ -95,7 +95,8 @@ class ServedLM(TemplateLM):
         self._concurrent, self._window = concurrent, window_tokens
         self._chat = endpoint.url.endswith(CHAT)
         self._takes_ids = False
-        self._no_scores: str | None = "a chat endpoint has none" if self._chat else None
+        self._no_scores: str | None = "a chat endpoint has none" if self._chat else ""
+        """Why it tells no likelihoods; null: it does; empty: not asked yet."""
         self._try_out()
 
     @property
@@ -118,6 +119,7 @@ class ServedLM(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
+        self._require_scores()
         answers = []
         for request in requests:
             (text,) = request.args
@@ -129,6 +131,7 @@ class ServedLM(TemplateLM):
         return answers
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        self._require_scores()
         answers = []
         pairs = [(context, continuation) for _, context, continuation in requests]
         for (key, _, _), found in zip(requests, self._each(self._score, pairs), strict=True):
@@ -167,12 +170,6 @@ class ServedLM(TemplateLM):
 
     def _score(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
         """(log-likelihood of the continuation, whether greedy decoding would have written it)."""
-        if self._no_scores:
-            raise Unsupported(
-                f"{self.endpoint.url} tells no log-probabilities of a prompt: {self._no_scores}",
-                "leave out suites that compare likelihoods (perplexity, general), or serve the model where `echo` and "
-                "`logprobs` work on /v1/completions (vLLM does)",
-            )
         keep = self._window + 1
         tokens = [*context, *continuation][-keep:]
         found = self.endpoint.first_choice(self._echo(tokens))["logprobs"]
@@ -213,13 +210,26 @@ class ServedLM(TemplateLM):
                 f"{self.endpoint.url} refuses the model {self.endpoint.model!r}: {error}",
                 f"name a model that it serves with --served LABEL=NAME{_served(self.endpoint.url)}",
             ) from error
+
+    def _require_scores(self) -> None:
+        """Ask once whether prompts come back with log-probabilities. Raises `Unsupported` where they do not."""
+        if self._no_scores == "":
+            self._no_scores = self._why_no_scores()
+        if self._no_scores:
+            raise Unsupported(
+                f"{self.endpoint.url} tells no log-probabilities of a prompt: {self._no_scores}",
+                "leave out suites that compare likelihoods (perplexity, general), or serve the model where `echo` and "
+                "`logprobs` work on /v1/completions (vLLM does)",
+            )
+
+    def _why_no_scores(self) -> str | None:
+        tokens = self.tok_encode("One, two, three")
         try:
             found = self.endpoint.first_choice(self._echo(tokens)).get("logprobs")
         except Refused as error:
-            self._no_scores = f"it refuses to echo them ({error})"
-            return
-        if not isinstance(found, dict) or len(found.get("token_logprobs") or []) < len(tokens) or not found.get("top_logprobs"):
-            self._no_scores = "it answers without them"
+            return f"it refuses to echo them ({error})"
+        known = isinstance(found, dict) and len(found.get("token_logprobs") or []) >= len(tokens) and found.get("top_logprobs")
+        return None if known else "it answers without them"
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:
