@@ -71,8 +71,8 @@ def scatter(points: list[tuple[str, float, float, bool]], width_to_height: float
     parts = [f'<rect class="plane" x="{PAD}%" y="4" width="{100 - 2 * PAD}%" height="{height - 8}" rx="4"/>']
     xs, ys = [p[1] for p in points], [p[2] for p in points]
     places: dict[tuple[float, float], list[tuple[str, bool]]] = {}
-    for label, x_value, y_value, front in points:
-        places.setdefault((x_value, y_value), []).append((label, front))
+    for label, x_value, y_value, on_front in points:
+        places.setdefault((x_value, y_value), []).append((label, on_front))
     for (x_value, y_value), here in sorted(places.items(), key=lambda entry: any(front for _, front in entry[1])):
         x = _inset(place(x_value, min(xs), max(xs)))
         y = round(height - 16 - (height - 32) * (place(y_value, min(ys), max(ys)) - PAD) / (100 - 2 * PAD), 1)
