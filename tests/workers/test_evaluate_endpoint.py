@@ -122,7 +122,7 @@ def test_a_suite_that_can_do_without_likelihoods_gets_none_and_keeps_none(tmp_pa
 def test_a_chat_endpoint_gets_the_messages(tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "Be loud."}, {"role": "user", "content": "say hello"}]
     with serving(Server()) as server:
-        model = ChatLM(ResponseStore(None), lambda: served(server, path="/chat/completions"), Tokens(), "m", 4)
+        model = ChatLM(ResponseStore(None), lambda: served(server, path="/chat/completions", concurrent=1), Tokens(), "m", 1)
         found = model.generate_until(prompts(model.apply_chat_template(chat), "plain words"))
         assert found == ["HELLO", "WORDS"]
         assert [body["messages"] for body in server.seen[1:]] == [chat, [{"role": "user", "content": "plain words"}]]
