@@ -14,6 +14,7 @@ from mcp_server.core.recipe import ModelRef
 from mcp_server.core.refs import is_hub_id
 from mcp_server.core.validate.context import Context, absent
 from mcp_server.core.validate.form import PLACEHOLDER
+from mcp_server.core.validate.parameters import all_parameters
 from mcp_server.core.validate.registry import Found, Unknown, check
 
 SHAPES: Final = tuple(name for name in FIELDS if name not in ("vocabulary", "layers"))
@@ -163,8 +164,6 @@ def tokens_agree(context: Context) -> Iterator[Found]:
 
 @check("MM313")
 def filters_match(context: Context) -> Iterator[Found]:
-    from mcp_server.core.validate.semantics import all_parameters
-
     models = context.opened()
     if not models:
         raise Unknown("no source is on this machine")

@@ -9,7 +9,17 @@ from typing import Any
 from mcp_server.core.errors import Malformed, NotFound
 from mcp_server.core.models.validation import Finding, Validation
 from mcp_server.core.recipe import Problem, Recipe, parse_document
-from mcp_server.core.validate import adapters, checkpoints, experts, form, layers, resources, semantics  # noqa: F401 - they register
+from mcp_server.core.validate import (  # noqa: F401 - they register
+    adapters,
+    checkpoints,
+    experts,
+    form,
+    inputs,
+    layers,
+    parameters,
+    resources,
+    weights,
+)
 from mcp_server.core.validate.context import Context
 from mcp_server.core.validate.form import is_moe, is_moe_in_disguise
 from mcp_server.core.validate.registry import CHECKS, Unknown, rules, run_check
