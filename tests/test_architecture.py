@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mcp_server"
 HEAVY = {"torch", "transformers", "mergekit", "lm_eval", "ray", "peft", "datasets", "accelerate"}
 FLOOR_OF_CORE = {
     "models": 0, "errors": 0, "paths": 0, "settings": 0, "policy": 0, "yaml_io": 0,
-    "files": 0, "refs": 0, "safetensors_header": 0, "redaction": 0, "scratch": 0,
+    "files": 0, "refs": 0, "safetensors_header": 0, "redaction": 0, "scratch": 0, "machine": 0,
     "catalog": 1, "checkpoint": 1, "recipe": 1, "provenance": 1, "suites": 1, "scenario_reader": 1,
     "lineage": 1, "recipe_refs": 1,
 }  # fmt: skip

@@ -67,7 +67,8 @@ def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: b
     models = [_with_base(base, ref) for ref in refs]
     names = _short_names(refs)
     entries = [{"model": model, "parameters": {"weight": 1}} for model in models]
-    plan = make_plan(parse_recipe(json.dumps({"merge_method": "task_arithmetic", "base_model": base, "models": entries})))
+    recipe = {"merge_method": "task_arithmetic", "base_model": base, "models": entries}
+    plan = make_plan(parse_recipe(json.dumps(recipe, ensure_ascii=False)))  # YAML reads no pairs of \\u escapes
     reader, team = Reader(), Team(threads)
     per_tensor: dict[str, Sums] = {}
     try:

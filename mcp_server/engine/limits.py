@@ -1,4 +1,4 @@
-"""How much memory there is, and how much this process has used at most. Linux is exact; elsewhere unknown is said as such."""
+"""What this process may use and how much memory it has used at most. Linux is exact; elsewhere unknown is said as such."""
 
 from __future__ import annotations
 
@@ -10,31 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _M_MMAP_THRESHOLD = -3
-_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def memory_limit_bytes() -> int:
-    """The smaller of the machine's memory and the limits of this process's memory cgroups."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    candidates = [Path(path) for path in _GROUPS]
-    try:
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            root, file = (
-                ("/sys/fs/cgroup", "memory.max") if not controllers else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-            )
-            if not controllers or "memory" in controllers.split(","):
-                candidates.append(Path(root + path) / file)
-    except OSError:
-        pass
-    for limit in candidates:
-        try:
-            text = limit.read_text(encoding="utf-8").strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            found.append(int(text))
-    return min(found)
 
 
 def usable_cores() -> int:

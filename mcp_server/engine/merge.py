@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mcp_server.core.errors import Malformed
+from mcp_server.core.machine import limit_bytes
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import BLOCK_ELEMENTS, Block, split
 from mcp_server.engine.checkpoint import ITEM_BYTES
@@ -25,7 +26,7 @@ from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.evidence import TensorEvidence, rounding_warnings, total
 from mcp_server.engine.journal import InputFile, Journal
 from mcp_server.engine.layout import STORED, Layout, plan_layout
-from mcp_server.engine.limits import PeakMeter, memory_limit_bytes, usable_cores
+from mcp_server.engine.limits import PeakMeter, usable_cores
 from mcp_server.engine.merging import prepare
 from mcp_server.engine.papers import write_papers
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
@@ -56,7 +57,7 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
     with closing(Journal(request.journal, _fingerprint(plan, layout, seed), seed, inputs)) as journal:
         if journal.resumes and not all(_has_size(request.folder / s.file, s.file_bytes) for s in layout.shards):
             journal.forget()
-        forget = memory_limit_bytes() < layout.file_bytes + sum(entry.bytes for entry in inputs)
+        forget = limit_bytes() < layout.file_bytes + sum(entry.bytes for entry in inputs)
         threads = request.threads or usable_cores()
         largest = max((block.count for tensor in plan.tensors for block in split(tensor.shape)), default=0)
         writer = Writer(

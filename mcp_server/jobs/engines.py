@@ -12,10 +12,10 @@ from typing import Final
 
 from mcp_server.core import settings
 from mcp_server.core.errors import DoesNotFit, Unsupported
+from mcp_server.core.machine import limit_bytes
 from mcp_server.core.models.base import EngineId
 from mcp_server.core.models.estimation import EngineEstimate, Estimate
 from mcp_server.core.models.job import MergeRequest
-from mcp_server.jobs.memory import limit_bytes
 
 WORKERS: Final[dict[EngineId, str]] = {"stream": "mcp_server.workers.stream", "mergekit": "mcp_server.workers.mergekit"}
 _GIB: Final = 1 << 30

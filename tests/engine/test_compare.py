@@ -69,3 +69,9 @@ def test_a_sample_says_nearly_the_same(root: Path) -> None:
     full, sampled = (compare(str(root / "base"), refs, root / "x.json", lambda *_: None, sample=s) for s in (False, True))
     assert sampled["pairs"][0]["cosine"] == pytest.approx(full["pairs"][0]["cosine"], abs=0.15)
     assert sampled["sample"] is True
+
+
+def test_a_name_beyond_the_first_plane_of_unicode(root: Path) -> None:
+    (root / "base").rename(root / "base 🧪")
+    result = compare(str(root / "base 🧪"), [str(root / "one"), str(root / "two")], root / "rest.json", lambda *_: None)
+    assert [source["name"] for source in result["sources"]] == ["one", "two"]
