@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mcp_server.core.estimate.stream import THINNING, kernels_of
+from mcp_server.engine import kernels
 from mcp_server.engine.adapter_memory import peak_anon_of_adapter
 from mcp_server.engine.adapter_plan import plan_adapter
 from mcp_server.engine.memory import MergeShape, peak_anon, shape_of
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.recipe import parse_recipe
-from tests.engine.synthetic import random_tensors, write_adapter, write_model
+from tests.engine.synthetic import random_tensors, run, write_adapter, write_model
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -73,6 +75,28 @@ def test_a_merge_in_adapter_space_stays_below_its_bound_and_near_it(
     measured = json.loads((tmp_path / "result.json").read_text("utf-8"))["peak_anon_bytes"]
     bound = sum(peak_anon_of_adapter(plan_adapter(text, rank), threads=2).values())
     assert measured <= bound <= measured + 50_000_000
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della"])
+def test_the_kernels_that_tell_whether_a_method_is_compiled_are_those_it_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    called = set()
+
+    def watch(name: str) -> None:
+        kernel = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *given: (called.add(name), kernel(*given))[1])
+
+    telling = {f"kernels.{name}" for name in [*THINNING.values(), "elect"]}
+    for name in telling:
+        watch(name.removeprefix("kernels."))
+    for n, name in enumerate(("base", "one", "two")):
+        write_model(tmp_path / name, random_tensors(n))
+    settings = {"weight": 0.5} | ({} if method == "linear" else {"density": 0.5})
+    entries = [{"model": str(tmp_path / name), "parameters": settings} for name in ("one", "two")]
+    base = {} if method == "linear" else {"base_model": str(tmp_path / "base")}
+    run(json.dumps({"merge_method": method, "models": entries} | base), tmp_path / "out")
+    assert set(kernels_of(method)) <= {f"kernels.{name}" for name in called}
 
 
 def test_memory_does_not_grow_with_the_model() -> None:

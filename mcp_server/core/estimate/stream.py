@@ -17,8 +17,8 @@ from mcp_server.core.estimate.work import Work
 from mcp_server.engine.memory import MergeShape, peak_anon
 from mcp_server.engine.signatures import SIGNATURES
 
-THINNING = {"magnitude": "keep_largest", "outliers": "drop_largest", "random": "keep_random", "della": "keep_with_probability"}
-"""A method's way of thinning deltas → the kernel that only such methods use."""
+THINNING = {"magnitude": "count_low", "outliers": "drop_largest", "random": "keep_random", "della": "keep_with_probability"}
+"""A method's way of thinning deltas → a kernel that every such merge calls. A test holds them to it."""
 CODECS = {2: ("_widen_bf16", "_narrow_bf16")}
 """Stored bytes per element → the kernels that read and write it; float32 needs none."""
 
