@@ -51,12 +51,13 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
     signature = SIGNATURES.get(shape.method)
     thinning = signature.sparsify if signature else "none"
     selects = thinning in ("magnitude", "outliers")
+    kept = {"none": 0, "magnitude": 1}.get(thinning, shape.deltas)  # by magnitude: one at a time, and only to restore its norm
     has_reference = shape.factors > 0 or (signature is not None and signature.base != "ignored")
     narrows = shape.out_bytes < 4
     bytes_per_element = (
         shape.stored_bytes  # raw
         + 4 * has_reference
-        + 4 * shape.deltas * (2 if thinning != "none" else 1)  # and what thinning keeps of them
+        + 4 * (shape.deltas + kept)
         + 4  # merged
         + 4 * narrows  # merged, rounded
         + 4 * (narrows and has_reference and shape.stored_bytes != shape.out_bytes)  # the reference, rounded
@@ -70,7 +71,7 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
         "interpreter and libraries": INTERPRETER_BYTES,
         "block buffers": shape.threads * block * bytes_per_element,
         "write buffers": (shape.threads + _WRITE_BUFFERS_AHEAD) * shape.out_bytes * block,
-        "selection": max(shape.threads * cuts * _COUNTS_BYTES, 4 * collected + (9 * collected // cuts if cuts else 0)),
+        "selection": max(shape.threads * cuts * _COUNTS_BYTES, _COUNTS_BYTES + 4 * collected),
         "adapter factors": _WHOLE_COPIES * 4 * shape.factors,
     }
 
