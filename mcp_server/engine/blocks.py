@@ -13,6 +13,9 @@ from typing import Final
 BLOCK_ELEMENTS: Final = 1 << 18
 """Elements per block: a float32 block is 1 MiB. Part of the arithmetic: changing it can change last bits of float64 sums."""
 
+CHUNK: Final = 1024
+"""Elements that the compiled loops take at a time: what several of them need again is still in the first-level cache."""
+
 MOST_COLLECTED: Final = 24_000_000
 MOST_COLLECTED_SHARE: Final = 0.04
 """What a selection may keep in memory, in elements: all cuts of a tensor together, and as a share of the tensor for each."""

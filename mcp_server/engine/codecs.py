@@ -1,6 +1,8 @@
 """bf16 and fp16 to float32 and back, on raw bits: exact on the way in, one rounding (to nearest, ties to even) on the way out.
 
 numpy has no bf16 and converts fp16 one element at a time; these loops of integer arithmetic are what a compiler turns into SIMD.
+On the way, differences from a reference are formed and values that are not finite are counted. (numba's cache watches one file
+per function, so a compiled function calls only functions of its own file.)
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from mcp_server.engine.blocks import CHUNK
 from mcp_server.engine.checkpoint import ITEM_BYTES
-from mcp_server.engine.kernels import CHUNK, subtract
 
 Array = np.ndarray[Any, Any]
 
+_INF = np.uint32(0x7F800000)
 _NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -65,6 +68,32 @@ def _narrow_f16(values: Array, bits: Array, raw: Array) -> None:
         else:
             out = (a - np.uint32(0x38000000) + np.uint32(0xFFF) + ((a >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
         raw[i] = np.uint16(out | sign)
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
+def count_nonfinite(bits: Array) -> int:
+    """How many of the float32 patterns are infinite or not a number."""
+    found = 0
+    for i in range(bits.size):
+        found += (bits[i] & _INF) == _INF
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _subtract(values: Array, reference: Array) -> None:
+    for i in range(values.size):
+        values[i] -= reference[i]
+
+
+@njit(nogil=True, cache=True)
+def subtract(values: Array, reference: Array) -> int:
+    """values −= reference; returns how many of the differences are not finite."""
+    found = 0
+    for begin in range(0, values.size, CHUNK):
+        part = values[begin : min(begin + CHUNK, values.size)]
+        _subtract(part, reference[begin : begin + part.size])
+        found += count_nonfinite(part.view(np.uint32))
+    return found
 
 
 @njit(nogil=True, cache=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.engine import kernels
 from mcp_server.engine.adapters import LowRank
 from mcp_server.engine.blocks import Block, split
+from mcp_server.engine.codecs import count_nonfinite, subtract
 from mcp_server.engine.plan import TensorPlan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.sources import Input
@@ -98,7 +98,7 @@ class OpenTensor:
         else:
             self._value(entry, workspace, block, out)
             if self.reference is not None:
-                return int(kernels.subtract(out, reference))
+                return int(subtract(out, reference))
         return _count_nonfinite(out)
 
     def load_all(self, workspace: Workspace, block: Block) -> tuple[Array, Array]:
@@ -138,4 +138,4 @@ class OpenTensor:
 
 
 def _count_nonfinite(values: Array) -> int:
-    return int(kernels.count_nonfinite(values.view(np.uint32)))
+    return int(count_nonfinite(values.view(np.uint32)))

@@ -1,4 +1,4 @@
-"""The loops that numpy cannot fuse: counting bit patterns, masking, electing signs, weighted sums, and the evidence.
+"""The loops that numpy cannot fuse: counting bit patterns, cutting by magnitude, electing signs, weighted sums, and the evidence.
 
 Everything is float32 in and out with float64 sums. Arrays are contiguous; stacks are (sources, elements). Inner loops run over
 `CHUNK` elements so that what they reuse stays in the first-level cache and the compiler can use SIMD for any number of sources.
@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from mcp_server.engine.random_numbers import number_at
+from mcp_server.engine.blocks import CHUNK
 
 Array = np.ndarray[Any, Any]
 
-CHUNK = 1024
 _SUM = {"reassoc"}
 _ABS = np.uint32(0x7FFFFFFF)
-_INF = np.uint32(0x7F800000)
 
 
 def are_compiled() -> bool:
@@ -104,31 +102,6 @@ def collect(bits: Array, low: int, high: int, found: Array) -> tuple[int, int]:
     return number, above
 
 
-@njit(nogil=True, cache=True, fastmath=_SUM)
-def count_nonfinite(bits: Array) -> int:
-    found = 0
-    for i in range(bits.size):
-        found += (bits[i] & _INF) == _INF
-    return found
-
-
-@njit(nogil=True, cache=True)
-def _subtract(values: Array, reference: Array) -> None:
-    for i in range(values.size):
-        values[i] -= reference[i]
-
-
-@njit(nogil=True, cache=True)
-def subtract(values: Array, reference: Array) -> int:
-    """values −= reference; returns how many of the differences are not finite."""
-    found = 0
-    for begin in range(0, values.size, CHUNK):
-        part = values[begin : min(begin + CHUNK, values.size)]
-        _subtract(part, reference[begin : begin + part.size])
-        found += count_nonfinite(part.view(np.uint32))
-    return found
-
-
 # ── sums ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -206,23 +179,6 @@ def drop_largest(bits: Array, threshold: int, ties: int, kept: Array) -> None:
     first = min(max(ties, 0), bits.size)
     _drop_from(bits[:first], threshold, kept[:first])
     _drop_from(bits[first:], threshold + 1, kept[first:])
-
-
-@njit(nogil=True, cache=True)
-def keep_random(delta: Array, start: int, position: int, below: int, kept: Array) -> None:
-    """Keep each value with the probability that `below` stands for; `position` is the first element's place in the tensor."""
-    first, limit = np.uint64(position), np.uint64(below)
-    for i in range(delta.size):
-        kept[i] = delta[i] if number_at(np.uint64(start), first + np.uint64(i)) < limit else np.float32(0)
-
-
-@njit(nogil=True, cache=True)
-def keep_with_probability(delta: Array, probability: Array, start: int, position: int, kept: Array) -> None:
-    """Keep each value with its own probability."""
-    first = np.uint64(position)
-    for i in range(delta.size):
-        uniform = np.float64(number_at(np.uint64(start), first + np.uint64(i)) >> np.uint64(11)) * 2.0**-53
-        kept[i] = delta[i] if uniform < probability[i] else np.float32(0)
 
 
 # ── merging ───────────────────────────────────────────────────────────────────────────────────────────────────────────────

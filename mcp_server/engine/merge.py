@@ -20,7 +20,7 @@ from mcp_server.core.machine import limit_bytes
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import BLOCK_ELEMENTS, Block, split
 from mcp_server.engine.checkpoint import ITEM_BYTES
-from mcp_server.engine.codecs import decode, encode
+from mcp_server.engine.codecs import count_nonfinite, decode, encode
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.evidence import TensorEvidence, rounding_warnings, total
@@ -155,7 +155,7 @@ class _Run:
             self.writer.write(number, block.start * size, buffer, raw.size)
             self.written += raw.size
             self.report("merge", self.written, self.layout.weight_bytes, "bytes")
-            if count := int(kernels.count_nonfinite(rounded.view(np.uint32))):
+            if count := int(count_nonfinite(rounded.view(np.uint32))):
                 bad["merged"] = count
             if tensor.reference is None:
                 return [], bad

@@ -34,3 +34,20 @@ def number_at(start: np.uint64, position: np.uint64) -> np.uint64:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+@njit(nogil=True, cache=True)
+def keep_random(delta: Array, start: int, position: int, below: int, kept: Array) -> None:
+    """Keep each value with the probability that `below` stands for; `position` is the first element's place in the tensor."""
+    first, limit = np.uint64(position), np.uint64(below)
+    for i in range(delta.size):
+        kept[i] = delta[i] if number_at(np.uint64(start), first + np.uint64(i)) < limit else np.float32(0)
+
+
+@njit(nogil=True, cache=True)
+def keep_with_probability(delta: Array, probability: Array, start: int, position: int, kept: Array) -> None:
+    """Keep each value with its own probability."""
+    first = np.uint64(position)
+    for i in range(delta.size):
+        uniform = np.float64(number_at(np.uint64(start), first + np.uint64(i)) >> np.uint64(11)) * 2.0**-53
+        kept[i] = delta[i] if uniform < probability[i] else np.float32(0)

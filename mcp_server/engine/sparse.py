@@ -19,7 +19,7 @@ import numpy as np
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.random_numbers import keep_below, stream_start
+from mcp_server.engine.random_numbers import keep_below, keep_random, keep_with_probability, stream_start
 from mcp_server.engine.selection import Cut, largest
 from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.engine.team import Team, Workspace
@@ -130,7 +130,7 @@ class Random(Thinner):
         self.below = [keep_below(density) for density in self.densities]
 
     def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
-        kernels.keep_random(delta, self.starts[index], np.uint64(block.start), self.below[index], kept)
+        keep_random(delta, self.starts[index], np.uint64(block.start), self.below[index], kept)
 
 
 class ByRank(Random):
@@ -147,7 +147,7 @@ class ByRank(Random):
         np.put_along_axis(ranks, np.argsort(rows, axis=1, kind="stable"), np.arange(self.row, dtype=np.float64)[None], axis=1)
         low, spread = self.densities[index] - self.epsilons[index], 2 * self.epsilons[index]
         probability = low + ranks.reshape(-1) / (self.row - 1) * spread
-        kernels.keep_with_probability(delta, probability, self.starts[index], np.uint64(block.start), kept)
+        keep_with_probability(delta, probability, self.starts[index], np.uint64(block.start), kept)
 
 
 def _restore_norms(thinner: Thinner, tensor: OpenTensor, team: Team) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def measured_peak(job: Path, request: dict[str, Any]) -> int:
+    """Peak anonymous bytes of the merge as a job; of its second run, because the first may have to compile kernels."""
+    for _ in range(2):
+        shutil.rmtree(job / "out", ignore_errors=True)
+        (job / "journal.jsonl").unlink(missing_ok=True)
+        (job / "request.json").write_text(json.dumps(request), "utf-8")
+        subprocess.run([sys.executable, "-m", "mcp_server.workers.stream", str(job)], check=True)
+    return int(json.loads((job / "result.json").read_text("utf-8"))["peak_anon_bytes"])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
 @pytest.mark.parametrize(("method", "second"), [("linear", "two"), ("ties", "two"), ("dare_ties", "base+lora")])
 def test_a_merge_stays_below_its_bound_and_near_it(models: Path, tmp_path: Path, method: str, second: str) -> None:
@@ -46,9 +57,7 @@ def test_a_merge_stays_below_its_bound_and_near_it(models: Path, tmp_path: Path,
     }
     text = json.dumps(body | ({} if method == "linear" else {"base_model": str(models / "base")}))
     parameters = {"recipe": text, "out": str(tmp_path / "out"), "partial": str(tmp_path / "out"), "threads": 2}
-    (tmp_path / "request.json").write_text(json.dumps({"kind": "merge", "parameters": parameters}), "utf-8")
-    subprocess.run([sys.executable, "-m", "mcp_server.workers.stream", str(tmp_path)], check=True)
-    measured = json.loads((tmp_path / "result.json").read_text("utf-8"))["peak_anon_bytes"]
+    measured = measured_peak(tmp_path, {"kind": "merge", "parameters": parameters})
     bound = sum(peak_anon(shape_of(make_plan(parse_recipe(text)), threads=2)).values())
     assert measured <= bound <= measured + 40_000_000
 
@@ -70,9 +79,7 @@ def test_a_merge_in_adapter_space_stays_below_its_bound_and_near_it(
     )
     parameters = {"recipe": text, "out": str(tmp_path / "out"), "partial": str(tmp_path / "out"), "threads": 2}
     request = {"kind": "merge", "parameters": parameters | {"output": "adapter", "rank": rank}}
-    (tmp_path / "request.json").write_text(json.dumps(request), "utf-8")
-    subprocess.run([sys.executable, "-m", "mcp_server.workers.stream", str(tmp_path)], check=True)
-    measured = json.loads((tmp_path / "result.json").read_text("utf-8"))["peak_anon_bytes"]
+    measured = measured_peak(tmp_path, request)
     bound = sum(peak_anon_of_adapter(plan_adapter(text, rank), threads=2).values())
     assert measured <= bound <= measured + 50_000_000
 

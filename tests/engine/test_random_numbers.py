@@ -5,17 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mcp_server.engine import kernels
-from mcp_server.engine.random_numbers import keep_below, stream_start
+from mcp_server.engine.random_numbers import keep_below, keep_random, keep_with_probability, stream_start
 
 N = 200_000
 
 
 def mask(seed: int, source: int, tensor: str, density: float, begin: int = 0, count: int = N) -> np.ndarray:
     kept = np.empty(count, np.float32)
-    kernels.keep_random(
-        np.ones(count, np.float32), stream_start(seed, source, tensor), np.uint64(begin), keep_below(density), kept
-    )
+    keep_random(np.ones(count, np.float32), stream_start(seed, source, tensor), np.uint64(begin), keep_below(density), kept)
     return kept > 0
 
 
@@ -47,6 +44,6 @@ def test_a_higher_density_keeps_what_a_lower_one_kept() -> None:
 def test_each_element_can_have_its_own_probability() -> None:
     probability, kept = np.linspace(0, 1, N), np.empty(N, np.float32)
     start = stream_start(1, 0, "a")
-    kernels.keep_with_probability(np.ones(N, np.float32), probability, start, np.uint64(0), kept)
+    keep_with_probability(np.ones(N, np.float32), probability, start, np.uint64(0), kept)
     parts = kept.reshape(10, -1).mean(axis=1)
     assert np.allclose(parts, np.arange(0.05, 1, 0.1), atol=0.02)
