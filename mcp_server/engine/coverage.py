@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mcp_server.core.checkpoint.tensors import read_json
-from mcp_server.core.errors import Malformed, MergingError, Unsupported
+from mcp_server.core.checkpoint.identity import token_ids
+from mcp_server.core.errors import MergingError, Unsupported
 from mcp_server.core.recipe import ModelRef
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.recipe import Recipe, parse_recipe
@@ -65,10 +65,10 @@ def _from_tokenizers(recipe: Recipe, sources: dict[ModelRef, Source]) -> list[st
     """A named tokenizer source is a plain copy only while every model numbers its tokens alike."""
     if not recipe.tokenizer_source:
         return []
-    known: dict[str, object] = {}
+    known: dict[str, dict[str, int] | None] = {}
     for ref, source in sources.items():
         try:
-            known[str(ref)] = _vocabulary(source)
+            known[str(ref)] = token_ids(source.checkpoint.folder)
         except MergingError:
             known[str(ref)] = None
     if None in known.values():
@@ -76,12 +76,3 @@ def _from_tokenizers(recipe: Recipe, sources: dict[ModelRef, Source]) -> list[st
         return [f"{missing} has no readable tokenizer.json, so its vocabulary cannot be compared"]
     first, *others = known.items()
     return [f"{ref} and {first[0]} number their tokens differently" for ref, vocabulary in others if vocabulary != first[1]]
-
-
-def _vocabulary(source: Source) -> object:
-    data = read_json(source.checkpoint.folder / "tokenizer.json")
-    model = data.get("model")
-    if not isinstance(model, dict):
-        raise Malformed("tokenizer.json holds no model", "use the tokenizer that came with the model")
-    added = {entry["content"]: entry["id"] for entry in data.get("added_tokens", [])}
-    return model.get("vocab"), added

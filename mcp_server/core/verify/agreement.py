@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core.checkpoint.identity import chat_template_hash, token_ids
+from mcp_server.core.checkpoint.identity import chat_template_hash, config_field, token_ids
 from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.errors import MergingError
 from mcp_server.core.models.evidence import Check
@@ -37,10 +37,7 @@ def _config(config: dict[str, Any], embedding: tuple[str, StoredTensor] | None) 
     if embedding is None:
         return Check(name="config", passed=None, detail="no tensor is named like an embedding; its size cannot be compared")
     name, tensor = embedding
-    inner = config.get("text_config")
-    tables = (config, inner if isinstance(inner, dict) else {})
-    vocabulary = next((t["vocab_size"] for t in tables if isinstance(t.get("vocab_size"), int)), None)
-    hidden = next((t[k] for t in tables for k in ("hidden_size", "n_embd", "d_model") if isinstance(t.get(k), int)), None)
+    vocabulary, hidden = config_field(config, "vocabulary"), config_field(config, "hidden")
     if vocabulary is not None and vocabulary != tensor.shape[0]:
         return Check(name="config", passed=False, detail=f"vocab_size is {vocabulary}, {name} has {tensor.shape[0]} rows")
     if hidden is not None and hidden != tensor.shape[-1]:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from mcp_server.core.checkpoint.identity import config_field
 from mcp_server.core.checkpoint.tensors import read_json
 from mcp_server.core.models.evidence import Check
 from mcp_server.core.verify.merge import Merge
@@ -63,7 +64,7 @@ def _layers(merge: Merge) -> Check:
     if not shapes:
         return Check(name="layers", passed=None, detail="no tensor name looks like a layer's; the architecture is unknown here")
     stem, layers = max(shapes.items(), key=lambda item: len(item[1]))
-    wanted = _configured_layers(merge.config)
+    wanted = config_field(merge.config, "layers")
     if wanted is not None and len(layers) != wanted:
         return Check(name="layers", passed=False, detail=f"config.json says {wanted} layers, the weights have {len(layers)}")
     if gaps := sorted(set(range(len(layers))) - set(layers)):
@@ -77,15 +78,6 @@ def _layers(merge: Merge) -> Check:
                     name="layers", passed=False, detail=f"{stem}.{number} differs from the other layers in {names[:160]}"
                 )
     return Check(name="layers", passed=True, detail=f"{len(layers)} layers of {len(usual)} tensors each, as config.json says")
-
-
-def _configured_layers(config: dict[str, Any]) -> int | None:
-    text = config.get("text_config")
-    for table in (config, text if isinstance(text, dict) else {}):
-        for key in ("num_hidden_layers", "n_layer", "num_layers"):
-            if isinstance(table.get(key), int):
-                return int(table[key])
-    return None
 
 
 def _uniform(config: dict[str, Any]) -> bool:
