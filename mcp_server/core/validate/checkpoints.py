@@ -1,50 +1,20 @@
-"""MM3xx: what the sources on this machine say. A source that cannot be looked at leaves a check undecided, never passed."""
+"""MM3xx: whether the sources fit each other. A source that cannot be looked at leaves a check undecided, never passed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from mcp_server.core.checkpoint import Checkpoint
 from mcp_server.core.checkpoint.identity import FIELDS, architecture_name, config_field, token_ids, tokenizer_hash
 from mcp_server.core.checkpoint.tensors import DTYPES
-from mcp_server.core.errors import Malformed, NotAModel, NotFound
 from mcp_server.core.recipe import ModelRef
-from mcp_server.core.refs import is_hub_id
-from mcp_server.core.validate.context import Context, absent
-from mcp_server.core.validate.form import PLACEHOLDER
+from mcp_server.core.validate.context import Context
 from mcp_server.core.validate.parameters import all_parameters
 from mcp_server.core.validate.registry import Found, Unknown, check
 
 SHAPES: Final = tuple(name for name in FIELDS if name not in ("vocabulary", "layers"))
 SHOWN: Final = 3
-
-
-@check("MM301")
-def source_exists(context: Context) -> Iterator[Found]:
-    seen = set()
-    for where, ref in context.named():
-        if context.is_stage(ref) or ref.base_ref in seen or PLACEHOLDER.search(str(ref)):
-            continue
-        seen.add(ref.base_ref)
-        found = context.probe(ref)
-        if isinstance(found, NotFound) and not absent(found):
-            yield Found(found.message, where, found.next_step)
-    for where, ref in context.named():
-        if ref.adapter_ref and ref.adapter_ref not in seen:
-            seen.add(ref.adapter_ref)
-            adapter = context.probe_adapter(ref.adapter_ref)
-            if isinstance(adapter, NotFound) and not absent(adapter):
-                yield Found(adapter.message, where, adapter.next_step)
-
-
-@check("MM302")
-def source_can_be_merged(context: Context) -> Iterator[Found]:
-    for where, ref in _each(context):
-        found = context.probe(ref)
-        if isinstance(found, NotAModel) and found.details.get("kind") != "lora":
-            yield Found(found.message, where, found.next_step)
 
 
 @check("MM304")
@@ -66,7 +36,7 @@ def sources_line_up(context: Context) -> Iterator[Found]:
             differing["layers"] = (first.layers, model.layers)
         if differing:
             text = ", ".join(f"{name} {a} and {b}" for name, (a, b) in differing.items())
-            yield Found(f"{first_ref} and {ref} do not line up: {text}", _where(context, ref))
+            yield Found(f"{first_ref} and {ref} do not line up: {text}", context.where(ref))
 
 
 @check("MM305")
@@ -97,9 +67,9 @@ def tensors_agree(context: Context) -> Iterator[Found]:
         if model.layers != first.layers:
             missing, extra = [], []
         if missing:
-            yield Found(f"{ref} lacks {_some(missing)}, which {first_ref} has", _where(context, ref))
+            yield Found(f"{ref} lacks {_some(missing)}, which {first_ref} has", context.where(ref))
         if extra:
-            yield Found(f"{ref} has {_some(extra)}, which {first_ref} lacks", _where(context, ref))
+            yield Found(f"{ref} has {_some(extra)}, which {first_ref} lacks", context.where(ref))
         other = [
             f"{name} {list(first.tensors[name].shape)} and {list(tensor.shape)}"
             for name, tensor in model.tensors.items()
@@ -107,7 +77,7 @@ def tensors_agree(context: Context) -> Iterator[Found]:
         ]
         same_fields = all(config_field(first.config, f) == config_field(model.config, f) for f in SHAPES)
         if other and same_fields and vocabulary_matters:
-            yield Found(f"{first_ref} and {ref} differ in shape: {_some(other)}", _where(context, ref))
+            yield Found(f"{first_ref} and {ref} differ in shape: {_some(other)}", context.where(ref))
 
 
 @check("MM307")
@@ -119,14 +89,6 @@ def precision_is_chosen(context: Context) -> Iterator[Found]:
     if len(set(found.values())) > 1:
         shown = ", ".join(f"{ref} {DTYPES.get(dtype, dtype)}" for ref, dtype in found.items())
         yield Found(f"the sources have different dtypes and the recipe sets none: {shown}", "dtype")
-
-
-@check("MM308")
-def checkpoints_are_whole(context: Context) -> Iterator[Found]:
-    for where, ref in _each(context):
-        found = context.probe(ref)
-        if isinstance(found, Malformed):
-            yield Found(found.message, where, found.next_step)
 
 
 @check("MM309")
@@ -175,39 +137,6 @@ def filters_match(context: Context) -> Iterator[Found]:
                 yield Found(f"the filter {wanted!r} of {parameter} is part of no tensor's name", where)
 
 
-@check("MM315")
-def sources_are_here(context: Context) -> Iterator[Found]:
-    for where, ref in _each(context):
-        if absent(context.probe(ref)):
-            yield Found(f"{ref.base_ref} is not on this machine: its layers, tensors and sizes were not checked", where)
-    for where, ref in context.named():
-        if ref.adapter_ref and absent(context.probe_adapter(ref.adapter_ref)):
-            yield Found(f"{ref.adapter_ref} is not on this machine, so the adapter was not checked", where)
-
-
-@check("MM316")
-def paths_are_absolute(context: Context) -> Iterator[Found]:
-    for where, ref in context.named():
-        for part in (ref.base, ref.adapter):
-            if part and not context.is_stage(ref) and is_relative(part, context.folder):
-                text = f"{part!r} is relative to {context.folder}"
-                yield Found(text, where, f"write {(context.folder / Path(part).expanduser()).resolve()}")
-
-
-@check("MM317")
-def one_set_of_weights(context: Context) -> Iterator[Found]:
-    for ref, model in context.opened().items():
-        if model.stored.shadowed_by:
-            yield Found(f"{model.folder} holds a sharded checkpoint and {model.stored.shadowed_by}", _where(context, ref))
-
-
-def is_relative(part: str, folder: Path) -> bool:
-    """Whether a name is a path relative to `folder`: it looks like one, or something is there."""
-    if part.startswith("demo:") or Path(part).is_absolute() or part.startswith("~"):
-        return False
-    return part.startswith(".") or (not is_hub_id(part) and (folder / part).exists()) or (folder / part).exists()
-
-
 def has_tokenizer(context: Context) -> bool:
     return context.recipe.tokenizer is not None or context.recipe.tokenizer_source is not None
 
@@ -227,15 +156,6 @@ def main_dtype(model: Checkpoint) -> str | None:
     return max(by, key=lambda dtype: by[dtype], default=None)
 
 
-def _each(context: Context) -> Iterator[tuple[str, ModelRef]]:
-    """Every full model once, at the first place that names it."""
-    seen = set()
-    for where, ref in context.named():
-        if ref.base_ref not in seen and not context.is_stage(ref):
-            seen.add(ref.base_ref)
-            yield where, ref
-
-
 def _two_or_more(context: Context) -> dict[ModelRef, Checkpoint]:
     """The opened models, one for each full model named. Raises `Unknown` when there is nothing to compare."""
     opened: dict[str, tuple[ModelRef, Checkpoint]] = {}
@@ -244,10 +164,6 @@ def _two_or_more(context: Context) -> dict[ModelRef, Checkpoint]:
     if not opened or (len(opened) < 2 and not context.all_here()):
         raise Unknown("fewer than two sources are on this machine")
     return dict(opened.values())
-
-
-def _where(context: Context, ref: ModelRef) -> str:
-    return next((where for where, named in context.named() if named == ref), "")
 
 
 def _is_vocabulary(name: str) -> bool:

@@ -67,6 +67,18 @@ class Context:
             for n, expert in enumerate(experts):
                 yield f"{key}[{n}].source_model", expert.source_model
 
+    def full_models(self) -> Iterator[tuple[str, ModelRef]]:
+        """Every full model once, at the first place that names it."""
+        seen = set()
+        for where, ref in self.named():
+            if ref.base_ref not in seen and not self.is_stage(ref):
+                seen.add(ref.base_ref)
+                yield where, ref
+
+    def where(self, ref: ModelRef) -> str:
+        """The first place that names exactly this."""
+        return next((where for where, named in self.named() if named == ref), "")
+
     def is_stage(self, ref: ModelRef) -> bool:
         """Whether the name is the output of another stage, which does not exist yet."""
         return ref.base in self.stage_names

@@ -18,6 +18,7 @@ from mcp_server.core.validate import (  # noqa: F401 - they register
     layers,
     parameters,
     resources,
+    sources,
     weights,
 )
 from mcp_server.core.validate.context import Context

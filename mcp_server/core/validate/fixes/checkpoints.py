@@ -7,10 +7,11 @@ from pathlib import Path
 
 from mcp_server.core.recipe import parse_ref
 from mcp_server.core.recipe.tables import dotted
-from mcp_server.core.validate.checkpoints import has_tokenizer, is_relative, vocabulary_rows
+from mcp_server.core.validate.checkpoints import has_tokenizer, vocabulary_rows
 from mcp_server.core.validate.context import Context
 from mcp_server.core.validate.fixes.editing import model_names, put, readable, slice_sources
 from mcp_server.core.validate.fixes.registry import fixes
+from mcp_server.core.validate.sources import is_relative
 
 
 @fixes("MM211", "MM303")
