@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.engine import kernels
+from mcp_server.engine import kernels, random_numbers
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.random_numbers import keep_below, keep_random, keep_with_probability, stream_start
 from mcp_server.engine.selection import Cut, largest
 from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.engine.team import Team, Workspace
@@ -126,11 +125,11 @@ class WithoutOutliers(Thinner):
 class Random(Thinner):
     def __init__(self, tensor: OpenTensor, seed: int) -> None:
         super().__init__(tensor)
-        self.starts = [stream_start(seed, i, tensor.plan.name) for i in range(len(self.densities))]
-        self.below = [keep_below(density) for density in self.densities]
+        self.starts = [random_numbers.stream_start(seed, i, tensor.plan.name) for i in range(len(self.densities))]
+        self.below = [random_numbers.keep_below(density) for density in self.densities]
 
     def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
-        keep_random(delta, self.starts[index], np.uint64(block.start), self.below[index], kept)
+        random_numbers.keep_random(delta, self.starts[index], np.uint64(block.start), self.below[index], kept)
 
 
 class ByRank(Random):
@@ -147,7 +146,7 @@ class ByRank(Random):
         np.put_along_axis(ranks, np.argsort(rows, axis=1, kind="stable"), np.arange(self.row, dtype=np.float64)[None], axis=1)
         low, spread = self.densities[index] - self.epsilons[index], 2 * self.epsilons[index]
         probability = low + ranks.reshape(-1) / (self.row - 1) * spread
-        keep_with_probability(delta, probability, self.starts[index], np.uint64(block.start), kept)
+        random_numbers.keep_with_probability(delta, probability, self.starts[index], np.uint64(block.start), kept)
 
 
 def _restore_norms(thinner: Thinner, tensor: OpenTensor, team: Team) -> None:

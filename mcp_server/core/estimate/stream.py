@@ -17,7 +17,12 @@ from mcp_server.core.estimate.work import Work
 from mcp_server.engine.memory import MergeShape, peak_anon
 from mcp_server.engine.signatures import SIGNATURES
 
-THINNING = {"magnitude": "count_low", "outliers": "drop_largest", "random": "keep_random", "della": "keep_with_probability"}
+THINNING = {
+    "magnitude": "kernels.count_low",
+    "outliers": "kernels.drop_largest",
+    "random": "random_numbers.keep_random",
+    "della": "random_numbers.keep_with_probability",
+}
 """A method's way of thinning deltas → a kernel that every such merge calls. A test holds them to it."""
 CODECS = {2: ("_widen_bf16", "_narrow_bf16")}
 """Stored bytes per element → the kernels that read and write it; float32 needs none."""
@@ -36,7 +41,7 @@ def breakdown(work: Work, threads: int | None) -> dict[str, int]:
         out_bytes=max((tensor.out_bytes // max(1, tensor.elements) for tensor in work.tensors), default=4),
     )
     widths = {width for tensor in work.tensors for width in (*tensor.stored_bytes, tensor.work_bytes)}
-    kernels = [*codecs_of(widths), *kernels_of(work.method), "kernels.count_nonfinite"]
+    kernels = [*codecs_of(widths), *kernels_of(work.method), "codecs.count_nonfinite"]
     return named(peak_anon(shape) | compiling(kernels))
 
 
@@ -59,7 +64,7 @@ def kernels_of(method: str) -> list[str]:
     """The kernels that tell whether a method finds everything compiled."""
     signature = SIGNATURES.get(method)
     thinning = THINNING.get(signature.sparsify) if signature else None
-    return [f"kernels.{name}" for name in (thinning, "elect" if signature and signature.elect else None) if name]
+    return [kernel for kernel in (thinning, "kernels.elect" if signature and signature.elect else None) if kernel]
 
 
 def compiled(kernel: str) -> bool:
