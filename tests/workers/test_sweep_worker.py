@@ -37,18 +37,25 @@ def plan(place: Path) -> dict[str, Any]:
 def parameters_of(place: Path, out: Path) -> dict[str, Any]:
     return {
         "plan": plan(place), "out": str(out), "suites": ["echo", "perplexity"], "suite_folders": [str(place / "suites")],
-        "grid": ["strategy=task_arithmetic,linear", "sources.tuned.weight=0.5,1"], "limit": 6, "quick_limit": 3,
+        "grid": ["strategy=task_arithmetic,linear"], "limit": 6, "quick_limit": 3,
         "dtype": "float32", "workers": 2,
     }  # fmt: skip
 
 
-def test_a_sweep_measures_chooses_and_writes_the_winner(place: Path, tmp_path: Path) -> None:
-    out = tmp_path / "sweep"
-    parameters = parameters_of(place, out)
-    status, result = run("sweep", tmp_path / "job", tmp_path / "home", **parameters)
+@pytest.fixture(scope="module")
+def calm(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A sweep that nobody disturbs: its result and its folder."""
+    folder = tmp_path_factory.mktemp("calm")
+    status, result = run("sweep", folder / "job", folder / "home", **parameters_of(place, folder / "sweep"))
     assert status == 0
+    return result, folder
+
+
+def test_a_sweep_measures_chooses_and_writes_the_winner(place: Path, calm: tuple[dict[str, Any], Path]) -> None:
+    result, folder = calm
+    out = folder / "sweep"
     found = Sweep.model_validate(result)
-    assert [c.settings["strategy"] for c in found.candidates] == ["task_arithmetic", "task_arithmetic", "linear", "linear"]
+    assert [c.settings["strategy"] for c in found.candidates] == ["task_arithmetic", "linear"]
     assert json.loads((out / "sweep.json").read_text(encoding="utf-8")) == result
     assert (out / "sweep.md").is_file()
     measured = [c for c in found.candidates if c.stopped is None]
@@ -59,16 +66,16 @@ def test_a_sweep_measures_chooses_and_writes_the_winner(place: Path, tmp_path: P
     assert found.test.split == "test"
     assert (out / "merged" / "model.safetensors").is_file()
     assert not list((out / "work").glob("*/model/model.safetensors"))
-    status, again = run("sweep", tmp_path / "again", tmp_path / "home", **parameters)
+    status, again = run("sweep", folder / "again", folder / "home", **parameters_of(place, out))
     assert status == 0
     assert {c["name"]: c["attempts"] for c in again["candidates"]} == {c.name: 2 for c in found.candidates}
     assert [c["scores"] for c in again["candidates"]] == [c.scores for c in found.candidates]
 
 
-def test_a_sweep_that_is_killed_goes_on_where_it_was(place: Path, tmp_path: Path) -> None:
+def test_a_sweep_that_is_killed_goes_on_where_it_was(place: Path, tmp_path: Path, calm: tuple[dict[str, Any], Path]) -> None:
     """kill -9 of the whole process group once the first candidate has been looked at; the same request then ends the same."""
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
-    _, whole = run("sweep", tmp_path / "one", tmp_path / "home", **parameters_of(place, calm))
+    whole, undisturbed = calm
+    killed = tmp_path / "killed"
     folder, home = tmp_path / "two", tmp_path / "other-home"
     folder.mkdir()
     request = {"kind": "sweep", "parameters": parameters_of(place, killed) | {"workers": 1}}
@@ -96,4 +103,6 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(place: Path, tmp_path: Path
         whole["winner"],
         [c["scores"] for c in whole["candidates"]],
     )
-    assert (killed / "merged" / "model.safetensors").read_bytes() == (calm / "merged" / "model.safetensors").read_bytes()
+    assert (killed / "merged" / "model.safetensors").read_bytes() == (
+        undisturbed / "sweep" / "merged" / "model.safetensors"
+    ).read_bytes()

@@ -10,7 +10,8 @@ import yaml
 
 from mcp_server.core.models.evidence import Verification
 from mcp_server.core.verify import verify
-from tests.engine.synthetic import load, random_tensors, save, write_model
+from tests import tiny
+from tests.engine.synthetic import load, save
 
 pytestmark = pytest.mark.slow
 DELTAS = {
@@ -24,11 +25,10 @@ DELTAS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, two fine-tunes and a LoRA adapter."""
+    """A base and two fine-tunes."""
     folder = tmp_path_factory.mktemp("models")
-    write_model(folder / "base", random_tensors(0))
-    for seed, name in enumerate(("one", "two"), start=1):
-        write_model(folder / name, random_tensors(seed, around=load(folder / "base")))
+    for seed, name in enumerate(("base", "one", "two")):
+        tiny.write_tokenizer(tiny.write_model(folder / name, seed=seed))
     return folder
 
 
@@ -70,7 +70,7 @@ def test_every_way_of_breaking_it_is_found(models: Path, tmp_path: Path) -> None
     assert mergekit(models, out, "task_arithmetic").verdict == "verified"
     (file,) = out.glob("*.safetensors")
     whole = load(out)
-    name = "model.layers.1.mlp.up_proj.weight"
+    name = "model.layers.0.mlp.up_proj.weight"
 
     def verdict() -> tuple[str, list[str]]:
         found = verify(out, full=True)
