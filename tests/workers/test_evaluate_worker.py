@@ -128,6 +128,18 @@ def test_a_second_run_computes_nothing_and_finds_the_same(place: Path, evaluatio
     assert again.capabilities == first.capabilities
 
 
+def test_a_text_of_ones_own_is_scored_beside_the_shipped_one(place: Path, tmp_path: Path) -> None:
+    prose = "Some prose of my own, word after word after word. "
+    file = tmp_path / "notes.txt"
+    file.write_text("\n\n".join(prose * 31 for _ in range(4)), encoding="utf-8")
+    found = measured(place, tmp_path / "job", tmp_path, sources={}, suites=["perplexity", str(file)], limit=None)
+    assert {name: (c.suite, c.metric, c.n) for name, c in found.capabilities.items()} == {
+        "general language": ("perplexity", "perplexity", 10),
+        "notes.txt": ("text_notes", "perplexity", 3),
+    }
+    assert found.capabilities["notes.txt"].base != found.capabilities["general language"].base
+
+
 def test_changed_weights_are_another_model(place: Path, evaluation: tuple[Evaluation, Path], tmp_path: Path) -> None:
     _, home = evaluation
     changed = shutil.copytree(place / "folded", tmp_path / "changed")

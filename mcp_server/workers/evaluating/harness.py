@@ -43,10 +43,10 @@ class Harness:
     def run(self, suite: Suite, model: RememberingLM) -> SuiteSamples:
         """Every prompt of one suite on one model."""
         model.unscored_ok = suite.likelihoods == "optional"
-        own_text = {"dataset_kwargs": {"split": self.split, "file": suite.text}}
-        names = suite.task_names(self.split)
-        loaded = self.manager.load([{"task": name, **own_text} for name in names] if suite.text else names)
+        loaded = self.manager.load(suite.task_names(self.split))
         for task in loaded["tasks"].values():
+            if suite.text is not None:
+                task.dataset = task.config.custom_dataset(split=self.split, file=suite.text)
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=1234)
