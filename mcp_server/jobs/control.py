@@ -158,7 +158,7 @@ def resume(job_id: str) -> JobStatus:
     if handle is None:
         return status(job_id)
     try:
-        record = store.read(folder)
+        record = store.read(folder, by_holder=True)
         if record.state in ("failed", "cancelled", "interrupted"):
             _queue_again(folder, record)
     finally:
@@ -224,7 +224,7 @@ def prune(older_than_seconds: float = 0.0) -> int:
 
 
 def _prune_one(folder: Path) -> bool:
-    record = store.read(folder)
+    record = store.read(folder, by_holder=True)
     if record.state not in TERMINAL:
         return False
     if record.state == "interrupted" and record.partial is not None and Path(record.partial).exists():

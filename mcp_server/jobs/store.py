@@ -115,24 +115,27 @@ def write(folder: Path, record: Record) -> None:
     files.write_json_at_last(folder / "status.json", record.model_dump(mode="json"), folder / SPARES[0])
 
 
-def read(folder: Path) -> Record:
-    """The stored record; one that cannot be read is rebuilt from the other files and says so."""
+def read(folder: Path, *, by_holder: bool = False) -> Record:
+    """The stored record; one that cannot be read is rebuilt from the other files and says so.
+
+    `by_holder`: the caller holds the job's lock, so that a held lock does not mean that the job runs.
+    """
     try:
         return Record.model_validate_json((folder / "status.json").read_bytes())
     except FileNotFoundError as missing:
         if not folder.is_dir():
             raise NotFound(f"job {folder.name} was removed", "list the jobs to see what is there") from missing
-        return _rebuilt(folder, "is missing")
+        return _rebuilt(folder, "is missing", by_holder)
     except ValidationError:
-        return _rebuilt(folder, "is corrupt")
+        return _rebuilt(folder, "is corrupt", by_holder)
 
 
-def _rebuilt(folder: Path, what: str) -> Record:
+def _rebuilt(folder: Path, what: str, by_holder: bool) -> Record:
     """A record from the evidence that is left: the request, the locks, and whether a result or an error was written."""
     parameters: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         parameters = dict(files.read_json(folder / "request.json")["parameters"])
-    if is_held(folder / "runner.lock"):
+    if not by_holder and is_held(folder / "runner.lock"):
         state: JobState = "running"
     else:
         state = "interrupted"

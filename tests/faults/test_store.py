@@ -26,6 +26,12 @@ def test_a_corrupt_status_says_so_and_the_job_can_be_resumed(content, merge, tmp
     assert jobs.wait(jobs.resume(job_id).job_id, 30).error["message"] == "told to fail"
 
 
+def test_a_job_with_a_corrupt_status_can_be_pruned(job):
+    job_id = ended(job({"do": "fail"}).job_id).job_id
+    (store.find(job_id) / "status.json").write_bytes(b"")
+    assert (jobs.prune(), jobs.list_jobs().total) == (1, 0)
+
+
 def test_a_corrupt_status_of_a_running_job_does_not_hide_that_it_runs(job, tmp_path):
     started = job({"do": "wait_for", "path": str(tmp_path / "go")})
     until(started.job_id, reports_progress)
