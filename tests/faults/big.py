@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
-
-from tests.tiny import write_safetensors
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 1024, 2816, 4, 8192
 
@@ -26,12 +25,15 @@ def write_model(folder: Path, seed: int) -> Path:
         shapes |= {f"{stem}mlp.{name}_proj.weight": [INTERMEDIATE, HIDDEN] for name in ("gate", "up")}
         shapes |= {f"{stem}mlp.down_proj.weight": [HIDDEN, INTERMEDIATE]}
         shapes |= {f"{stem}{name}_layernorm.weight": [HIDDEN] for name in ("input", "post_attention")}
-    tensors = {}
+    header, end = {}, 0
     for name, shape in sorted(shapes.items()):
+        begin, end = end, end + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
         # Random bits of bf16 with the exponent kept below that of 2, so that every value is finite.
-        bits = numbers.integers(0, 1 << 16, size=int(np.prod(shape)), dtype=np.uint16) & np.uint16(0xBFFF)
-        tensors[name] = ("BF16", shape, bits.tobytes())
-    write_safetensors(folder / "model.safetensors", tensors)
+        file.write(np.frombuffer(numbers.bytes(end), np.uint16) & np.uint16(0xBFFF))
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
         "intermediate_size": INTERMEDIATE, "vocab_size": VOCABULARY, "num_attention_heads": 8, "num_key_value_heads": 8,

@@ -13,11 +13,18 @@ from tests.jobs.watching import until
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def models(store, tmp_path):
-    folder = tmp_path / "sources"
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
     yield [big.write_model(folder / f"m{n}", n) for n in range(3)]
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def models(originals, store, tmp_path):
+    """Copies that a test may spoil."""
+    yield [shutil.copytree(model, tmp_path / "sources" / model.name) for model in originals]
+    shutil.rmtree(tmp_path / "sources")
 
 
 def merging(status) -> bool:
