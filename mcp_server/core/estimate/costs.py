@@ -60,8 +60,11 @@ class DiskCosts(Frozen):
 class EvidenceCosts(Frozen):
     """A worker that loads a model with transformers: its process, and room for a batch's scores when it evaluates."""
 
-    process_bytes: int
-    scores_bytes: int
+    process_bytes: int = Field(description="Python, torch and transformers, resident")
+    scores_bytes: int = Field(description="what the worker allows the scores of a batch")
+    window_tokens: int = Field(description="tokens of a text that are scored at once, at least")
+    bytes_per_score: int = Field(description="per token and vocabulary entry while a window is scored")
+    generation_tokens: int = Field(description="prompts generated at once, times their length")
 
 
 class Costs(Frozen):

@@ -1,17 +1,22 @@
 """What verifying and evaluating the result cost: both load it with transformers, on the CPU.
 
 Weights are held as bfloat16 where the processor multiplies that, else as float32 (the workers choose so). Verifying feeds one
-prompt; evaluating holds the scores of a batch, whose room the evaluation's worker bounds. Models are measured one after another.
+prompt. Evaluating holds, whichever is more, the scores of a batch of prompts (bounded by the worker, but one window of a text is
+never divided) or the keys and values of a batch that generates. Models are measured one after another.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 from mcp_server.core.estimate.costs import EvidenceCosts, costs
-from mcp_server.core.estimate.work import Work
+from mcp_server.core.estimate.work import VOCABULARY, Work
 from mcp_server.core.models.estimation import EngineEstimate, Seconds
+
+CACHED: Final = ("k_proj.weight", "v_proj.weight")
+"""Their rows are what a token leaves in the cache of keys and values."""
 
 
 def verify_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
@@ -22,7 +27,11 @@ def verify_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
 def evaluate_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
     """Base, sources and result answer the same prompts, one model at a time."""
     constants = costs().evidence
-    return _loaded(work, ram_bytes, constants, models=work.inputs + 1, scores=constants.scores_bytes)
+    rows = [tensor.elements // tensor.row for tensor in work.tensors if any(part in tensor.name for part in VOCABULARY)]
+    window = constants.window_tokens * max(rows, default=0) * constants.bytes_per_score
+    cached = sum(tensor.elements // tensor.row for tensor in work.tensors if any(part in tensor.name for part in CACHED))
+    generation = constants.generation_tokens * cached * load_width()
+    return _loaded(work, ram_bytes, constants, models=work.inputs + 1, scores=max(constants.scores_bytes, window, generation))
 
 
 def _loaded(work: Work, ram_bytes: float | None, constants: EvidenceCosts, models: int, scores: int) -> EngineEstimate:
