@@ -10,7 +10,7 @@ Worker inputs   request.json parameters:
     workers, ray    tasks at once on this machine, or the address of a Ray cluster
     cpus, memory_gib, gpus    what one task declares to the cluster
     seed            of every merge (default 0)
-Worker outputs  result.json: `Sweep`; OUT/sweep.json, OUT/sweep.md, OUT/recipe.yml, OUT/merged with its evaluation
+Worker outputs  result.json: `Sweep`; OUT/plan.yaml, OUT/sweep.json, OUT/sweep.md, OUT/recipe.yml, OUT/merged with its evaluation
 Not covered     tuning inside a candidate; candidates are independent and a rerun continues after the last finished one.
 """
 
@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field, ValidationError
 
 from mcp_server.core.errors import BadInput, from_dict
@@ -89,6 +90,8 @@ def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
     candidates = from_grid(plan, request.grid, near, request.tries)
     bench = Bench(request, candidates, Path(request.out), _names(plan, near))
     bench.out.mkdir(parents=True, exist_ok=True)
+    saved = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    write_text(bench.out / "plan.yaml", saved)
     progress = Progress(job)
     progress.tell("base and sources", 0, len(candidates), f"{len(candidates)} candidates")
     sources = bench.sources(executor, progress)

@@ -1,7 +1,11 @@
 """Tasks of a sweep: what they leave behind, how they fail, and that a second run does not repeat what is whole."""
 
 import json
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ from mcp_server.workers.sweeping.executors import LocalExecutor, RayExecutor
 from mcp_server.workers.sweeping.progress import Progress, newest_word
 from mcp_server.workers.sweeping.tasks import Step, Task, run_task
 from tests.fake_worker import FAKE
+
+ROOT = Path(__file__).parents[2]
 
 
 def step(*script: dict[str, Any], output: str | None = None) -> Step:
@@ -60,6 +66,27 @@ def test_a_failed_task_runs_again_and_keeps_its_model_until_it_succeeds(tmp_path
     answer = run_task(task.as_dict())
     assert (set(answer), answer["attempts"]) == ({"result", "attempts"}, 2)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_a_process_of_a_task_dies_with_whoever_runs_the_task(tmp_path: Path) -> None:
+    """A lost worker of a cluster leaves nobody behind who writes where the task runs again."""
+    task = Task("t", str(tmp_path / "t"), [step({"do": "wait_for", "path": str(tmp_path / "never")})])
+    code = f"from mcp_server.workers.sweeping.tasks import run_task; run_task({task.as_dict()!r})"
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    events = tmp_path / "t" / "step0" / "events.jsonl"
+    while not events.is_file():
+        assert runner.poll() is None
+        time.sleep(0.01)
+    (child,) = Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text(encoding="ascii").split()
+    runner.kill()
+    runner.wait()
+    ends = time.monotonic() + 10
+    while Path(f"/proc/{child}/stat").is_file() and time.monotonic() < ends:
+        if Path(f"/proc/{child}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.01)
+    assert time.monotonic() < ends
 
 
 def test_the_newest_word_of_the_tasks_is_repeated_until_they_end(tmp_path: Path) -> None:
@@ -129,7 +156,12 @@ def test_a_node_of_a_ray_cluster_dies_and_its_task_runs_again_elsewhere(tmp_path
         wait = {"do": "wait_for", "path": str(gate)}
         tasks = [Task(name, str(tmp_path / name), [step(wait)], cpus=1, memory_bytes=10_000_000) for name in ("a", "b")]
         running = executor.run(tasks)
-        _both_started(running, tasks, lambda: cluster.remove_node(doomed, allow_graceful=False), gate)
+
+        def replace_node() -> None:
+            cluster.remove_node(doomed, allow_graceful=False)
+            cluster.add_node(num_cpus=1, object_store_memory=80 * 1024 * 1024)
+
+        _once_both_started(tasks, replace_node, gate)
         answers = {task.name: answer for task, answer in running}
         assert {name: "result" in answer for name, answer in answers.items()} == {"a": True, "b": True}
         assert sorted(answer["attempts"] for answer in answers.values()) == [1, 2]
@@ -138,15 +170,21 @@ def test_a_node_of_a_ray_cluster_dies_and_its_task_runs_again_elsewhere(tmp_path
         cluster.shutdown()
 
 
-def _both_started(running: Any, tasks: list[Task], kill_node: Any, gate: Path) -> None:
-    """Once both tasks wait at the gate, one on each node, kill a node and open the gate; on a thread, since `running` is lazy."""
-    import threading
-    import time
+def _once_both_started(tasks: list[Task], replace_node: Callable[[], None], gate: Path) -> None:
+    """When both tasks wait at the gate, one on each node, lose a node; open the gate once a task has begun again. On a thread,
+    since the executor's answers are lazy."""
+
+    def attempts(task: Task) -> int:
+        file = Path(task.folder) / "attempts"
+        return int(file.read_text(encoding="utf-8") or 0) if file.is_file() else 0
 
     def act() -> None:
         while not all((Path(task.folder) / "step0" / "events.jsonl").is_file() for task in tasks):
             time.sleep(0.1)
-        kill_node()
+        replace_node()
+        ends = time.monotonic() + 90
+        while max(map(attempts, tasks)) < 2 and time.monotonic() < ends:
+            time.sleep(0.1)
         gate.touch()
 
     threading.Thread(target=act, daemon=True).start()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mcp_server.core.models.evidence import Sweep
+from mcp_server.core.scenario_reader import read_plan
 from tests.workers.test_evaluate_worker import ROOT, place, run
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,7 @@ def test_a_sweep_measures_chooses_and_writes_the_winner(place: Path, calm: tuple
     assert [c.settings["strategy"] for c in found.candidates] == ["task_arithmetic", "linear"]
     assert json.loads((out / "sweep.json").read_text(encoding="utf-8")) == result
     assert (out / "sweep.md").is_file()
+    assert read_plan(out / "plan.yaml").strategy == read_plan(plan(place)).strategy
     measured = [c for c in found.candidates if c.stopped is None]
     for candidate in measured:
         assert candidate.prompts == {"echoing": 6, "general language": 6}

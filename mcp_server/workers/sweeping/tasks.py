@@ -1,7 +1,8 @@
 """One unit of a sweep: run worker modules one after the other in processes of their own, and bring back the last one's result.
 
 A task is plain data, so that it can travel; it names folders, so a cluster needs a file system that all its nodes see. Every
-process writes into the task's folder, and a task that runs again after its machine died finds what is already whole there.
+process writes into the task's folder, and a task that runs again after its machine died finds what is already whole there. A
+process dies with whoever started it, so that a task that runs again elsewhere has its folder to itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from mcp_server.core.errors import MergingError, RunFailed, from_dict
 from mcp_server.core.files import write_json
 from mcp_server.core.paths import PACKAGE
+from mcp_server.workers.protocol import RUNNER_PID
 
 DONE = "task.json"
 
@@ -107,7 +109,7 @@ def _run_step(folder: Path, step: Step, environment: dict[str, str]) -> dict[str
             stdout=log,
             stderr=subprocess.STDOUT,
             check=False,
-            env={**os.environ, **environment, "PYTHONPATH": str(PACKAGE.parent)},
+            env={**os.environ, **environment, "PYTHONPATH": str(PACKAGE.parent), RUNNER_PID: str(os.getpid())},
         )
     if ended.returncode:
         error = folder / "error.json"
