@@ -63,9 +63,9 @@ def bar(value: float | None, low: float, high: float, kind: str = "merged", targ
     return _svg(parts, HEIGHT)
 
 
-def scatter(points: list[tuple[str, float, float, bool]], width_to_height: float = 0.62) -> Markup:
-    """Two scores against each other: (label, x, y, on the Pareto front). The front's labels stand beside their marks, one for all
-    that share a place; the ends of both axes are written at the edges.
+def scatter(points: list[tuple[str, float, float, bool]], width_to_height: float = 0.8) -> Markup:
+    """Two scores against each other: (label, x, y, on the Pareto front). The front's labels, which should be short, stand beside
+    their marks; the ends of both axes are written at the edges.
     """
     height = int(360 * width_to_height)
     parts = [f'<rect class="plane" x="{PAD}%" y="4" width="{100 - 2 * PAD}%" height="{height - 8}" rx="4"/>']
@@ -82,7 +82,7 @@ def scatter(points: list[tuple[str, float, float, bool]], width_to_height: float
         parts.append(f'<svg x="{x}%" y="{y}" overflow="visible"><path class="mark {kind}" d="{shape}">{title}</path></svg>')
         if front:
             anchor, shift = ("end", -10) if x > 50 else ("start", 10)
-            text = front[0] + (f" and {len(front) - 1} more" if len(front) > 1 else "")
+            text = ", ".join(front)
             parts.append(
                 f'<svg x="{x}%" y="{y}" overflow="visible">'
                 f'<text class="label" x="{shift}" y="4" text-anchor="{anchor}">{escape(text)}</text></svg>'

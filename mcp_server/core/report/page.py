@@ -201,10 +201,16 @@ def _pareto(evidence: Evidence) -> dict[str, Any] | None:
     names = list(dict.fromkeys(name for c in sweep["candidates"] for name in (c.get("scores") or {})))
     measured = [c for c in sweep["candidates"] if c.get("scores") and not c.get("stopped")]
     whole = [c for c in measured if all(c["scores"].get(n) is not None for n in names[:2])]
+    front = [c["name"] for c in whole if c.get("pareto")]
+    marks = {name: "chosen" if name == sweep.get("winner") else str(number) for number, name in enumerate(front, 1)}
     chart = None
     if len(names) >= 2 and len(whole) > 1:
-        chart = charts.scatter([(c["name"], c["scores"][names[0]], c["scores"][names[1]], bool(c.get("pareto"))) for c in whole])
-    return {"names": names, "candidates": sweep["candidates"], "winner": sweep.get("winner"), "chart": chart}
+        x, y = names[:2]
+        chart = charts.scatter(
+            [(marks.get(c["name"], c["name"]), c["scores"][x], c["scores"][y], c["name"] in marks) for c in whole]
+        )
+    found = {"names": names, "candidates": sweep["candidates"], "winner": sweep.get("winner")}
+    return found | {"chart": chart, "marks": marks}
 
 
 def _cost(evidence: Evidence) -> list[dict[str, str]]:
