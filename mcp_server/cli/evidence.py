@@ -165,6 +165,12 @@ def show_evaluation(found: Evaluation) -> None:
         contexts = list(dict.fromkeys(c for row in found.cross_context.values() for c in row))
         cross = [(name, *(row.get(c) for c in contexts)) for name, row in found.cross_context.items()]
         table("Breaks into its own behaviour in foreign contexts (rate)", ("source", *contexts), cross)
+    for suite, by in found.tables.items():
+        chosen = list(dict.fromkeys(name for counts in by.values() for row in counts.values() for name in row))
+        confusion = [
+            (label, wanted, *(row.get(c, 0) for c in chosen)) for label, counts in by.items() for wanted, row in counts.items()
+        ]
+        table(f"{suite}: what was wanted, what was chosen", ("model", "wanted", *chosen), confusion)
     for line in [*found.why, *found.notes]:
         stderr.print(line, markup=False, soft_wrap=True)
     stderr.print(found.verdict, style="bold")

@@ -191,7 +191,7 @@ def test_writing_makes_the_page_and_the_model_cards_section(tmp_path: Path) -> N
 
 
 def test_the_model_cards_table_has_one_row_a_capability() -> None:
-    rows = [line for line in model_card_section(evaluation()).splitlines() if line.startswith("|")]
+    rows = [line for line in model_card_section(evaluation(tables={})).splitlines() if line.startswith("|")]
     assert rows == [
         "| capability (metric, prompts) | base | tools | persona | merged | retention | gain recovered |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -292,3 +292,14 @@ def test_the_recipe_of_a_page_names_no_folder_of_this_machine(tmp_path: Path) ->
 
 def test_words_in_ticks_are_code_and_nothing_else_is() -> None:
     assert ticks("use `a < b` <now>") == "use <code>a &lt; b</code> &lt;now&gt;"
+
+
+def test_the_model_card_counts_what_was_wanted_and_what_was_chosen() -> None:
+    tables = {"mixed": {"base": {"chat": {"neither": 4}}, "merged": {"chat": {"chat": 3, "both": 1}, "action": {"action": 2}}}}
+    card = model_card_section(evaluation(tables=tables)).splitlines()
+    start = card.index("| mixed | wanted | chose action | chose both | chose chat | chose neither |")
+    assert card[start + 2 : start + 5] == [
+        "| base | chat | 0 | 0 | 0 | 4 |",
+        "| merged | chat | 0 | 1 | 3 | 0 |",
+        "| merged | action | 2 | 0 | 0 | 0 |",
+    ]

@@ -11,6 +11,7 @@ def model_card_section(evaluation: Evaluation) -> str:
     header = ["capability (metric, prompts)", "base", *sources, "merged", "retention", "gain recovered"]
     lines = ["## Evaluation", "", _row(header), _row(["---"] * len(header))]
     lines += [_row(_cells(name, c, sources)) for name, c in evaluation.capabilities.items()]
+    lines += _confusions(evaluation)
     lines += ["", f"Verdict: **{evaluation.verdict}**.", ""]
     lines += [f"- {reason}" for reason in evaluation.why]
     if evaluation.next:
@@ -24,6 +25,18 @@ def model_card_section(evaluation: Evaluation) -> str:
         *evaluation.notes,
     ]
     return "\n".join([*lines, "", "Measured with lm-evaluation-harness: " + "; ".join(notes) + ".", ""])
+
+
+def _confusions(evaluation: Evaluation) -> list[str]:
+    """What was wanted against what each model chose, for suites that say both."""
+    lines: list[str] = []
+    for suite, by in evaluation.tables.items():
+        chosen = sorted({name for counts in by.values() for row in counts.values() for name in row})
+        header = [suite, "wanted", *(f"chose {name}" for name in chosen)]
+        lines += ["", _row(header), _row(["---"] * len(header))]
+        for label, counts in by.items():
+            lines += [_row([label, wanted, *(str(row.get(one, 0)) for one in chosen)]) for wanted, row in counts.items()]
+    return lines
 
 
 def _cells(name: str, capability: Capability, sources: list[str]) -> list[str]:
