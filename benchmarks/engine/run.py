@@ -146,15 +146,16 @@ def growth(bench: Bench, small: Bench | None) -> list[str]:
             models.append(str(link))
         for threads in (1, 2) if sources == 2 else (2,):
             lines.append(_grown(bench, bench.recipe(row, models), sources, threads))
-    if small:
-        lines.append(_grown(small, small.recipe(row), 2, 2))
+    lines += [_grown(small, small.recipe(row), 2, 2)] if small else []
+    adapters = next(row for row in ROWS if row.adapters)
+    lines += [_grown(sized, sized.recipe(adapters), 2, 2, " LoRA") for sized in (small, bench) if sized]
     return lines
 
 
-def _grown(bench: Bench, recipe: str, sources: int, threads: int) -> str:
+def _grown(bench: Bench, recipe: str, sources: int, threads: int, kind: str = "") -> str:
     cost = bench.ours(recipe, threads)
     size = f"{bench.shape.parameters / 1e9:.2f} B"
-    line = f"| {size} | {sources} | {threads} | {cost.wall:.1f} | {cost.cpu:.1f} | {cost.anon / 1e6:.0f} |"
+    line = f"| {size} | {sources}{kind} | {threads} | {cost.wall:.1f} | {cost.cpu:.1f} | {cost.anon / 1e6:.0f} |"
     print(line, file=sys.stderr, flush=True)
     return line
 
