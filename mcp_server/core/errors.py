@@ -76,12 +76,6 @@ class DoesNotFit(MergingError):
     exit_code = 1
 
 
-class NotDecided(MergingError):
-    """Neither yes nor no could be established."""
-
-    exit_code = 3
-
-
 class RunFailed(MergingError):
     """A run started and did not finish: engine failure, worker killed."""
 

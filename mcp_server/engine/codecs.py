@@ -13,7 +13,6 @@ import numpy as np
 from numba import njit
 
 from mcp_server.engine.blocks import CHUNK
-from mcp_server.engine.checkpoint import ITEM_BYTES
 
 Array = np.ndarray[Any, Any]
 
@@ -132,7 +131,3 @@ def encode(values: Array, dtype: str, raw: Array) -> None:
         _narrow_f16(values, values.view(np.uint32), raw.view(np.uint16))
     else:
         np.copyto(raw.view(np.float32), values)
-
-
-def encoded_bytes(count: int, dtype: str) -> int:
-    return count * ITEM_BYTES[dtype]

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mcp_server.core.checkpoint.tokenizer import TOKENIZER_FILES
 from mcp_server.core.errors import NotFound
 from mcp_server.core.lineage import source_records
 from mcp_server.core.provenance import Provenance, identify, write_model_card, write_provenance
@@ -20,11 +21,6 @@ from mcp_server.engine.checkpoint import locate
 from mcp_server.engine.layout import Layout
 from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.request import Request
-
-TOKENIZER_FILES = (
-    "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "added_tokens.json", "merges.txt",
-    "vocab.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 
 
 def write_papers(

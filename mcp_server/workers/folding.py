@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 
 from mcp_server.core import paths
+from mcp_server.core.checkpoint.tokenizer import TOKENIZER_FILES
 from mcp_server.core.errors import DiskFull
 from mcp_server.core.files import read_json, sync_tree, write_json
 from mcp_server.core.scratch import scratch_folder
@@ -36,10 +37,7 @@ from mcp_server.engine.team import Workspace
 
 Report = Callable[[int, int], None]
 _FORMAT: Final = "folded-1"
-_TOKENIZER: Final = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja", "generation_config.json", "config.json", "model.safetensors.index.json",
-)  # fmt: skip
+_CARRIED: Final = (*TOKENIZER_FILES, "generation_config.json", "config.json", "model.safetensors.index.json")
 
 
 def folded(base: str, adapter: str, report: Report) -> Path:
@@ -71,7 +69,7 @@ def folded(base: str, adapter: str, report: Report) -> Path:
 
 
 def _write(checkpoint: Checkpoint, changes: dict[str, Change], partial: Path, report: Report) -> None:
-    for name in _TOKENIZER:
+    for name in _CARRIED:
         source = checkpoint.folder / name
         if source.is_file():
             shutil.copyfile(source, partial / name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.core.checkpoint.tensors import StoredTensor, read_json
+from mcp_server.core.checkpoint.tokenizer import VOCABULARY_FILES
 
 FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -19,7 +20,6 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Our name → the names that model families use, in order of preference."""
 
-TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
 HASH_CHARACTERS: Final = 16
 
 
@@ -52,7 +52,7 @@ def tokenizer_hash(folder: Path) -> str | None:
     """Hash of the tokenizer's files, or None when the folder has none. Equal means equal ids; unequal needs `token_ids`."""
     digest = hashlib.sha256()
     found = False
-    for name in TOKENIZER_FILES:
+    for name in VOCABULARY_FILES:
         path = folder / name
         if path.is_file():
             found = True

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mcp_server.core import catalog
 from mcp_server.core.catalog.models import Catalog, Rule
-from mcp_server.core.catalog.signals import SIGNALS, read_facts, trained
+from mcp_server.core.catalog.signals import read_facts, trained
 from mcp_server.core.models.base import Message
-from mcp_server.core.models.plan import EvaluationStep, FiredRule, Plan, RunnerUp, StrategyChoice
+from mcp_server.core.models.plan import EvaluationStep, Plan, RunnerUp, StrategyChoice
 from mcp_server.core.models.scenario import Scenario
 from mcp_server.core.recommend.decide import Decision, as_fired, decide, fill, fired
 from mcp_server.core.recommend.memory import choose_engine, memory_facts
@@ -105,10 +105,3 @@ def _differences(decision: Decision) -> list[str]:
             name = {"same_architecture": "architecture", "same_base": "base_model"}[field]
             found.append(f"{name} ({decision.facts[detail] or 'as you said'})")
     return found
-
-
-def explain_signals(rules: list[FiredRule]) -> dict[str, str]:
-    """The signals that the named rules read, with what each means (for `recommend --why` and the report)."""
-    by_id = {rule.id: rule for rule in catalog.load().rules}
-    read = {condition.signal for fired_rule in rules if (rule := by_id.get(fired_rule.id)) for condition in rule.when}
-    return {name: (SIGNALS[name].__doc__ or "").strip() for name in sorted(read & SIGNALS.keys())}

@@ -72,19 +72,6 @@ def count_nonfinite(tensor: StoredTensor, first: int, last: int) -> int:
     return int(np.count_nonzero((bits & kind(mask)) == kind(mask)))
 
 
-def round_to(values: Array, dtype: str) -> Array:
-    """float32 → the nearest value of `dtype`, ties to even, as float32."""
-    import numpy as np
-
-    if dtype == "F32":
-        return values
-    if dtype == "F16":
-        return values.astype(np.float16).astype(np.float32)
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32)
-
-
 def same_values(one: StoredTensor, other: StoredTensor, *, full: bool) -> bool:
     """Whether two tensors of one shape hold the same numbers, in samples or everywhere."""
     import numpy as np

@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.core import paths
+from mcp_server.core.checkpoint.tokenizer import TOKENIZER_FILES
 from mcp_server.core.errors import BadInput, DoesNotFit, NotAModel
 from mcp_server.core.refs import resolve_ref
 from mcp_server.workers.protocol import write_json
 
 READ_BYTES = 1 << 22
-DECIDES = frozenset(
-    {
-        "config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
-        "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
-    }
-)  # fmt: skip
+DECIDES = {*TOKENIZER_FILES, "config.json", "generation_config.json", "adapter_config.json"}
 """Beside the weights. Whatever else lies in a folder (records, evidence, training logs) does not change an answer."""
 OVERHEAD_BYTES = 900_000_000
 """Python, torch, transformers and lm-eval together, resident: 0.75 to 0.85 GB measured with torch 2.13 on Linux, rounded up."""
