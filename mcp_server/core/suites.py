@@ -11,6 +11,7 @@ capability the suite stands for, which of its metrics decides, and which functio
     chat_template: true            # prompts go through the model's chat template
     behaviour: utils.py:is_call    # reply text → bool, for the cross-context check (optional)
     demo_limit: 24                 # prompts that a quick look uses (optional)
+    target: 0.8                    # where no source alone can be the measure: what the merge itself must reach (optional)
     likelihoods: optional          # its `process_results` leaves metrics out where log-likelihoods are NaN (default: required)
 
 A text file (`.txt`, `.md`) is a suite too: the perplexity of its passages. A name that is neither is taken for a task of lm-eval.
@@ -46,6 +47,7 @@ class Suite(Frozen):
     higher_is_better: bool | None = None
     chat_template: bool = False
     behaviour: str | None = Field(default=None, description="FILE.py:FUNCTION in the suite's folder: reply → bool")
+    target: float | None = Field(default=None, description="primary figure that the merge itself must reach")
     likelihoods: Literal["required", "optional"] = "required"
     demo_limit: int | None = Field(default=None, ge=1)
     folder: str | None = Field(default=None, description="null: a task that lm-eval ships")

@@ -33,7 +33,7 @@ from mcp_server.core.evaluation import Thresholds, load_thresholds
 from mcp_server.core.evaluation.lineage import lineage_of
 from mcp_server.core.files import write_json, write_text
 from mcp_server.core.models.base import Frozen
-from mcp_server.core.models.evidence import Evaluation, Sweep, SweepCandidate
+from mcp_server.core.models.evidence import Capability, Evaluation, Sweep, SweepCandidate
 from mcp_server.core.models.plan import Plan
 from mcp_server.core.recipe import read_recipe
 from mcp_server.core.refs import resolve_ref
@@ -140,6 +140,13 @@ def _measure(bench: Bench, executor: Executor, progress: Progress, limits: Thres
     return [found[candidate.name] for candidate in bench.candidates]
 
 
+def _gain(capability: Capability) -> float | None:
+    """The gain recovered, or the share of the target where the suite sets its own."""
+    if capability.target and capability.merged is not None:
+        return capability.merged / capability.target
+    return capability.gain_recovered
+
+
 def _judged(candidate: Candidate, answer: dict[str, Any]) -> SweepCandidate:
     base = SweepCandidate(
         name=candidate.name, recipe=candidate.recipe, settings=candidate.settings, attempts=answer.get("attempts", 1)
@@ -151,7 +158,7 @@ def _judged(candidate: Candidate, answer: dict[str, Any]) -> SweepCandidate:
     return base.model_copy(
         update={
             "scores": {name: c.merged for name, c in measured.items()},
-            "gains": {name: c.gain_recovered for name, c in measured.items()},
+            "gains": {name: _gain(c) for name, c in measured.items()},
             "prompts": {name: c.n for name, c in evaluation.capabilities.items()},
             "perplexity_ratio": evaluation.perplexity_ratio,
             "verdict": evaluation.verdict,

@@ -155,6 +155,25 @@ def test_a_capability_without_a_gain_decides_nothing() -> None:
     assert judge({"tools": found}, LIMITS)[0] == "inconclusive"
 
 
+@pytest.mark.parametrize(("merged", "verdict"), [(0.8, "passed"), (0.79, "adjust")])
+def test_where_the_suite_sets_a_target_the_best_source_is_no_measure(merged: float, verdict: str) -> None:
+    mixed = capability(base=0.0, sources={"x": 0.333}, expert="x", merged=merged, target=0.8)
+    found, why = judge({"mode choice": mixed}, LIMITS)
+    assert found == verdict
+    assert why == [f"mode choice: {merged:.3f} (the best source alone 0.333), n=100; the suite asks for 0.8"]
+
+
+def test_a_target_that_no_recipe_reaches_asks_for_training_or_routing() -> None:
+    mixed = capability(base=0.0, sources={"x": 0.333}, expert="x", merged=0.35, target=0.8)
+    found = suggest_next("adjust", {"tools": gone("tools", 0.98), "mode choice": mixed}, LIMITS, Tried(method="ties"))
+    assert found is not None
+    assert found["action"] == "retrain"
+    assert "mode choice is not reached" in found["why"]
+    weak = suggest_next("adjust", {"tools": gone("tools", 0.6), "mode choice": mixed}, LIMITS, Tried(method="linear"))
+    assert weak is not None
+    assert weak["action"] != "retrain", "a lost skill comes first"
+
+
 def gone(name: str, gain: float) -> Capability:
     return capability(base=0.0, sources={name: 1.0}, expert=name, merged=gain, retention=gain, gain_recovered=gain)
 
@@ -285,3 +304,14 @@ def test_labels_become_a_confusion_table() -> None:
     sample = times(1, 3).model_copy(update={"tables": {"expected": ["chat", "chat", "both"], "chosen": ["chat", "both", "both"]}})
     found = assemble(Measured(suites={"m": Suite(name="m")}, samples={"m": {"merged": sample}}, sources=[]), LIMITS)
     assert found.tables == {"m": {"merged": {"chat": {"chat": 1, "both": 1}, "both": {"both": 1}}}}
+
+
+def test_a_suite_with_a_target_has_no_expert_to_be_measured_by() -> None:
+    samples = {"mixed": {"base": times(0, 60), "x": times(20, 60), "merged": times(21, 60)}}
+    found = assemble(Measured(suites={"mixed": Suite(name="mixed", target=0.8)}, samples=samples, sources=["x"]), LIMITS)
+    mixed = found.capabilities["mixed"]
+    assert (mixed.target, mixed.retention, mixed.gain_recovered) == (0.8, None, None)
+    assert set(mixed.ci) == {"base", "x", "merged"}
+    assert found.verdict == "adjust"
+    assert found.next is not None
+    assert found.next["action"] == "retrain"

@@ -31,7 +31,11 @@ class Measured:
 def assemble(measured: Measured, limits: Thresholds | None = None) -> Evaluation:
     """Score, judge, and suggest the next try."""
     limits = limits or load_thresholds()
-    scored = {suite: score_capability(by, measured.sources) for suite, by in measured.samples.items() if by}
+    scored = {
+        suite: _with_target(score_capability(by, measured.sources), measured.suites[suite].target)
+        for suite, by in measured.samples.items()
+        if by
+    }
     names = _names(measured.suites)
     capabilities = {names[suite]: capability for suite, capability in scored.items()}
     cross = _cross(measured, scored) if measured.cross else None
@@ -48,6 +52,14 @@ def assemble(measured: Measured, limits: Thresholds | None = None) -> Evaluation
         next=suggest_next(verdict, capabilities, limits, measured.tried, cross),
         tables=_tables(measured.samples),
     )
+
+
+def _with_target(capability: Capability, target: float | None) -> Capability:
+    """Where the suite sets a target no source is the measure, so there is no retention and no gain."""
+    if target is None:
+        return capability
+    ci = {name: span for name, span in capability.ci.items() if name not in ("retention", "gain_recovered")}
+    return capability.model_copy(update={"target": target, "retention": None, "gain_recovered": None, "ci": ci})
 
 
 def _names(suites: Mapping[str, Suite]) -> dict[str, str]:

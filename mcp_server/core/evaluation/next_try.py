@@ -77,7 +77,7 @@ def suggest_next(
             f"λ {value:g} shortens them together",
         }
     if not weak:
-        return None
+        return _together(capabilities)
     strong = [c for c in capabilities.values() if _counts(c) and c not in weak]
     if strong:
         name = weak[0].expert or ""
@@ -112,6 +112,18 @@ def suggest_next(
         "sweep": True,
         "why": f"every skill fell under {strategy} although perplexity is fine: which method keeps both depends on how the "
         "adapters were trained, so compare the shortlist",
+    }
+
+
+def _together(capabilities: Mapping[str, Capability]) -> dict[str, Any] | None:
+    """Every source's own skill is kept, and what takes several at once is not: no recipe teaches that."""
+    below = [name for name, c in capabilities.items() if c.target is not None and c.merged is not None and c.merged < c.target]
+    if not below:
+        return None
+    return {
+        "action": "retrain",
+        "why": f"the sources' own skills are kept, {below[0]} is not reached: no source was trained on prompts that need several "
+        "of them, and no recipe adds that. Say in the prompt which role is wanted, route by it, or train on such prompts",
     }
 
 

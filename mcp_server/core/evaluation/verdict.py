@@ -79,6 +79,9 @@ def _judge_perplexity(
 def _judge_capability(
     name: str, capability: Capability, limits: Thresholds, failed: list[str], adjust: list[str], fine: list[str]
 ) -> None:
+    if capability.target is not None:
+        _judge_by_target(name, capability, capability.target, adjust, fine)
+        return
     retention, gain = capability.retention, capability.gain_recovered
     if retention is None or gain is None:
         return
@@ -92,6 +95,17 @@ def _judge_capability(
         adjust.append(f"{text}; the targets are retention {limits.retention_adjust:g}, gain {limits.gain_recovered_target:g}")
     else:
         fine.append(text)
+
+
+def _judge_by_target(name: str, capability: Capability, target: float, adjust: list[str], fine: list[str]) -> None:
+    """What takes several sources at once has no expert; keeping up with the best of them means little."""
+    if capability.merged is None:
+        return
+    best = max(capability.sources.values(), default=None)
+    beside = "" if best is None else f" (the best source alone {best:.3f})"
+    found = f"{capability.merged:.3f}{_quoted(capability, 'merged')}"
+    text = f"{name}: {found}{beside}, n={capability.n}; the suite asks for {target:g}"
+    (fine if capability.merged >= target else adjust).append(text)
 
 
 def _quoted(capability: Capability, what: str) -> str:

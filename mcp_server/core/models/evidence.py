@@ -39,6 +39,7 @@ class Capability(Frozen):
     sources: dict[str, float] = Field(default_factory=dict)
     expert: str | None = Field(default=None, description="the source that is best at it")
     merged: float | None = None
+    target: float | None = Field(default=None, description="what the merge itself must reach, where no source is the measure")
     retention: float | None = Field(default=None, description="merged ÷ expert")
     gain_recovered: float | None = Field(
         default=None,
@@ -90,7 +91,7 @@ class SweepCandidate(Frozen):
     recipe: str = Field(description="the YAML text")
     settings: dict[str, str] = Field(default_factory=dict, description="what was set on the plan, as for `render --set`")
     scores: dict[str, float | None] = Field(default_factory=dict, description="capability → merged figure")
-    gains: dict[str, float | None] = Field(default_factory=dict, description="capability → gain recovered")
+    gains: dict[str, float | None] = Field(default_factory=dict, description="capability → gain, or share of a target")
     perplexity_ratio: float | None = None
     prompts: dict[str, int] = Field(default_factory=dict, description="capability → prompts that the figure stands on")
     verdict: str | None = None

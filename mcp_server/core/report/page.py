@@ -39,6 +39,7 @@ class Panel(Frozen):
     direction: str
     n: int
     rows: list[Row]
+    target: float | None
     retention: float | None
     gain: float | None
     gain_interval: Interval | None
@@ -110,6 +111,7 @@ def panel(name: str, capability: Capability, target: float) -> Panel:
         direction="more is better" if capability.higher_is_better else "less is better",
         n=capability.n,
         rows=rows,
+        target=capability.target,
         retention=capability.retention,
         gain=gain,
         gain_interval=capability.ci.get("gain_recovered"),
