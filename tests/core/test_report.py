@@ -303,3 +303,11 @@ def test_the_model_card_counts_what_was_wanted_and_what_was_chosen() -> None:
         "| merged | chat | 0 | 1 | 3 | 0 |",
         "| merged | action | 2 | 0 | 0 | 0 |",
     ]
+
+
+def test_the_evaluations_memory_stands_against_its_estimate(tmp_path: Path) -> None:
+    cost = {"peak_anon_bytes": 3 << 29, "seconds": {"low": 20.0, "high": 480.0}}
+    out = put(tmp_path / "m", evaluation=evaluation(seconds=33.0).model_dump(mode="json"), estimate={"evaluate": cost})
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", render_page(gather(out))))
+    assert "evaluation: peak resident memory 1.50 GiB 1.12 GiB" in text
+    assert "evaluation: seconds 20 to 480 33.0" in text

@@ -216,20 +216,31 @@ def _pareto(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _cost(evidence: Evidence) -> list[dict[str, str]]:
-    """Estimate against measurement of the merge, for whatever of both is known."""
+    """Estimate against measurement of the merge and its evaluation, for whatever of both is known."""
     measured = evidence.merge
     engine = evidence.provenance.engine if evidence.provenance else ""
     estimated = ((evidence.estimate or {}).get("engines") or {}).get(engine) or {}
-    seconds = estimated.get("seconds") or {}
-    expected = f"{seconds['low']:.0f} to {seconds['high']:.0f}" if seconds else "–"
+    evaluating = (evidence.estimate or {}).get("evaluate") or {}
+    evaluation = evidence.evaluation
     rows = [
         ("merge: peak anonymous memory", size(estimated.get("peak_anon_bytes")), size(measured.get("peak_anon_bytes"))),
         ("merge: disk", size(estimated.get("disk_bytes")), size(measured.get("bytes"))),
-        ("merge: seconds", expected, figure(measured.get("wall_seconds"))),
+        ("merge: seconds", _span(estimated), figure(measured.get("wall_seconds"))),
     ]
+    if evaluation is not None:
+        memory = size(evaluating.get("peak_anon_bytes"))
+        rows += [
+            ("evaluation: peak resident memory", memory, size(evaluation.peak_rss_bytes)),
+            ("evaluation: seconds", _span(evaluating), figure(evaluation.seconds)),
+        ]
     return [
         {"step": step, "estimate": low, "measured": high} for step, low, high in rows if low != "–" or high not in ("–", "0.000")
     ]
+
+
+def _span(cost: dict[str, Any]) -> str:
+    seconds = cost.get("seconds")
+    return f"{seconds['low']:.0f} to {seconds['high']:.0f}" if seconds else "–"
 
 
 def figure(value: float | None) -> str:
