@@ -24,6 +24,8 @@ from mcp_server.jobs.store import TERMINAL, Record
 
 CANCEL_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.2
+_TRIES: Final = 3
+_OVER: Final = ("succeeded", "failed", "cancelled")
 LOG_PAGE_BYTES: Final = 6_000
 
 
@@ -73,31 +75,44 @@ def cancel(job_id: str, keep: bool = False) -> JobStatus:
     """
     folder = store.find(job_id)
     record = queue.note_if_dead(folder, store.read(folder))
-    if record.state in ("succeeded", "failed", "cancelled"):
+    if record.state in _OVER:
         return public(folder, record)
     files.write_json(folder / "cancel.json", {"keep": keep})
-    if record.state == "running":
-        _stop(folder, record)
+    for _ in range(_TRIES):  # a job that waits may be started, and one that runs may end, between our look and our deed
+        if record.state == "running":
+            _stop(folder, record)
+        if _cancel_here(folder):
+            return public(folder, store.read(folder))
         record = store.read(folder)
-    if record.state not in ("succeeded", "failed", "cancelled"):
-        _cancel_here(folder, record)
-    return public(folder, store.read(folder))
+    raise RunFailed(f"job {job_id} could not be ended", f"its processes are named in {folder / 'status.json'}")
 
 
 def interrupt(job_id: str) -> JobStatus:
     """Stop a job so that it can be resumed."""
     folder = store.find(job_id)
-    record = store.read(folder)
-    if record.state == "queued":
-        with_lock = try_lock(folder / "runner.lock", wait_seconds=1.0)
-        if with_lock is not None:
-            record = record.model_copy(update={"state": "interrupted", "finished": store.now()})
-            store.write(folder, record)
-            store.mark_active(folder, False)
-            os.close(with_lock)
-    elif record.state == "running":
-        _stop(folder, record)
+    for _ in range(_TRIES):
+        record = store.read(folder)
+        if record.state == "running":
+            _stop(folder, record)
+            break
+        if record.state != "queued" or _interrupt_here(folder):
+            break
     return status(job_id)
+
+
+def _interrupt_here(folder: Path) -> bool:
+    """Interrupt a job that waits in the queue. False when somebody is starting it."""
+    handle = try_lock(folder / "runner.lock", wait_seconds=1.0)
+    if handle is None:
+        return False
+    try:
+        record = store.read(folder, by_holder=True)
+        if record.state == "queued":
+            store.write(folder, record.model_copy(update={"state": "interrupted", "finished": store.now()}))
+            store.mark_active(folder, False)
+        return record.state != "running"
+    finally:
+        os.close(handle)
 
 
 def _stop(folder: Path, record: Record) -> None:
@@ -119,12 +134,15 @@ def _stop(folder: Path, record: Record) -> None:
     queue.note_if_dead(folder, store.read(folder))
 
 
-def _cancel_here(folder: Path, record: Record) -> None:
-    """Cancel a job that nobody runs: it waits in the queue, or its runner is dead."""
-    handle = try_lock(folder / "runner.lock", wait_seconds=2.0)
+def _cancel_here(folder: Path) -> bool:
+    """Cancel a job that nobody runs: it waits in the queue, or its runner is dead. False when somebody holds it."""
+    handle = try_lock(folder / "runner.lock", wait_seconds=1.0)
     if handle is None:
-        raise RunFailed(f"job {record.job_id} could not be ended", f"its processes are named in {folder / 'status.json'}")
+        return False
     try:
+        record = store.read(folder, by_holder=True)
+        if record.state in _OVER:
+            return True
         end_group(record.worker)
         record = record.model_copy(
             update={"state": "cancelled", "finished": store.now(), "worker": None, "runner": None, "error": None}
@@ -134,6 +152,7 @@ def _cancel_here(folder: Path, record: Record) -> None:
         store.write(folder, record)
         store.drop_spares(folder)
         store.mark_active(folder, False)
+        return True
     finally:
         os.close(handle)
 

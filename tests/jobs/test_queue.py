@@ -106,6 +106,25 @@ def test_a_queued_job_that_is_cancelled_never_runs(merge, tmp_path):
     assert [p.name for p in tmp_path.glob(".*.merge-lock")] == []
 
 
+@pytest.mark.parametrize(("how", "state"), [(jobs.cancel, "cancelled"), (jobs.interrupt, "interrupted")])
+def test_a_queued_job_that_is_started_while_it_is_being_stopped_is_stopped(how, state, merge, monkeypatch):
+    """Our look says that it waits; when we want to take it, the dispatcher has just given it to a runner."""
+    first = merge({"do": "block"})
+    second = merge({"do": "block"}, out="other")
+    stale, read = store.read(store.find(second.job_id)), store.read
+    assert stale.state == "queued"
+    jobs.cancel(first.job_id)
+    until(second.job_id, reports_progress)
+    seen = []
+
+    def late(folder, **more):
+        seen.append(folder.name)
+        return stale if seen == [second.job_id] else read(folder, **more)
+
+    monkeypatch.setattr(store, "read", late)
+    assert how(second.job_id).state == state
+
+
 def test_the_queue_moves_on_when_a_runner_was_killed(merge):
     first = merge({"do": "block"})
     second = merge(out="other")
