@@ -29,13 +29,13 @@ def test_a_question_that_fails_leaves_nothing(store):
 
 def test_what_a_killed_asker_leaves_is_removed_and_its_worker_ends_with_it(store):
     asker = subprocess.Popen([sys.executable, "-c", CLIENT])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(found := tree(asker.pid)) < 2:
         assert time.monotonic() < deadline
     worker = identify(found[1])
     os.kill(asker.pid, signal.SIGKILL)
     asker.wait()
-    assert _wait_gone(worker, 20.0), "the worker goes on for nobody"
+    assert _wait_gone(worker, 90.0), "the worker goes on for nobody"  # it looks around once its libraries are imported
     (left,) = questions(store)
     jobs.prune()
     assert questions(store) == [left], "an asker may not have locked its folder yet"
