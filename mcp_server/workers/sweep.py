@@ -131,8 +131,6 @@ def _measure(bench: Bench, executor: Executor, progress: Progress, limits: Thres
         progress.tell("quick look", done, total, f"{name}: {quick.stopped or 'goes on'}")
     left = [by_name[name] for name, candidate in found.items() if candidate.stopped is None]
     if bench.request.limit is not None and bench.request.quick_limit >= bench.request.limit:
-        for candidate in left:
-            bench.forget(candidate)
         return [found[candidate.name] for candidate in bench.candidates]
     for done, (name, answer) in enumerate(bench.run(executor, left, progress, quick=False), start=1):
         found[name] = _judged(by_name[name], answer)
@@ -206,21 +204,21 @@ class Bench:
     def run(
         self, executor: Executor, candidates: Sequence[Candidate], progress: Progress, *, quick: bool
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(name, answer) of each candidate as it ends. A quick look leaves the model for the whole measurement."""
+        """(name, answer) of each candidate as it ends. Models are removed at once and merged again for the whole measurement: a
+        merge costs seconds, and the models of a shortlist together would fill a disk."""
         tasks = []
         for candidate in candidates:
             folder = self.out / "work" / _folder_name(candidate)
             model = folder / "model"
             steps = [self._merge(candidate, model), Step(EVALUATE, self._measured(model, quick=quick))]
             kind = "quick" if quick else "whole"
-            remove = [] if quick else [str(model)]
-            tasks.append(Task(candidate.name, str(folder / kind), steps, remove=remove, **self._declared()))
+            tasks.append(Task(candidate.name, str(folder / kind), steps, remove=[str(model)], **self._declared()))
         with progress.following(tasks):
             for task, answer in executor.run(tasks):
                 yield task.name, answer
 
     def forget(self, candidate: Candidate) -> None:
-        """Remove the model of a candidate that goes no further."""
+        """Remove what a candidate that goes no further may have left, such as a model whose measurement failed."""
         shutil.rmtree(self.out / "work" / _folder_name(candidate) / "model", ignore_errors=True)
 
     def final(self, candidate: Candidate, model: Path) -> Task:

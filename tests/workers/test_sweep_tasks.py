@@ -55,6 +55,23 @@ def test_a_finished_task_is_not_run_again_and_a_changed_one_is(tmp_path: Path) -
     assert log.read_text(encoding="utf-8") == "once\nchanged\n"
 
 
+def test_a_merge_that_was_removed_starts_anew_and_one_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    """The journal of a merge means something only beside the partial output that it is about."""
+    model, journal = tmp_path / "model", tmp_path / "model.step" / "journal.jsonl"
+    journal.parent.mkdir()
+    journal.write_text("{}", encoding="utf-8")
+    merge = step({"do": "write", "name": "weights", "bytes": 10}, output=str(model))
+    assert "result" in run_task(Task("t", str(tmp_path / "t"), [merge]).as_dict())
+    assert (model / "weights").stat().st_size == 10
+    assert not journal.exists()
+    journal.write_text("{}", encoding="utf-8")
+    (tmp_path / "model").rename(tmp_path / "model.partial")
+    (tmp_path / "model.partial" / "begun").touch()
+    assert "result" in run_task(Task("t", str(tmp_path / "u"), [merge]).as_dict())
+    assert (model / "begun").exists()
+    assert journal.exists()
+
+
 def test_a_failed_task_runs_again_and_keeps_its_model_until_it_succeeds(tmp_path: Path) -> None:
     """What was in its way (a full disk, too little memory) may be gone."""
     (tmp_path / "model").mkdir()
@@ -155,14 +172,15 @@ def test_a_node_of_a_ray_cluster_dies_and_its_task_runs_again_elsewhere(tmp_path
         gate = tmp_path / "gate"
         wait = {"do": "wait_for", "path": str(gate)}
         tasks = [Task(name, str(tmp_path / name), [step(wait)], cpus=1, memory_bytes=10_000_000) for name in ("a", "b")]
-        running = executor.run(tasks)
-
-        def replace_node() -> None:
-            cluster.remove_node(doomed, allow_graceful=False)
-            cluster.add_node(num_cpus=1, object_store_memory=80 * 1024 * 1024)
-
-        _once_both_started(tasks, replace_node, gate)
-        answers = {task.name: answer for task, answer in running}
+        answers: dict[str, dict[str, Any]] = {}
+        asking = threading.Thread(target=lambda: answers.update({t.name: a for t, a in executor.run(tasks)}), daemon=True)
+        asking.start()
+        _until(lambda: all((Path(task.folder) / "step0" / "events.jsonl").is_file() for task in tasks))
+        cluster.remove_node(doomed, allow_graceful=False)
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 1024 * 1024)
+        _until(lambda: max(map(_attempts, tasks)) == 2)
+        gate.touch()
+        asking.join(60)
         assert {name: "result" in answer for name, answer in answers.items()} == {"a": True, "b": True}
         assert sorted(answer["attempts"] for answer in answers.values()) == [1, 2]
     finally:
@@ -170,24 +188,16 @@ def test_a_node_of_a_ray_cluster_dies_and_its_task_runs_again_elsewhere(tmp_path
         cluster.shutdown()
 
 
-def _once_both_started(tasks: list[Task], replace_node: Callable[[], None], gate: Path) -> None:
-    """When both tasks wait at the gate, one on each node, lose a node; open the gate once a task has begun again. On a thread,
-    since the executor's answers are lazy."""
+def _attempts(task: Task) -> int:
+    file = Path(task.folder) / "attempts"
+    return int(file.read_text(encoding="utf-8") or 0) if file.is_file() else 0
 
-    def attempts(task: Task) -> int:
-        file = Path(task.folder) / "attempts"
-        return int(file.read_text(encoding="utf-8") or 0) if file.is_file() else 0
 
-    def act() -> None:
-        while not all((Path(task.folder) / "step0" / "events.jsonl").is_file() for task in tasks):
-            time.sleep(0.1)
-        replace_node()
-        ends = time.monotonic() + 90
-        while max(map(attempts, tasks)) < 2 and time.monotonic() < ends:
-            time.sleep(0.1)
-        gate.touch()
-
-    threading.Thread(target=act, daemon=True).start()
+def _until(true: Callable[[], bool], seconds: float = 90) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 def test_without_ray_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

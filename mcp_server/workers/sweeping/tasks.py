@@ -96,7 +96,10 @@ def _run_step(folder: Path, step: Step, environment: dict[str, str]) -> dict[str
     parameters = dict(step.parameters)
     partial = output.with_name(f"{output.name}.partial") if output else None
     if partial is not None and output is not None:
-        if not (folder / "journal.jsonl").is_file():
+        journal = folder / "journal.jsonl"
+        if not partial.is_dir():
+            journal.unlink(missing_ok=True)  # it speaks of a merge that was whole and is gone
+        if not journal.is_file():
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
         parameters |= {"out": str(output), "partial": str(partial)}
