@@ -18,23 +18,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mcp_server.workers.protocol import Job, run_worker, tie_to_runner
+
 os.environ["HF_HUB_OFFLINE"] = "1"
+tie_to_runner()  # before mergekit, which takes seconds to import
 
-import yaml
-from mergekit.architecture import get_architecture_info
-from mergekit.config import MergeConfiguration
-from mergekit.io.tasks import LoaderCache
-from mergekit.merge import _model_out_config
-from mergekit.moe.config import MoEMergeConfig, is_bad_config
-from mergekit.options import MergeOptions
-from mergekit.plan import MergePlanner
-from pydantic import ValidationError
+import yaml  # noqa: E402
+from mergekit.architecture import get_architecture_info  # noqa: E402
+from mergekit.config import MergeConfiguration  # noqa: E402
+from mergekit.io.tasks import LoaderCache  # noqa: E402
+from mergekit.merge import _model_out_config  # noqa: E402
+from mergekit.moe.config import MoEMergeConfig, is_bad_config  # noqa: E402
+from mergekit.options import MergeOptions  # noqa: E402
+from mergekit.plan import MergePlanner  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
 
-from mcp_server.core.errors import NotFound
-from mcp_server.core.recipe import ModelRef, read_recipe
-from mcp_server.core.recipe_refs import rewrite_refs
-from mcp_server.core.refs import is_hub_id, resolve_ref
-from mcp_server.workers.protocol import Job, run_worker
+from mcp_server.core.errors import NotFound  # noqa: E402
+from mcp_server.core.recipe import ModelRef, read_recipe  # noqa: E402
+from mcp_server.core.recipe_refs import rewrite_refs  # noqa: E402
+from mcp_server.core.refs import is_hub_id, resolve_ref  # noqa: E402
 
 REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, OSError, NotImplementedError)
 """What mergekit raises for a recipe that it cannot plan; it has no exceptions of its own."""

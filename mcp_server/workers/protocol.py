@@ -32,7 +32,7 @@ from mcp_server.core.errors import BadInput, DiskFull, MergingError, NotAllowed,
 from mcp_server.core.files import write_json, write_json_at_last
 from mcp_server.core.redaction import redact, redact_all, secrets_of
 
-__all__ = ["EXIT_BUG", "Job", "die_with_parent", "run_worker", "write_json"]
+__all__ = ["EXIT_BUG", "Job", "die_with_parent", "run_worker", "tie_to_runner", "write_json"]
 
 EXIT_BUG: Final = 70
 _EVENTS_BYTES: Final = 4_000_000
@@ -112,10 +112,15 @@ def _tie_to_parent(runner: int) -> None:
         threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
 
 
-def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
-    """`sys.exit(run_worker(main))` is the last line of every worker; argv[1] is the job folder."""
+def tie_to_runner() -> None:
+    """End when the runner ends. `run_worker` does it; a worker that imports for seconds does it before."""
     if runner := os.environ.get(RUNNER_PID):
         _tie_to_parent(int(runner))
+
+
+def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
+    """`sys.exit(run_worker(main))` is the last line of every worker; argv[1] is the job folder."""
+    tie_to_runner()
     job = Job(Path(sys.argv[1]))
     try:
         result = work(job)

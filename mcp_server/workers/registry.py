@@ -14,11 +14,13 @@ import sys
 import typing
 from typing import Any
 
-from mergekit.merge_methods.base import ParameterScope
-from mergekit.merge_methods.registry import registered_methods
-from mergekit.moe.config import MoEMergeConfig
+from mcp_server.workers.protocol import Job, run_worker, tie_to_runner
 
-from mcp_server.workers.protocol import Job, run_worker
+tie_to_runner()  # before mergekit, which takes seconds to import
+
+from mergekit.merge_methods.base import ParameterScope  # noqa: E402
+from mergekit.merge_methods.registry import registered_methods  # noqa: E402
+from mergekit.moe.config import MoEMergeConfig  # noqa: E402
 
 MOE_PARAMETERS = ("gate_mode", "experts_per_token")
 
