@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mcp_server.engine import kernels
+from mcp_server.engine import counting
 from mcp_server.engine.blocks import MOST_COLLECTED, MOST_COLLECTED_SHARE, Block
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.team import Team, Workspace
@@ -74,7 +74,7 @@ def by_guessing(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut] | N
         found = workspace.take("found", block.count + 8, np.uint32)
         results = []
         for index, low, high in windows:
-            number, above = kernels.collect(patterns[index], low, high, found)
+            number, above = counting.collect(patterns[index], low, high, found)
             results.append((found[:number].copy(), above))
         return results
 
@@ -87,13 +87,13 @@ def by_guessing(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut] | N
             return None
         high_counts, low_counts = np.zeros(1 << 15, np.int64), np.zeros(1 << 16, np.int64)
         for part in parts:
-            kernels.count_high(part, high_counts)
+            counting.count_high(part, high_counts)
         high, left = _rank(high_counts, left)
         for part in parts:
-            kernels.count_low(part, high, low_counts)
+            counting.count_low(part, high, low_counts)
         low, left = _rank(low_counts, left)
         pattern = high << 16 | low
-        equal = np.cumsum([kernels.count_equal(part, pattern) for part in parts])
+        equal = np.cumsum([counting.count_equal(part, pattern) for part in parts])
         cuts.append(Cut(pattern, _tie_position(tensor, index, pattern, equal, left)))
     return cuts
 
@@ -105,7 +105,7 @@ def by_counting(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut]:
     halves: dict[int, list[int]] = {}
     for (index, _), (high, _) in zip(wanted, found, strict=True):
         halves.setdefault(index, []).append(high)
-    low_counts = _count(tensor, team, halves, 1 << 16, kernels.count_low, tensor.blocks)
+    low_counts = _count(tensor, team, halves, 1 << 16, counting.count_low, tensor.blocks)
     cuts, search = [], {}
     for number, ((index, _), (high, k)) in enumerate(zip(wanted, found, strict=True)):
         counts = low_counts[index, high]
@@ -118,7 +118,7 @@ def by_counting(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut]:
 
         def work(workspace: Workspace, block: Block) -> list[int]:
             patterns = _patterns(tensor, sources, workspace, block)
-            return [int(kernels.count_equal(patterns[index], pattern)) for index, pattern, _ in search.values()]
+            return [int(counting.count_equal(patterns[index], pattern)) for index, pattern, _ in search.values()]
 
         equal = np.cumsum(team.run(work, tensor.blocks), axis=0)
         for column, (number, (index, pattern, left)) in enumerate(search.items()):
@@ -144,7 +144,7 @@ def _patterns(tensor: OpenTensor, sources: Sequence[int], workspace: Workspace, 
 
 
 def _count_high(bits: Array, _: int, counts: Array) -> None:
-    kernels.count_high(bits, counts)
+    counting.count_high(bits, counts)
 
 
 def _count(
@@ -172,4 +172,4 @@ def _tie_position(tensor: OpenTensor, index: int, pattern: int, equal_up_to: Arr
     place = int(np.searchsorted(equal_up_to, left))
     block, before = tensor.blocks[place], int(equal_up_to[place - 1]) if place else 0
     bits = _patterns(tensor, [index], Workspace(), block)[index]
-    return block.start + int(kernels.position_after(bits, pattern, left - before))
+    return block.start + int(counting.position_after(bits, pattern, left - before))

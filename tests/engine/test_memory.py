@@ -35,13 +35,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured_peak(job: Path, request: dict[str, Any]) -> int:
-    """Peak anonymous bytes of the merge as a job; of its second run, because the first may have to compile kernels."""
-    for _ in range(2):
+    """Peak anonymous bytes of the merge as a job, with its kernels compiled: compiling (once, or again where another process
+    wrote numba's index at the same moment) only adds, and a sampler that is held up
+    only misses, so the middle one of three runs is the merge itself."""
+    peaks = []
+    for _ in range(3):
         shutil.rmtree(job / "out", ignore_errors=True)
         (job / "journal.jsonl").unlink(missing_ok=True)
         (job / "request.json").write_text(json.dumps(request), "utf-8")
         subprocess.run([sys.executable, "-m", "mcp_server.workers.stream", str(job)], check=True)
-    return int(json.loads((job / "result.json").read_text("utf-8"))["peak_anon_bytes"])
+        peaks.append(int(json.loads((job / "result.json").read_text("utf-8"))["peak_anon_bytes"]))
+    return sorted(peaks)[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")

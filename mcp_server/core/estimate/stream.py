@@ -18,7 +18,7 @@ from mcp_server.engine.memory import MergeShape, peak_anon
 from mcp_server.engine.signatures import SIGNATURES
 
 THINNING = {
-    "magnitude": "kernels.count_low",
+    "magnitude": "counting.count_low",
     "outliers": "kernels.drop_largest",
     "random": "random_numbers.keep_random",
     "della": "random_numbers.keep_with_probability",
