@@ -21,12 +21,13 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mcp_server.core import catalog
-from mcp_server.core.catalog.models import Condition, Rule, Strategy
-from mcp_server.core.catalog.signals import SIGNALS
-from mcp_server.core.models.scenario import Scenario, ScenarioSource
-from mcp_server.core.render import render_strategy
-from mcp_server.core.validate.registry import rules as lint_rules
+from mcp_server import catalog
+from mcp_server.catalog.models import Condition, Rule, Strategy
+from mcp_server.catalog.signals import SIGNALS
+from mcp_server.schemas.scenario import Scenario, ScenarioSource
+from mcp_server.steps.render import render_strategy
+from mcp_server.steps.validate.registry import LintRule, rules
+from mcp_server.steps.validate.registry import rules as lint_rules
 
 _WORDS = {
     "is": "is",
@@ -119,12 +120,12 @@ def question_table() -> str:
 def signal_table() -> str:
     """The facts that rules can read."""
     rows = [(f"`{name}`", " ".join((function.__doc__ or "").split())) for name, function in SIGNALS.items()]
-    return _marked("mcp_server/core/catalog/signals/", _table(("signal", "meaning"), rows))
+    return _marked("mcp_server/catalog/signals/", _table(("signal", "meaning"), rows))
 
 
 def scenario_table() -> str:
     """The fields of a scenario file."""
-    from mcp_server.core.models.scenario import Constraints, PairRelation
+    from mcp_server.schemas.scenario import Constraints, PairRelation
 
     rows = []
     for prefix, model in (
@@ -135,7 +136,7 @@ def scenario_table() -> str:
     ):
         for name, field in model.model_fields.items():
             rows.append((f"`{prefix}{name}`", _type(field.annotation), field.description or ""))
-    return _marked("mcp_server/core/models/scenario.py", _table(("field", "values", "meaning"), rows))
+    return _marked("mcp_server/schemas/scenario.py", _table(("field", "values", "meaning"), rows))
 
 
 def rendered_example(strategy_id: str) -> str:
@@ -255,15 +256,74 @@ def _marked(source: str, text: str) -> str:
     return f"<!-- generated: edit {source}, not this table -->\n\n{text}"
 
 
+GROUPS = {
+    "1": "Form of the recipe",
+    "2": "What the method needs and means",
+    "3": "Checkpoints",
+    "4": "Adapters",
+    "5": "Output and resources",
+    "6": "Mixtures of experts and several stages",
+    "7": "mergekit's planner",
+}
+LEVELS = {
+    "yaml": "needs only the text",
+    "checkpoints": "needs the sources on this machine",
+    "resources": "needs an output folder or a memory budget",
+    "planner": "`--deep`: asks mergekit itself",
+}
+HEAD = """# Codes of the linter
+
+<!-- Generated from mcp_server/rules/lint.yaml by `python -m mcp_server.docgen lint`: edit that file. -->
+
+`model-merging validate RECIPE.yml` reports findings with these codes. An **error** stops the merge or makes its result
+something else than the recipe says; a **warning** deserves a look; a **note** teaches. A check that lacks a fact (a model
+that is not on this machine, no output given) is skipped and says so: it never passes silently. `--fix` corrects what is
+marked, lists what it changed and keeps the old file as `RECIPE.yml.orig`. The behaviour described was observed on mergekit 0.1.5.
+"""
+
+
+def lint_page() -> str:
+    """The whole page: a table of all codes, then each with what, why, example and fix."""
+    lines = [HEAD, "| code | | finding | checked | `--fix` |", "|---|---|---|---|---|"]
+    for rule in rules().values():
+        fixable = "yes" if rule.fixable else ""
+        anchor = f"[{rule.code}](#{rule.code.lower()})"
+        lines.append(f"| {anchor} | {rule.severity} | {rule.title} | {LEVELS[rule.level]} | {fixable} |")
+    group = ""
+    for rule in rules().values():
+        if rule.code[2] != group:
+            group = rule.code[2]
+            lines += ["", f"## {GROUPS[group]}"]
+        lines += _section(rule)
+    return "\n".join(lines) + "\n"
+
+
+def _section(rule: LintRule) -> list[str]:
+    return [
+        "",
+        f"### {rule.code}",
+        "",
+        f"**{rule.title}** ({rule.severity}{', fixable' if rule.fixable else ''}).",
+        rule.what,
+        "",
+        f"- Why it matters: {rule.why}",
+        f"- Example: `{rule.example}`",
+        f"- Fix: {rule.fix}",
+    ]
+
+
 PRINTERS: dict[str, Callable[[str], str]] = {"golden": golden, "example": rendered_example, "page": strategy_page}
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m mcp_server.docgen golden|example|page STRATEGY`: print one block."""
+    """`python -m mcp_server.docgen golden|example|page STRATEGY` prints one block, `… lint` the page of lint codes."""
+    if arguments == ["lint"]:
+        sys.stdout.write(lint_page())
+        return 0
     if len(arguments) != 2 or arguments[0] not in PRINTERS:
-        print(f"usage: python -m mcp_server.docgen {'|'.join(PRINTERS)} STRATEGY", file=sys.stderr)
+        print(f"usage: python -m mcp_server.docgen {'|'.join(PRINTERS)} STRATEGY, or lint", file=sys.stderr)
         return 2
-    from mcp_server.core.errors import MergingError
+    from mcp_server.errors import MergingError
 
     try:
         text = PRINTERS[arguments[0]](arguments[1])

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core import errors
+from mcp_server import errors
 from mcp_server.workers.protocol import Job, run_worker
 
 FAKE = "tests.fake_worker"

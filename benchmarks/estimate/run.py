@@ -21,7 +21,7 @@ from typing import Literal
 
 from synthetic import Shape, write_lora, write_model
 
-from mcp_server.core.estimate import estimate
+from mcp_server.steps.estimate import estimate
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from measure import run as measure

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mcp_server.core.paths import demo_base_dir  # noqa: E402
+from mcp_server.system.paths import demo_base_dir  # noqa: E402
 
 DEMO_BASE = demo_base_dir()
 START_OVER_SDK_S, ANON_MB, MEDIAN_MS = 0.4, 100, 50
@@ -157,7 +157,7 @@ def finished_job(home: Path) -> str:
     """A job to ask about."""
     os.environ["MODEL_MERGING_HOME"] = str(home)
     from mcp_server import jobs
-    from mcp_server.core.models.job import JobRequest
+    from mcp_server.schemas.job import JobRequest
 
     started = jobs.start(JobRequest(kind="verify", parameters={"script": []}), worker="tests.fake_worker")
     return jobs.wait(started.job_id, 60).job_id

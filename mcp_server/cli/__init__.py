@@ -14,7 +14,7 @@ import typer
 
 from mcp_server.cli import evidence, knowledge, merging, project
 from mcp_server.cli.console import stderr
-from mcp_server.core.errors import BadInput, MergingError
+from mcp_server.errors import BadInput, MergingError
 
 EXIT_BAD_INPUT = 2
 EXIT_BUG = 70

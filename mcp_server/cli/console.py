@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mcp_server.core.models.job import JobStatus
+from mcp_server.schemas.job import JobStatus
 
 stderr = Console(stderr=True, highlight=False)
 

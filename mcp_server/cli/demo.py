@@ -14,23 +14,26 @@ from typing import Any
 
 import yaml
 
+from mcp_server.catalog import threshold
 from mcp_server.cli.console import size, stderr, table
 from mcp_server.cli.evidence import run_job, show_evaluation
 from mcp_server.cli.merging import finish, foreground
-from mcp_server.core.catalog import threshold
-from mcp_server.core.checkpoint import inspect_models
-from mcp_server.core.estimate import estimate
-from mcp_server.core.files import write_text
-from mcp_server.core.models.demo import Demo, Step
-from mcp_server.core.models.evidence import Evaluation, Verification
-from mcp_server.core.models.job import MergeRequest, MergeResult
-from mcp_server.core.models.plan import Plan
-from mcp_server.core.paths import demo_base_dir, shipped
-from mcp_server.core.recommend import recommend
-from mcp_server.core.render import render
-from mcp_server.core.report import write_report
-from mcp_server.core.scenario_reader import read_scenario
-from mcp_server.core.validate import validate
+from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.estimate import Estimate
+from mcp_server.schemas.evidence import Evaluation, Verification
+from mcp_server.schemas.inspect import Inspection
+from mcp_server.schemas.job import MergeRequest, MergeResult
+from mcp_server.schemas.plan import Plan
+from mcp_server.schemas.validation import Validation
+from mcp_server.steps.estimate import estimate
+from mcp_server.steps.inspect import inspect_models
+from mcp_server.steps.recommend import recommend
+from mcp_server.steps.render import render
+from mcp_server.steps.report import write_report
+from mcp_server.steps.scenario import read_scenario
+from mcp_server.steps.validate import validate
+from mcp_server.system.files import write_text
+from mcp_server.system.paths import demo_base_dir, shipped
 
 SUITES = ["task_api_tools", "taskmaster_persona", "perplexity"]
 SEED = 17
@@ -152,3 +155,23 @@ def _compare(refs: list[str], file: Path, *, quiet: bool) -> str:
 def show_demo(demo: Demo) -> None:
     show_evaluation(demo.evaluation)
     table(f"Written in {demo.seconds:.0f} s", ("", ""), list(demo.paths.items()))
+
+
+class Step(Frozen):
+    name: str
+    summary: str
+    seconds: float
+
+
+class Demo(Frozen):
+    steps: list[Step]
+    inspection: Inspection
+    plan: Plan
+    recipe: str
+    validation: Validation
+    estimate: Estimate
+    merge: MergeResult
+    verification: Verification
+    evaluation: Evaluation
+    paths: dict[str, str]
+    seconds: float

@@ -9,12 +9,12 @@ import typer
 
 from mcp_server.cli.console import Json, emit, stderr, table
 from mcp_server.cli.merging import finish, foreground
-from mcp_server.core.files import write_json, write_text
-from mcp_server.core.models.evidence import Evaluation, Sweep, Verification
-from mcp_server.core.models.job import JobKind, JobRequest
-from mcp_server.core.refs import anchor_ref
-from mcp_server.core.report import write_report
-from mcp_server.core.suites import SIDECAR
+from mcp_server.formats.refs import anchor_ref
+from mcp_server.formats.suites import SIDECAR
+from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
+from mcp_server.schemas.job import JobKind, JobRequest
+from mcp_server.steps.report import write_report
+from mcp_server.system.files import write_json, write_text
 
 EXIT_OF_VERIFICATION = {"verified": 0, "failed": 1, "unreadable": 2, "inconclusive": 3}
 EXIT_OF_EVALUATION = {"passed": 0, "adjust": 1, "failed": 1, "inconclusive": 3}

@@ -9,20 +9,20 @@ import typer
 import yaml
 
 from mcp_server.cli.console import Json, emit, size, stderr, table
-from mcp_server.core.checkpoint import inspect_models
-from mcp_server.core.errors import NotFound, OutputExists
-from mcp_server.core.estimate import estimate as estimate_recipe
-from mcp_server.core.models.estimation import Estimate
-from mcp_server.core.models.inspect import Inspection
-from mcp_server.core.models.plan import Plan
-from mcp_server.core.models.validation import Validation
-from mcp_server.core.recommend import recommend as recommend_for
-from mcp_server.core.render import parse_overrides
-from mcp_server.core.render import render as render_plan
-from mcp_server.core.scenario_reader import read_plan, read_scenario, with_cross_context
-from mcp_server.core.validate import fix as fix_recipe
-from mcp_server.core.validate import validate as validate_recipe
-from mcp_server.jobs.planning import ask_planner
+from mcp_server.errors import NotFound, OutputExists
+from mcp_server.jobs.ask import ask_planner
+from mcp_server.schemas.estimate import Estimate
+from mcp_server.schemas.inspect import Inspection
+from mcp_server.schemas.plan import Plan
+from mcp_server.schemas.validation import Validation
+from mcp_server.steps.estimate import estimate as estimate_recipe
+from mcp_server.steps.inspect import inspect_models
+from mcp_server.steps.recommend import recommend as recommend_for
+from mcp_server.steps.render import parse_overrides
+from mcp_server.steps.render import render as render_plan
+from mcp_server.steps.scenario import read_plan, read_scenario, with_cross_context
+from mcp_server.steps.validate import fix as fix_recipe
+from mcp_server.steps.validate import validate as validate_recipe
 
 
 def register(app: typer.Typer) -> None:

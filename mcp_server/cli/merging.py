@@ -13,8 +13,8 @@ import typer
 from mcp_server import jobs as store
 from mcp_server.cli.console import Json, cell, emit, progress_of, size, stderr, table
 from mcp_server.cli.knowledge import read_text
-from mcp_server.core.errors import BadInput, from_dict
-from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest, MergeResult
+from mcp_server.errors import BadInput, from_dict
+from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, MergeResult
 
 EXIT_INTERRUPTED = 130
 

@@ -11,8 +11,8 @@ import typer
 
 from mcp_server.cli.console import Json, emit, stderr, table
 from mcp_server.cli.demo import run_demo, show_demo
-from mcp_server.core.check import check_catalogue
 from mcp_server.jobs.ask import ask
+from mcp_server.steps.check import check_catalogue
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +36,7 @@ def check(
     json: Json = False,
 ) -> int:
     """Check rules, templates, suites and documents; say what is wrong and where."""
-    found = check_catalogue(registry=ask("registry", {}) if engine else None)
+    found = check_catalogue(registry=ask("mergekit_registry", {}) if engine else None)
     rows = [(f.where, f.message, f.fix) for f in found.findings]
     emit(found, json, lambda: table("Catalogue", ("where", "what", "fix"), rows) if rows else stderr.print("all good"))
     return 0 if found.ok else 1

@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.core.checkpoint.tokenizer import TOKENIZER_FILES
-from mcp_server.core.errors import Malformed
 from mcp_server.engine.adapter_plan import OVERSAMPLING, POWER_ITERATIONS, Module, plan_adapter
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.limits import PeakMeter, give_back_freed_memory, usable_cores
-from mcp_server.engine.merging import prepare
-from mcp_server.engine.papers import copy_files, sync_folder, write_json, write_record
+from mcp_server.engine.metadata import copy_files, sync_folder, write_json, write_record
+from mcp_server.engine.methods import prepare
 from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.request import Report, Request, choose_seed
 from mcp_server.engine.team import Team
+from mcp_server.errors import Malformed
+from mcp_server.formats.identity import TOKENIZER_FILES
 
 Array = np.ndarray[Any, Any]
 

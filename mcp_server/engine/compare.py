@@ -23,13 +23,13 @@ import numpy as np
 
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import Block
-from mcp_server.engine.checkpoint import locate
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.layers import split_layer
 from mcp_server.engine.plan import TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.team import Team, Workspace
+from mcp_server.formats.checkpoint import locate
+from mcp_server.formats.tensor_names import split_layer
 
 Array = np.ndarray[Any, Any]
 Report = Callable[[str, float, float, str], None]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mcp_server.core.checkpoint.identity import token_ids
-from mcp_server.core.errors import MergingError, Unsupported
-from mcp_server.core.recipe import ModelRef
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.recipe import Recipe, parse_recipe
 from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.engine.sources import Source, open_sources
+from mcp_server.errors import MergingError, Unsupported
+from mcp_server.formats.identity import token_ids
+from mcp_server.formats.recipe import ModelRef
 
 _ELSEWHERE = "use --engine mergekit"
 

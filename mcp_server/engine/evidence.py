@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mcp_server.core.catalog import threshold
+from mcp_server.catalog import threshold
 
 
 @dataclass

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core.errors import InputChanged
+from mcp_server.errors import InputChanged
 
 _START_AGAIN = "restore it as it was and resume, or cancel this job and start a new merge"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mcp_server.engine.checkpoint import ITEM_BYTES
 from mcp_server.engine.plan import TensorPlan
+from mcp_server.formats.checkpoint import ITEM_BYTES
 
 PAGE: Final = 4096
 STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

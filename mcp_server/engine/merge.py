@@ -15,11 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.core.errors import Malformed
-from mcp_server.core.machine import limit_bytes
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import BLOCK_ELEMENTS, Block, split
-from mcp_server.engine.checkpoint import ITEM_BYTES
 from mcp_server.engine.codecs import count_nonfinite, decode, encode
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.deltas import OpenTensor
@@ -27,14 +24,17 @@ from mcp_server.engine.evidence import TensorEvidence, rounding_warnings, total
 from mcp_server.engine.journal import InputFile, Journal
 from mcp_server.engine.layout import STORED, Layout, plan_layout
 from mcp_server.engine.limits import PeakMeter, usable_cores
-from mcp_server.engine.merging import prepare
-from mcp_server.engine.papers import write_papers
+from mcp_server.engine.metadata import write_papers
+from mcp_server.engine.methods import prepare
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.request import Report, Request, all_headers, choose_seed
 from mcp_server.engine.team import Team, Workspace
 from mcp_server.engine.writer import Writer
+from mcp_server.errors import Malformed
+from mcp_server.formats.checkpoint import ITEM_BYTES
+from mcp_server.system.machine import limit_bytes
 
 FIRST_RUN = "compile kernels (first run on this machine: seconds, once)"
 BUFFERS_AHEAD = 4

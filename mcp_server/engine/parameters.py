@@ -1,9 +1,9 @@
 """The value of a parameter for one tensor, as a number or a flag.
 
-`core.recipe` decides as mergekit 0.1.5 does (its `config.evaluate_setting` and `parameter_resolver`): a value is looked up at the
-source, then the slice, then the recipe; a filter matches when its text occurs in the tensor's name; a gradient is interpolated
-over the layers of its slice, and tensors outside the layers (embeddings, final norm, head) take its first value. Shared
-parameters see the output's tensor name, per-source parameters the source's.
+`formats.recipe` decides as mergekit 0.1.5 does (its `config.evaluate_setting` and `parameter_resolver`): a value is looked up at
+the source, then the slice, then the recipe; a filter matches when its text occurs in the tensor's name; a gradient is
+interpolated over the layers of its slice, and tensors outside the layers (embeddings, final norm, head) take its first value.
+Shared parameters see the output's tensor name, per-source parameters the source's.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from mcp_server.core import recipe
-from mcp_server.core.errors import Malformed
+from mcp_server.errors import Malformed
+from mcp_server.formats import recipe
 
 Kind = Literal["number", "flag"]
 REQUIRED = object()

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mcp_server.core.errors import Incompatible, Malformed, Unsupported, did_you_mean
-from mcp_server.core.recipe import Group, ModelRef
-from mcp_server.core.recipe import Source as Listed
-from mcp_server.engine import layers
 from mcp_server.engine.blocks import BLOCK_ELEMENTS
-from mcp_server.engine.checkpoint import FLOATS
 from mcp_server.engine.parameters import resolve
 from mcp_server.engine.recipe import Recipe
 from mcp_server.engine.signatures import SIGNATURES, Signature, check_values
 from mcp_server.engine.sources import Input, Source, open_sources
+from mcp_server.errors import Incompatible, Malformed, Unsupported, did_you_mean
+from mcp_server.formats import tensor_names as layers
+from mcp_server.formats.checkpoint import FLOATS
+from mcp_server.formats.recipe import Group, ModelRef
+from mcp_server.formats.recipe import Source as Listed
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from mcp_server.core.errors import InputChanged, NotFound
 from mcp_server.engine.blocks import Block
-from mcp_server.engine.checkpoint import ITEM_BYTES, StoredTensor
 from mcp_server.engine.codecs import decode, decode_difference
 from mcp_server.engine.team import Workspace
+from mcp_server.errors import InputChanged, NotFound
+from mcp_server.formats.checkpoint import ITEM_BYTES, StoredTensor
 
 Array = np.ndarray[Any, Any]
 

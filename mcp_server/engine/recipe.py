@@ -1,4 +1,4 @@
-"""A recipe as this engine plans it: read by `core.recipe`, and held to what a plan relies on.
+"""A recipe as this engine plans it: read by `formats.recipe`, and held to what a plan relies on.
 
 `models` and `slices` are one form here, a list of groups, exactly as mergekit's planner makes them: `models` is one group over
 every layer, and a base that is not listed among the models joins as one more source. Keys that mergekit would ignore are errors,
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mcp_server.core.errors import Malformed, Unsupported
-from mcp_server.core.recipe import Group, ModelRef, read_recipe
+from mcp_server.errors import Malformed, Unsupported
+from mcp_server.formats.recipe import Group, ModelRef, read_recipe
 
 RUNNERS = {"moe": "mergekit-moe makes mixtures of experts", "multi": "mergekit-multi runs recipes of several stages"}
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mcp_server.core.safetensors_header import Header
 from mcp_server.engine.journal import recorded_seed
 from mcp_server.engine.plan import MergePlan
+from mcp_server.formats.safetensors import Header
 
 Report = Callable[[str, float, float, str], None]
 """(stage, done, total, unit): called often; the receiver thins it out."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mcp_server.core.errors import Incompatible, Malformed
 from mcp_server.engine.parameters import REQUIRED, Kind
+from mcp_server.errors import Incompatible, Malformed
 
 Parameter = tuple[Kind, Any]
 

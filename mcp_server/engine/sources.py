@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mcp_server.core.errors import Incompatible, Unsupported
-from mcp_server.core.recipe import ModelRef
-from mcp_server.engine import layers
-from mcp_server.engine.adapters import Adapter, LowRank, open_adapter
-from mcp_server.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint, require_float
 from mcp_server.engine.recipe import Recipe
+from mcp_server.errors import Incompatible, Unsupported
+from mcp_server.formats import tensor_names as layers
+from mcp_server.formats.checkpoint import Checkpoint, StoredTensor, open_checkpoint, require_float
+from mcp_server.formats.lora import Adapter, LowRank, open_adapter
+from mcp_server.formats.recipe import ModelRef
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.core.errors import Malformed
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.team import Team, Workspace
+from mcp_server.errors import Malformed
 
 Array = np.ndarray[Any, Any]
 Factors = tuple[float, list[float]]

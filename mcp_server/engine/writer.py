@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from mcp_server.core.errors import DiskFull
 from mcp_server.engine.layout import PAGE, Layout
+from mcp_server.errors import DiskFull
 
 Array = np.ndarray[Any, Any]
 

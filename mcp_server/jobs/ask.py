@@ -9,12 +9,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.core import paths
-from mcp_server.core.errors import RunFailed, from_dict
-from mcp_server.core.scratch import scratch_folder
-from mcp_server.jobs.environment import worker_environment
+from mcp_server.errors import RunFailed, from_dict
+from mcp_server.jobs.process import worker_environment
+from mcp_server.system import paths
+from mcp_server.system.files import scratch_folder
 
 SECONDS: Final = 300
 """Importing mergekit takes 6–8 s on two idle cores; a busy machine needs several times that."""
@@ -50,3 +51,11 @@ def ask(worker: str, parameters: dict[str, Any], *, seconds: float = SECONDS) ->
         raise RunFailed(
             f"the {worker} worker ended with status {done.returncode}: {last[0][:300]}", "this is a bug; please report it"
         )
+
+
+def ask_planner(text: str, folder: Path) -> list[str]:
+    """What mergekit's planner refuses about the recipe, in its own words; [] when it accepts.
+
+    Raises `NotFound` when a source is not on this machine, `RunFailed` when the worker does not answer. Takes 6–20 s.
+    """
+    return [str(problem) for problem in ask("mergekit_planner", {"text": text, "folder": str(folder)})["problems"]]

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.core import files, paths
-from mcp_server.core.errors import BadInput, RunFailed
-from mcp_server.core.models.job import JobList, JobStatus, LogPage
-from mcp_server.core.scratch import remove_abandoned
-from mcp_server.jobs import claims, publish, queue, store
-from mcp_server.jobs.events import last_progress
+from mcp_server.errors import BadInput, RunFailed
+from mcp_server.jobs import locks as claims
+from mcp_server.jobs import publish, queue, store
 from mcp_server.jobs.locks import is_held, try_lock
-from mcp_server.jobs.logs import read_page
+from mcp_server.jobs.logs import last_progress, read_page
 from mcp_server.jobs.process import end_group, is_alive
 from mcp_server.jobs.store import TERMINAL, Record
+from mcp_server.schemas.job import JobList, JobStatus, LogPage
+from mcp_server.system import files, paths
+from mcp_server.system.files import remove_abandoned
 
 CANCEL_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.2

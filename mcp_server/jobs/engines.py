@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mcp_server.core import settings
-from mcp_server.core.errors import DoesNotFit, Unsupported
-from mcp_server.core.machine import limit_bytes
-from mcp_server.core.models.base import EngineId
-from mcp_server.core.models.estimation import EngineEstimate, Estimate
-from mcp_server.core.models.job import MergeRequest
+from mcp_server.errors import DoesNotFit, Unsupported
+from mcp_server.schemas.base import EngineId
+from mcp_server.schemas.estimate import EngineEstimate, Estimate
+from mcp_server.schemas.job import MergeRequest
+from mcp_server.system import settings
+from mcp_server.system.machine import limit_bytes
 
 WORKERS: Final[dict[EngineId, str]] = {"stream": "mcp_server.workers.stream", "mergekit": "mcp_server.workers.mergekit"}
 _GIB: Final = 1 << 30
@@ -35,7 +35,7 @@ def choose(request: MergeRequest) -> Choice:
 
     Raises `Unsupported` when the engine that was asked for does not do the recipe, `DoesNotFit` with the options.
     """
-    from mcp_server.core.estimate import estimate  # reads rules and engine tables: only merges pay for it
+    from mcp_server.steps.estimate import estimate  # reads rules and engine tables: only merges pay for it
 
     ram_gib = request.ram_gib or settings.load().ram_gib or limit_bytes() / _GIB
     costs = estimate(

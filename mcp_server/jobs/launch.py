@@ -7,18 +7,19 @@ import secrets
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.core import files, policy, settings
-from mcp_server.core.errors import BadInput, NotAllowed, NotFound, OutputExists
-from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
-from mcp_server.core.policy import Policy
-from mcp_server.core.provenance import PROVENANCE_FILE
-from mcp_server.core.recipe import ModelRef, Recipe, read_recipe
-from mcp_server.core.recipe_refs import rewrite_refs
-from mcp_server.core.refs import cached_snapshot, is_hub_id, resolve_ref
-from mcp_server.core.validate import require_valid
-from mcp_server.jobs import claims, engines, queue, store
+from mcp_server.errors import BadInput, NotAllowed, NotFound, OutputExists
+from mcp_server.formats.provenance import PROVENANCE_FILE
+from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
+from mcp_server.formats.recipe.refs import rewrite_refs
+from mcp_server.formats.refs import cached_snapshot, is_hub_id, resolve_ref
+from mcp_server.jobs import engines, queue, store
+from mcp_server.jobs import locks as claims
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
+from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest
+from mcp_server.steps.validate import require_valid
+from mcp_server.system import files, policy, settings
+from mcp_server.system.policy import Policy
 
 _GIB: Final = 1 << 30
 _CHECKPOINT_FILES: Final = ("config.json", "adapter_config.json", PROVENANCE_FILE)

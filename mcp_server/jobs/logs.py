@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import codecs
 import errno
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from mcp_server.core.models.job import LogPage
-from mcp_server.core.redaction import redact, secrets_of
+from pydantic import ValidationError
+
+from mcp_server.schemas.job import LogPage, Progress
+from mcp_server.system.redaction import redact, secrets_of
 
 _CHUNK: Final = re.compile(r"^log\.(\d+)\.(\d+)\.txt$")
 
@@ -128,3 +131,31 @@ def tail(folder: Path, lines: int = 5) -> str:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
         found = [line for line in file.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
     return "\n".join(found[-lines:])
+
+
+_TAIL_BYTES = 16_384
+
+
+def last_progress(folder: Path) -> Progress | None:
+    """The newest readable progress line. Lines that are no progress, half-written or malformed are passed over."""
+    for name in ("events.jsonl", "events.1.jsonl"):  # a full file was put aside a moment ago
+        try:
+            with (folder / name).open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+                lines = file.read().splitlines()
+        except FileNotFoundError:
+            continue
+        if (found := _newest(lines)) is not None:
+            return found
+    return None
+
+
+def _newest(lines: list[bytes]) -> Progress | None:
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+            if event["event"] == "progress":
+                return Progress.model_validate({k: v for k, v in event.items() if k in Progress.model_fields})
+        except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
+            continue
+    return None

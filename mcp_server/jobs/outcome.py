@@ -8,13 +8,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core import files
-from mcp_server.core.errors import DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed, from_dict
-from mcp_server.core.machine import limit_bytes
-from mcp_server.core.models.job import MergeResult
+from mcp_server.errors import DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed, from_dict
 from mcp_server.jobs.logs import tail
 from mcp_server.jobs.store import Record
 from mcp_server.jobs.watch import Watched
+from mcp_server.schemas.job import MergeResult
+from mcp_server.system import files
+from mcp_server.system.machine import limit_bytes
 
 EXIT_BUG = 70
 

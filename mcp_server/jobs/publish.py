@@ -16,9 +16,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core import files
-from mcp_server.core.errors import OutputExists, RunFailed
+from mcp_server.errors import OutputExists, RunFailed
 from mcp_server.jobs.store import Record
+from mcp_server.system import files
 
 
 def prepare(record: Record) -> None:

@@ -17,14 +17,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from mcp_server.core.errors import RunFailed
-from mcp_server.core.machine import limit_bytes
-from mcp_server.core.paths import PACKAGE
-from mcp_server.core.settings import Settings, load
+from mcp_server.errors import RunFailed
 from mcp_server.jobs import store
 from mcp_server.jobs.locks import is_held, locked, try_lock
 from mcp_server.jobs.process import end_group, identify
 from mcp_server.jobs.store import TERMINAL, Record
+from mcp_server.system.machine import limit_bytes
+from mcp_server.system.paths import PACKAGE
+from mcp_server.system.settings import Settings, load
 
 HEAVY: Final = frozenset({"merge", "sweep"})
 _GIB: Final = 1 << 30

@@ -15,16 +15,16 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core import files
-from mcp_server.core.errors import MergingError, OutputExists
-from mcp_server.core.settings import Settings, load
+from mcp_server.errors import MergingError, OutputExists
 from mcp_server.jobs import outcome, publish, queue, store
 from mcp_server.jobs.locks import output_lock, remove_lock, try_lock
 from mcp_server.jobs.logs import LogWriter
-from mcp_server.jobs.memory import oom_kills
 from mcp_server.jobs.process import identify
 from mcp_server.jobs.store import Record
 from mcp_server.jobs.watch import Stop, Watched, watch
+from mcp_server.system import files
+from mcp_server.system.machine import oom_kills
+from mcp_server.system.settings import Settings, load
 
 _OUTPUT_LOCK_SECONDS = 10.0
 

@@ -24,13 +24,13 @@ from typing import Any, Final
 
 from pydantic import Field, ValidationError
 
-from mcp_server.core import files, paths
-from mcp_server.core.errors import DiskFull, Malformed, NotAllowed, NotFound, RunFailed, did_you_mean
-from mcp_server.core.models.base import EngineId, Frozen
-from mcp_server.core.models.job import JobKind, JobState
-from mcp_server.core.scratch import lock_folder, remove_abandoned
+from mcp_server.errors import DiskFull, Malformed, NotAllowed, NotFound, RunFailed, did_you_mean
 from mcp_server.jobs.locks import is_held, try_lock
 from mcp_server.jobs.process import ProcessId
+from mcp_server.schemas.base import EngineId, Frozen
+from mcp_server.schemas.job import JobKind, JobState
+from mcp_server.system import files, paths
+from mcp_server.system.files import lock_folder, remove_abandoned
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
 WRITING: Final = frozenset({"merge", "sweep"})

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core.settings import Settings
-from mcp_server.jobs.environment import worker_environment
 from mcp_server.jobs.logs import LogWriter
-from mcp_server.jobs.process import ProcessId, anon_bytes, end_group, identify
+from mcp_server.jobs.process import ProcessId, anon_bytes, end_group, identify, worker_environment
+from mcp_server.system.settings import Settings
 
 SAMPLE_SECONDS = 0.2
 _STOP_GRACE_SECONDS = 2.0

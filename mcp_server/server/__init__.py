@@ -10,9 +10,9 @@ import logging
 import os
 import sys
 
-from mcp_server.core import settings as operator
-from mcp_server.core.errors import MergingError
+from mcp_server.errors import MergingError
 from mcp_server.server.build import build_server
+from mcp_server.system import settings as operator
 
 __all__ = ["build_server", "main"]
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core import settings as operator
-from mcp_server.core.errors import BadInput, Malformed, NotFound
-from mcp_server.core.models.plan import Plan
-from mcp_server.core.models.scenario import Scenario
-from mcp_server.core.paths import expanded
-from mcp_server.core.policy import Policy, for_agent
-from mcp_server.core.recipe import Recipe as ParsedRecipe
-from mcp_server.core.recipe import parse_recipe
-from mcp_server.core.refs import resolve_ref
-from mcp_server.core.scenario_reader import read_plan
-from mcp_server.core.yaml_io import MAX_BYTES
+from mcp_server.errors import BadInput, Malformed, NotFound
+from mcp_server.formats.recipe import Recipe as ParsedRecipe
+from mcp_server.formats.recipe import parse_recipe
+from mcp_server.formats.refs import resolve_ref
+from mcp_server.schemas.plan import Plan
+from mcp_server.schemas.scenario import Scenario
+from mcp_server.steps.scenario import read_plan
+from mcp_server.system import settings as operator
+from mcp_server.system.paths import expanded
+from mcp_server.system.policy import Policy, for_agent
+from mcp_server.system.yaml_io import MAX_BYTES
 
 TOKENIZER_WORDS = frozenset({"union", "base"})
 

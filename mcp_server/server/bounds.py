@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.core import paths
+from mcp_server.system import paths
 
 MAX_CHARACTERS: Final = 8_000
 """Of one result: its JSON text, with the note about what was left out."""

@@ -13,8 +13,8 @@ from mcp.server.elicitation import AcceptedElicitation, ElicitationResult
 from mcp.server.mcpserver import Context, Elicit, Resolve
 from pydantic import BaseModel, Field
 
-from mcp_server.core.errors import NotAllowed, OutputExists
-from mcp_server.core.models.base import Verdict
+from mcp_server.errors import NotAllowed, OutputExists
+from mcp_server.schemas.base import Verdict
 from mcp_server.server.access import Access
 
 FIT_VERDICTS = frozenset({"merge", "merge_with_caution"})

@@ -13,9 +13,9 @@ from typing import Final
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mcp_server.core.errors import NotAllowed
-from mcp_server.core.settings import Settings
+from mcp_server.errors import NotAllowed
 from mcp_server.server.build import MergingServer
+from mcp_server.system.settings import Settings
 
 LOOPBACK_NAMES: Final = ["127.0.0.1", "localhost", "[::1]"]
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from mcp.types import ToolAnnotations
 from pydantic import Field
 
 MAX_RECIPE_CHARACTERS = 1_000_000
@@ -66,3 +67,10 @@ PlanTable = Annotated[
     Field(description="The plan that recommend_strategy returned, whole and unchanged."),
 ]
 PlanFile = Annotated[str | None, Field(max_length=4096, description="Path of a saved plan (YAML), instead of `plan`.")]
+
+
+READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+STARTS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
+REPEATABLE = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+ENDS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+REPLACES = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=False)

@@ -11,9 +11,9 @@ from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from mcp.server.mcpserver.resources import FunctionResource
 
 from mcp_server import jobs
-from mcp_server.core import paths
-from mcp_server.core.errors import MergingError, NotFound, did_you_mean
+from mcp_server.errors import MergingError, NotFound, did_you_mean
 from mcp_server.server.bounds import compact
+from mcp_server.system import paths
 
 YAML = "application/yaml"
 JSON = "application/json"

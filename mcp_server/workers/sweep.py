@@ -28,18 +28,18 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from mcp_server.core.errors import BadInput, from_dict
-from mcp_server.core.evaluation import Thresholds, load_thresholds
-from mcp_server.core.evaluation.lineage import lineage_of
-from mcp_server.core.files import write_json, write_text
-from mcp_server.core.models.base import Frozen
-from mcp_server.core.models.evidence import Capability, Evaluation, Sweep, SweepCandidate
-from mcp_server.core.models.plan import Plan
-from mcp_server.core.recipe import read_recipe
-from mcp_server.core.refs import resolve_ref
-from mcp_server.core.report import sweep_section
-from mcp_server.core.scenario_reader import read_plan
-from mcp_server.core.sweep import Candidate, choose, from_grid, hopeless, pareto_front
+from mcp_server.errors import BadInput, from_dict
+from mcp_server.formats.lineage import lineage_of
+from mcp_server.formats.recipe import read_recipe
+from mcp_server.formats.refs import resolve_ref
+from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.evidence import Capability, Evaluation, Sweep, SweepCandidate
+from mcp_server.schemas.plan import Plan
+from mcp_server.steps.evaluate import Thresholds, load_thresholds
+from mcp_server.steps.report import sweep_section
+from mcp_server.steps.scenario import read_plan
+from mcp_server.steps.sweep import Candidate, choose, from_grid, hopeless, pareto_front
+from mcp_server.system.files import write_json, write_text
 from mcp_server.workers.protocol import Job, run_worker
 from mcp_server.workers.sweeping.executors import Executor, LocalExecutor, RayExecutor
 from mcp_server.workers.sweeping.progress import Progress

@@ -1,4 +1,4 @@
-"""Verify a merge: the checks of `mcp_server.core.verify`, then loading and generating in a process of its own.
+"""Verify a merge: the checks of `mcp_server.steps.verify`, then loading and generating in a process of its own.
 
 Worker inputs   request.json parameters: {out, full, recipe (path or text), load (default true), base}
 Worker outputs  result.json: `Verification`; verification.json beside the merge
@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core.errors import Malformed, NotFound
-from mcp_server.core.evaluation.lineage import read_lineage
-from mcp_server.core.files import write_json
-from mcp_server.core.models.evidence import Check, Verification
-from mcp_server.core.verify import verify, with_check
+from mcp_server.errors import Malformed, NotFound
+from mcp_server.formats.lineage import read_lineage
+from mcp_server.schemas.evidence import Check, Verification
+from mcp_server.steps.verify import verify, with_check
+from mcp_server.system.files import write_json
 from mcp_server.workers.protocol import Job, run_worker
 
 RESULT_FILE = "verification.json"

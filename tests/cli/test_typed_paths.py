@@ -9,7 +9,7 @@ import pytest
 
 from mcp_server import cli
 from mcp_server.cli import evidence
-from mcp_server.core.errors import BadInput
+from mcp_server.errors import BadInput
 
 
 class Stopped(BadInput):

@@ -107,13 +107,13 @@ def install() -> None:
 
 def link_demo_base() -> None:
     """The demo's base model in the scratch store: hard links to the one that the demo made, else made now."""
-    from mcp_server.core.paths import demo_base_dir
+    from mcp_server.system.paths import demo_base_dir
 
     target = SCRATCH / "store" / "cache" / "base" / demo_base_dir().name
     target.parent.mkdir(parents=True)
     if not (demo_base_dir() / "config.json").is_file():
         print("making the demo's base model ...", flush=True)
-        prepare = "from mcp_server.cli.evidence import run_job; from mcp_server.core.paths import demo_base_dir as d; "
+        prepare = "from mcp_server.cli.evidence import run_job; from mcp_server.system.paths import demo_base_dir as d; "
         subprocess.run(
             [sys.executable, "-c", prepare + "run_job('prepare', {'out': str(d())}, quiet=True)"], cwd=ROOT, check=True
         )

@@ -18,8 +18,9 @@ from tests.clients.ground import ROOT, SCRATCH, Check, parsed, require, run
 IMPORTS = """
 import json, sys
 import mcp_server
-from mcp_server.core import paths, catalog
-from mcp_server.core.render import render_strategy
+from mcp_server import catalog
+from mcp_server.system import paths
+from mcp_server.steps.render import render_strategy
 print(json.dumps({
     "package": mcp_server.__file__,
     "strategies": len(catalog.load().strategies),

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.core.safetensors_header import read_header
 from mcp_server.engine.merge import merge
 from mcp_server.engine.request import Request
+from mcp_server.formats.safetensors import read_header
 
 Tensors = dict[str, np.ndarray]
 LETTERS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcp_server.core.errors import Malformed, Unsupported
 from mcp_server.engine.adapter_space import merge_adapters
 from mcp_server.engine.request import Request
+from mcp_server.errors import Malformed, Unsupported
 from tests.engine.synthetic import HIDDEN, INTERMEDIATE, load, low_rank, random_tensors, run, write_adapter, write_model
 
 UP, DOWN, Q = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcp_server.core.errors import Incompatible, Malformed, MergingError, NotAModel, Unsupported
-from mcp_server.engine.adapters import open_adapter
-from mcp_server.engine.checkpoint import open_checkpoint
+from mcp_server.errors import Incompatible, Malformed, MergingError, NotAModel, Unsupported
+from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.lora import open_adapter
 from tests.engine.synthetic import load, low_rank, random_tensors, run, write_adapter, write_model
 
 UP = "model.layers.1.mlp.up_proj"

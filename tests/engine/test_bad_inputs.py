@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcp_server.core.errors import DiskFull, Incompatible, InputChanged, Malformed, MergingError, NotAModel, NotFound, Unsupported
+from mcp_server.errors import DiskFull, Incompatible, InputChanged, Malformed, MergingError, NotAModel, NotFound, Unsupported
 from tests.engine.synthetic import load, low_rank, random_tensors, run, shapes, write_adapter, write_model
 
 

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcp_server.core.estimate.stream import THINNING, kernels_of
-from mcp_server.engine.adapter_memory import peak_anon_of_adapter
-from mcp_server.engine.adapter_plan import plan_adapter
+from mcp_server.engine.adapter_plan import peak_anon_of_adapter, plan_adapter
 from mcp_server.engine.memory import MergeShape, peak_anon, shape_of
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.recipe import parse_recipe
+from mcp_server.steps.estimate.stream import THINNING, kernels_of
 from tests.engine.synthetic import random_tensors, run, write_adapter, write_model
 
 UP = "model.layers.0.mlp.up_proj"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.core.errors import InputChanged
+from mcp_server.errors import InputChanged
 from tests.engine.synthetic import low_rank, random_tensors, run, write_adapter, write_model
 
 DIE_AT = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.core.errors import BadInput
+from mcp_server.errors import BadInput
 from mcp_server.workers import demo_base
 
 

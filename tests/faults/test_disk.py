@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.errors import DiskFull, DoesNotFit, NotAllowed
-from mcp_server.core.models.job import JobRequest, MergeRequest
-from mcp_server.core.safetensors_header import read_header
+from mcp_server.errors import DiskFull, DoesNotFit, NotAllowed
+from mcp_server.formats.safetensors import read_header
 from mcp_server.jobs import store as stored
+from mcp_server.schemas.job import JobRequest, MergeRequest
 from tests import tiny
 from tests.fake_worker import FAKE
 from tests.jobs.watching import reports_progress, until

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.errors import NotAModel
-from mcp_server.core.models.job import MergeRequest
+from mcp_server.errors import NotAModel
+from mcp_server.schemas.job import MergeRequest
 from tests import tiny
 from tests.jobs.watching import until
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.models.job import MergeRequest
+from mcp_server.schemas.job import MergeRequest
 from tests.faults import big
 from tests.jobs.watching import until
 

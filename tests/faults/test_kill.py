@@ -113,7 +113,7 @@ def test_a_client_that_lives_on_collects_no_zombies(store):
     code = """
 from pathlib import Path
 from mcp_server import jobs
-from mcp_server.core.models.job import JobRequest
+from mcp_server.schemas.job import JobRequest
 for _ in range(3):
     jobs.wait(jobs.start(JobRequest(kind="verify", parameters={}), worker="tests.fake_worker").job_id, 30)
 import os, time

@@ -68,7 +68,7 @@ def test_a_server_that_is_asked_ten_thousand_times_stays_as_it_was(job, store, t
 
 
 def test_two_hundred_queued_merges_are_all_accounted_for(store, tmp_path, monkeypatch):
-    from mcp_server.core.models.job import MergeRequest
+    from mcp_server.schemas.job import MergeRequest
 
     monkeypatch.setenv("MODEL_MERGING_MAX_RUNNING", "2")
     recipe = tiny.linear_recipe(tiny.write_model(tmp_path / "model"))

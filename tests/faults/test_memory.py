@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 from mcp_server import jobs
-from mcp_server.core.machine import limit_bytes
 from mcp_server.jobs import store as stored
+from mcp_server.system.machine import limit_bytes
 from tests.jobs.watching import reports_progress, until
 
 MIB = 1 << 20
@@ -17,7 +17,7 @@ import os, sys
 from pathlib import Path
 procs, out, recipe = sys.argv[1:]
 from mcp_server import jobs
-from mcp_server.core.models.job import MergeRequest
+from mcp_server.schemas.job import MergeRequest
 Path(procs).write_text(str(os.getpid()))  # after the imports, which need more than a worker may have
 started = jobs.start_merge(MergeRequest(recipe=recipe, out=out, engine="mergekit"), worker="tests.fake_worker")
 print(jobs.wait(started.job_id, 60).model_dump_json())
@@ -86,7 +86,7 @@ def test_the_limit_is_the_containers_not_the_machines(memory_group):
     code = """
 import os, sys
 open(sys.argv[1], "w").write(str(os.getpid()))
-from mcp_server.core.machine import limit_bytes
+from mcp_server.system.machine import limit_bytes
 print(limit_bytes())
 """
     done = subprocess.run([sys.executable, "-c", code, str(procs)], capture_output=True, text=True, check=True)

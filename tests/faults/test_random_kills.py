@@ -26,9 +26,9 @@ from typing import Any
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.models.job import JobStatus, MergeRequest
 from mcp_server.jobs import process, store
 from mcp_server.jobs.store import Record
+from mcp_server.schemas.job import JobStatus, MergeRequest
 from tests.faults import big
 from tests.tiny import linear_recipe
 from tests.wire import HANDSHAKE, Wire

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.errors import OutputExists
+from mcp_server.errors import OutputExists
 from mcp_server.jobs import store
 from tests import tiny
 from tests.jobs.watching import ended, reports_progress, until
@@ -69,8 +69,8 @@ def test_a_job_folder_that_vanishes_takes_nothing_else_with_it(job):
 CLIENT = """
 import sys
 from mcp_server import jobs
-from mcp_server.core.errors import OutputExists
-from mcp_server.core.models.job import MergeRequest
+from mcp_server.errors import OutputExists
+from mcp_server.schemas.job import MergeRequest
 recipe, out = sys.argv[1:]
 sys.stdin.read(1)
 try:

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.core.checkpoint import inspect_source
-from mcp_server.core.checkpoint.tensors import MAX_JSON_BYTES, read_json
-from mcp_server.core.errors import Malformed, MergingError, Unsupported
-from mcp_server.core.estimate import estimate
-from mcp_server.core.validate import validate
-from mcp_server.engine.adapters import open_adapter
-from mcp_server.engine.checkpoint import open_checkpoint
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.recipe import parse_recipe
+from mcp_server.errors import Malformed, MergingError, Unsupported
+from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.lora import open_adapter
+from mcp_server.formats.tensors import MAX_JSON_BYTES, read_json
+from mcp_server.steps.estimate import estimate
+from mcp_server.steps.inspect import inspect_source
+from mcp_server.steps.validate import validate
 from tests import tiny
 
 ODD = st.one_of(

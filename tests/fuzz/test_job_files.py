@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.core.errors import MergingError, from_dict
-from mcp_server.core.models.job import Progress
-from mcp_server.jobs import events, locks, store
+from mcp_server.errors import MergingError, from_dict
+from mcp_server.jobs import locks, store
+from mcp_server.jobs import logs as events
 from mcp_server.jobs.logs import LogWriter, read_page
+from mcp_server.schemas.job import Progress
 
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.core.errors import MergingError
-from mcp_server.core.evaluation.lineage import read_lineage
-from mcp_server.core.report import write_report
-from mcp_server.core.verify import verify
+from mcp_server.errors import MergingError
+from mcp_server.formats.lineage import read_lineage
+from mcp_server.steps.report import write_report
+from mcp_server.steps.verify import verify
 from tests import tiny
 from tests.fuzz.test_configs import VALUES
 

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.core.errors import MergingError
-from mcp_server.core.recipe import read_recipe
 from mcp_server.engine.coverage import covers
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.recipe import parse_recipe
+from mcp_server.errors import MergingError
+from mcp_server.formats.recipe import read_recipe
 from tests import tiny
-from tests.core.test_validate_fuzz import changed
+from tests.steps.test_validate_fuzz import changed
 
 
 @pytest.fixture(scope="module")

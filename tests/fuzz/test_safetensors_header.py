@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.core.errors import Malformed
-from mcp_server.core.safetensors_header import MAX_HEADER_BYTES, read_header
+from mcp_server.errors import Malformed
+from mcp_server.formats.safetensors import MAX_HEADER_BYTES, read_header
 
 NUMBERS = st.one_of(
     st.integers(-2, 40), st.sampled_from([2**31, 2**62, 2**63, 2**64, -(2**63)]), st.floats(), st.booleans(), st.none()
@@ -158,8 +158,8 @@ def test_a_name_that_comes_twice_among_a_hundred_thousand_is_found_at_once(tmp_p
 READ = """
 import re, sys, time
 from pathlib import Path
-from mcp_server.core.errors import Malformed
-from mcp_server.core.safetensors_header import read_header
+from mcp_server.errors import Malformed
+from mcp_server.formats.safetensors import read_header
 def peak_bytes():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before, began = peak_bytes(), time.process_time()

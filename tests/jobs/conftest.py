@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
+from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest
 from tests import tiny
 from tests.fake_worker import FAKE
 

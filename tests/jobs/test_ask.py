@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.errors import RunFailed
+from mcp_server.errors import RunFailed
 from mcp_server.jobs.ask import ask
 from mcp_server.jobs.process import _wait_gone, identify, tree
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.errors import OutputExists
-from mcp_server.core.models.job import JobRequest
+from mcp_server.errors import OutputExists
 from mcp_server.jobs import launch, process, queue
 from mcp_server.jobs import store as stored
+from mcp_server.schemas.job import JobRequest
 from tests.fake_worker import FAKE
 from tests.jobs.watching import reports_progress, until
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.errors import BadInput, DoesNotFit, Malformed, NotAllowed, NotAModel, NotFound, OutputExists, Unsupported
-from mcp_server.core.models.job import MergeRequest
-from mcp_server.core.policy import Policy
+from mcp_server.errors import BadInput, DoesNotFit, Malformed, NotAllowed, NotAModel, NotFound, OutputExists, Unsupported
 from mcp_server.jobs import store as stored
+from mcp_server.schemas.job import MergeRequest
+from mcp_server.system.policy import Policy
 from tests import tiny
 from tests.fake_worker import FAKE
 
@@ -146,7 +146,7 @@ def test_a_job_folder_can_be_read_by_its_owner_only(model, tmp_path):
 
 @pytest.mark.parametrize("suites", [{"suites": ["./mine"]}, {"suites": ["ok", "{root}/mine"]}, {"suite_folders": ["{root}"]}])
 def test_a_suite_that_brings_code_is_the_operators_word_too(suites, store, tmp_path):
-    from mcp_server.core.models.job import JobRequest
+    from mcp_server.schemas.job import JobRequest
 
     parameters = {key: [text.format(root=tmp_path) for text in texts] for key, texts in suites.items()}
     request = JobRequest(kind="evaluate", parameters=parameters)
@@ -157,7 +157,7 @@ def test_a_suite_that_brings_code_is_the_operators_word_too(suites, store, tmp_p
 
 
 def test_what_an_other_kind_of_job_reads_passes_the_policy_too(store, tmp_path):
-    from mcp_server.core.models.job import JobRequest
+    from mcp_server.schemas.job import JobRequest
 
     rules = Policy(roots=(tmp_path,))
     for parameters in ({"models": {"a": "/etc"}}, {"against": ["base=/etc"]}, {"refs": [f"{tmp_path}+/etc"]}):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.errors import BadInput, NotFound, OutputExists
+from mcp_server.errors import BadInput, NotFound, OutputExists
 from mcp_server.jobs.process import identify
 from tests.jobs.watching import reports_progress, until
 
@@ -61,7 +61,7 @@ def test_a_job_outlives_the_client_that_started_it(how, merge, store, tmp_path):
     code = f"""
 import os, signal, sys
 from mcp_server import jobs
-from mcp_server.core.models.job import JobRequest
+from mcp_server.schemas.job import JobRequest
 script = [{{"do": "wait_for", "path": {str(tmp_path / "go")!r}}}]
 print(jobs.start(JobRequest(kind="verify", parameters={{"script": script}}), worker="tests.fake_worker").job_id, flush=True)
 if {how == "is killed"}: os.kill(os.getpid(), signal.SIGKILL)
@@ -133,7 +133,7 @@ def test_an_interrupted_job_goes_on_when_it_is_resumed(merge, tmp_path):
 def test_ctrl_c_in_the_foreground_interrupts_and_does_not_lose_the_job(store, tmp_path):
     code = f"""
 from mcp_server import jobs
-from mcp_server.core.models.job import JobRequest
+from mcp_server.schemas.job import JobRequest
 script = [{{"do": "block", "once": {str(tmp_path / "blocked")!r}}}]
 started = jobs.start(JobRequest(kind="verify", parameters={{"script": script}}), worker="tests.fake_worker")
 told = []

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from mcp_server.core.errors import OutputExists
-from mcp_server.jobs import claims, locks, process, store
+from mcp_server.errors import OutputExists
+from mcp_server.jobs import locks, process, store
+from mcp_server.jobs import locks as claims
 from mcp_server.jobs.process import ProcessId
 from mcp_server.jobs.store import Record
 

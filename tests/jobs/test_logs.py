@@ -3,9 +3,8 @@
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.redaction import redact, secrets_of
-from mcp_server.jobs.events import last_progress
-from mcp_server.jobs.logs import LogWriter, read_page
+from mcp_server.jobs.logs import LogWriter, last_progress, read_page
+from mcp_server.system.redaction import redact, secrets_of
 from mcp_server.workers import protocol
 
 

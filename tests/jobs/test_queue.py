@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.settings import Settings
 from mcp_server.jobs import process, queue, store
 from mcp_server.jobs.store import Record
+from mcp_server.system.settings import Settings
 from tests.jobs.watching import reports_progress, until
 
 GIB = 1 << 30

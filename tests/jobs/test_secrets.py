@@ -6,9 +6,9 @@ import time
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.errors import NotFound
-from mcp_server.core.models.job import JobRequest, MergeRequest
-from mcp_server.core.policy import Policy
+from mcp_server.errors import NotFound
+from mcp_server.schemas.job import JobRequest, MergeRequest
+from mcp_server.system.policy import Policy
 from tests import tiny
 from tests.fake_worker import FAKE
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from mcp_server import jobs
-from mcp_server.core.models.job import JobStatus
 from mcp_server.jobs import store
 from mcp_server.jobs.locks import is_held
+from mcp_server.schemas.job import JobStatus
 
 
 def until(job_id: str, reached: Callable[[JobStatus], bool], seconds: float = 30) -> JobStatus:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.core.models.validation import Finding, Validation
-from mcp_server.server.annotations import READS
+from mcp_server.schemas.validation import Finding, Validation
 from mcp_server.server.bounds import MAX_CHARACTERS, compact, shorten
 from mcp_server.server.checked import checked
+from mcp_server.server.inputs import READS
 
 
 def findings(count: int) -> Validation:

@@ -3,7 +3,7 @@
 import pytest
 
 from mcp_server.server.bounds import MAX_CHARACTERS
-from mcp_server.server.instructions import INSTRUCTIONS
+from mcp_server.server.build import INSTRUCTIONS
 from tests.server import contract
 
 READ_ONLY = {

@@ -13,10 +13,10 @@ import pytest
 from mcp import Client
 from pydantic import SecretStr
 
-from mcp_server.core.errors import NotAllowed
-from mcp_server.core.settings import Settings
+from mcp_server.errors import NotAllowed
 from mcp_server.server import build_server
 from mcp_server.server.http import TokenGate, http_app, is_loopback, security
+from mcp_server.system.settings import Settings
 
 INITIALIZE = {
     "jsonrpc": "2.0",

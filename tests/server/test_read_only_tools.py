@@ -6,7 +6,7 @@ import anyio
 import pytest
 from mcp import Client
 
-from mcp_server.core.models.plan import Plan
+from mcp_server.schemas.plan import Plan
 from mcp_server.server import build_server
 from tests.server.conftest import data_of, recipe_of, text_of
 from tests.server.test_contract import READ_ONLY

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.models.job import MergeRequest
+from mcp_server.schemas.job import MergeRequest
 from tests import tiny
 from tests.wire import HANDSHAKE, ROOT, Wire
 

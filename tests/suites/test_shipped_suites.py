@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from mcp_server.core.suites import list_suites
+from mcp_server.formats.suites import list_suites
 
 SUITES = Path(__file__).resolve().parents[2] / "mcp_server" / "suites"
 NAMES = {"taskmaster_persona", "task_api_tools", "perplexity", "taskmaster_mixed", "refusals", "general"}

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from mcp_server.core.errors import BadInput, RunFailed, Unsupported
-from mcp_server.workers.evaluating.endpoint import Endpoint, ServedLM, endpoint_url
+from mcp_server.errors import BadInput, RunFailed, Unsupported
+from mcp_server.workers.evaluating.endpoint import ChatLM, Endpoint, ServedLM, endpoint_url
 from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore
-from mcp_server.workers.evaluating.served import ChatLM
 from tests.workers.fake_openai import Server, serving
 
 

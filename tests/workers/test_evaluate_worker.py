@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mcp_server.core.models.evidence import Evaluation, Verification
+from mcp_server.schemas.evidence import Evaluation, Verification
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent

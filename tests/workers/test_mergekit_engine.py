@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from mcp_server import jobs
-from mcp_server.core.models.job import MergeRequest
-from mcp_server.core.provenance import read_provenance
-from mcp_server.core.recipe import read_recipe
-from mcp_server.core.safetensors_header import read_header
+from mcp_server.formats.provenance import read_provenance
+from mcp_server.formats.recipe import read_recipe
+from mcp_server.formats.safetensors import read_header
+from mcp_server.schemas.job import MergeRequest
 from tests import tiny
 from tests.workers.test_mergekit_folding import tensors
 

@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from mcp_server.core.errors import DiskFull
-from mcp_server.core.safetensors_header import read_header
+from mcp_server.errors import DiskFull
+from mcp_server.formats.safetensors import read_header
 from mcp_server.workers import folding
 from tests import tiny
 

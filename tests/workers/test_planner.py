@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.core.errors import NotFound
-from mcp_server.core.validate import validate
-from mcp_server.jobs.planning import ask_planner
+from mcp_server.errors import NotFound
+from mcp_server.jobs.ask import ask_planner
+from mcp_server.steps.validate import validate
 from tests.checkpoints import write_lora, write_model
 
 pytestmark = pytest.mark.slow  # each question imports mergekit and torch: 6–20 s

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mcp_server.core.errors import BadInput
+from mcp_server.errors import BadInput
 from mcp_server.workers.protocol import Job
 from mcp_server.workers.sweeping.executors import LocalExecutor, RayExecutor
 from mcp_server.workers.sweeping.progress import Progress, newest_word

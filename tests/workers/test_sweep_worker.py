@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mcp_server.core.models.evidence import Sweep
-from mcp_server.core.scenario_reader import read_plan
+from mcp_server.schemas.evidence import Sweep
+from mcp_server.steps.scenario import read_plan
 from tests.workers.test_evaluate_worker import ROOT, place, run
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mcp_server.core.models.evidence import Verification
-from mcp_server.core.verify import verify
+from mcp_server.schemas.evidence import Verification
+from mcp_server.steps.verify import verify
 from tests import tiny
 from tests.engine.synthetic import load, save
 

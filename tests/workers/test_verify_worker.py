@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.core.models.evidence import Check
+from mcp_server.schemas.evidence import Check
 from mcp_server.workers import verify
 from mcp_server.workers.protocol import Job
 from tests import tiny

@@ -7,13 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mcp_server import jobs
-from mcp_server.core.errors import BadInput
-from mcp_server.core.models.evidence import ReportResult
-from mcp_server.core.models.job import JobRequest, JobStatus
+from mcp_server.errors import BadInput
+from mcp_server.schemas.evidence import ReportResult
+from mcp_server.schemas.job import JobRequest, JobStatus
 from mcp_server.server.access import Access
-from mcp_server.server.annotations import REPEATABLE, STARTS
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import Limit, Out, Recipe, Ref, Suites
+from mcp_server.server.inputs import REPEATABLE, STARTS, Limit, Out, Recipe, Ref, Suites
 
 
 def tools() -> list[CheckedTool]:
@@ -89,7 +88,7 @@ def write_report(
     """Write one self-contained HTML page about a merge from its evidence: rationale, source inventory, recipe, verification,
     evaluation against base and sources, and what to do next. Replaces an earlier report.
     """
-    from mcp_server.core.report import write_report as write_html
+    from mcp_server.steps.report import write_report as write_html
 
     access = Access.now()
     return write_html(access.existing_folder(out), access.output(path) if path is not None else None)

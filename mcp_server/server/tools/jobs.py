@@ -10,10 +10,9 @@ from mcp.server.mcpserver import Context
 from pydantic import Field
 
 from mcp_server import jobs
-from mcp_server.core.models.job import JobKind, JobList, JobState, JobStatus, LogPage
-from mcp_server.server.annotations import ENDS, READS, REPEATABLE
+from mcp_server.schemas.job import JobKind, JobList, JobState, JobStatus, LogPage
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import MAX_WAIT_SECONDS, JobId, Offset, PageSize
+from mcp_server.server.inputs import ENDS, MAX_WAIT_SECONDS, READS, REPEATABLE, JobId, Offset, PageSize
 
 POLL_SECONDS = 0.25
 RUNNING = frozenset({"queued", "running"})

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from mcp_server.core.catalog import load as load_catalog
-from mcp_server.core.checkpoint import inspect_models as inspect_checkpoints
-from mcp_server.core.errors import BadInput
-from mcp_server.core.estimate import estimate
-from mcp_server.core.models.estimation import Estimate
-from mcp_server.core.models.inspect import Inspection
-from mcp_server.core.models.plan import Plan, Rendered
-from mcp_server.core.models.scenario import Scenario
-from mcp_server.core.models.validation import Validation
-from mcp_server.core.recommend import recommend
-from mcp_server.core.scenario_reader import read_scenario
-from mcp_server.core.validate import fix as fix_recipe
-from mcp_server.core.validate import validate
+from mcp_server.catalog import load as load_catalog
+from mcp_server.errors import BadInput
+from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.estimate import Estimate
+from mcp_server.schemas.inspect import Inspection
+from mcp_server.schemas.plan import Plan, Rendered
+from mcp_server.schemas.scenario import Scenario
+from mcp_server.schemas.validation import Validation
 from mcp_server.server.access import Access
-from mcp_server.server.annotations import READS
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import Offset, Out, Output, PageSize, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref
-from mcp_server.server.strategies import StrategyPage, page_of_strategies
+from mcp_server.server.inputs import READS, Offset, Out, Output, PageSize, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref
+from mcp_server.steps.estimate import estimate
+from mcp_server.steps.inspect import inspect_models as inspect_checkpoints
+from mcp_server.steps.recommend import recommend
+from mcp_server.steps.scenario import read_scenario
+from mcp_server.steps.validate import fix as fix_recipe
+from mcp_server.steps.validate import validate
 
 
 def tools() -> list[CheckedTool]:
@@ -105,7 +104,7 @@ def render_config(
     """Turn a plan into a mergekit recipe (YAML text) with absolute paths, and warn about what it leaves open. Validate the
     recipe, then launch it. Writes nothing.
     """
-    from mcp_server.core.render import render  # Jinja alone would take a fifth of the time that the server has to start
+    from mcp_server.steps.render import render  # Jinja alone would take a fifth of the time that the server has to start
 
     access = Access.now()
     chosen = access.plan(plan, plan_file)
@@ -144,3 +143,56 @@ def estimate_ram(
 
 def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+if TYPE_CHECKING:
+    from mcp_server.catalog import Catalog, Strategy
+
+PHRASES_SHOWN = 2
+
+
+class StrategySummary(Frozen):
+    id: str
+    title: str
+    idea: str
+    inputs: str = Field(description="how many sources, the base not counted")
+    base: str = Field(description="required, optional, ignored, or one_of_the_sources")
+    when: list[str]
+    when_not: list[str]
+    adapter_space: bool = Field(description="exact on LoRA adapters alone: launch_merge(output='adapter')")
+
+
+class StrategyPage(Frozen):
+    strategies: list[StrategySummary]
+    total: int
+    next_offset: int | None = None
+
+
+def page_of_strategies(catalog: Catalog, offset: int, limit: int) -> StrategyPage:
+    """Strategies `offset` to `offset + limit` in alphabetical order."""
+    everything = sorted(catalog.strategies.values(), key=lambda s: s.id)
+    page = everything[offset : offset + limit]
+    after = offset + len(page)
+    return StrategyPage(
+        strategies=[_summary(s) for s in page],
+        total=len(everything),
+        next_offset=after if after < len(everything) else None,
+    )
+
+
+def _summary(strategy: Strategy) -> StrategySummary:
+    low, high = strategy.inputs.min, strategy.inputs.max
+    if high is None:
+        count = f"{low} or more"
+    else:
+        count = str(low) if high == low else f"{low} to {high}"
+    return StrategySummary(
+        id=strategy.id,
+        title=strategy.title,
+        idea=strategy.idea,
+        inputs=count,
+        base=strategy.inputs.base,
+        when=strategy.when[:PHRASES_SHOWN],
+        when_not=strategy.when_not[:PHRASES_SHOWN],
+        adapter_space=strategy.adapter_space,
+    )

@@ -9,15 +9,14 @@ import yaml
 from pydantic import Field
 
 from mcp_server import jobs
-from mcp_server.core import paths
-from mcp_server.core.models.base import Engine, Verdict
-from mcp_server.core.models.job import JobRequest, JobStatus, MergeRequest
-from mcp_server.core.models.plan import Plan
+from mcp_server.schemas.base import Engine, Verdict
+from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest
+from mcp_server.schemas.plan import Plan
 from mcp_server.server.access import Access
-from mcp_server.server.annotations import REPLACES, STARTS
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.consent import LaunchConsent, require_consent
-from mcp_server.server.inputs import Limit, Out, Output, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref, Suites
+from mcp_server.server.inputs import REPLACES, STARTS, Limit, Out, Output, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref, Suites
+from mcp_server.system import paths
 
 
 def tools() -> list[CheckedTool]:

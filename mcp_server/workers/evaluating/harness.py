@@ -16,9 +16,9 @@ from lm_eval.api.metrics import mean
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from mcp_server.core.errors import Malformed, NotFound, did_you_mean
-from mcp_server.core.evaluation.samples import Metric, SuiteSamples
-from mcp_server.core.suites import Split, Suite
+from mcp_server.errors import Malformed, NotFound, did_you_mean
+from mcp_server.formats.suites import Split, Suite
+from mcp_server.steps.evaluate.samples import Metric, SuiteSamples
 from mcp_server.workers.evaluating.responses import RememberingLM
 
 PREFERRED = ("exact_match", "acc_norm", "acc", "f1", "perplexity", "word_perplexity")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mcp_server.core import paths
+from mcp_server.system import paths
 from mcp_server.workers.evaluating import models as loading
 from mcp_server.workers.evaluating.harness import WINDOW_TOKENS
 from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore

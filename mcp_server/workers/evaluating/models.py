@@ -1,6 +1,6 @@
 """Load a model for measuring: a folder, or `base+adapter` with the adapter folded into the weights in memory.
 
-The fold is the product's own (`mcp_server.engine.adapters` reads the adapter): ΔW = scale·B·A in float32, added to the base
+The fold is the product's own (`mcp_server.formats.lora` reads the adapter): ΔW = scale·B·A in float32, added to the base
 weight in float32, rounded once to the base's dtype. So a source is measured with the weights that a merge of it would see,
 and not with PEFT's fold, which multiplies in the base's dtype.
 
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core import paths
-from mcp_server.core.checkpoint.tokenizer import TOKENIZER_FILES
-from mcp_server.core.errors import BadInput, DoesNotFit, NotAModel
-from mcp_server.core.refs import resolve_ref
+from mcp_server.errors import BadInput, DoesNotFit, NotAModel
+from mcp_server.formats.identity import TOKENIZER_FILES
+from mcp_server.formats.refs import resolve_ref
+from mcp_server.system import paths
 from mcp_server.workers.protocol import write_json
 
 READ_BYTES = 1 << 22
@@ -140,8 +140,8 @@ def fold(model: Any, ref: ModelRef) -> None:
     """Add the adapter to the model's weights in place. Raises our errors when it does not belong to the base."""
     import torch
 
-    from mcp_server.engine.adapters import open_adapter
-    from mcp_server.engine.checkpoint import open_checkpoint
+    from mcp_server.formats.checkpoint import open_checkpoint
+    from mcp_server.formats.lora import open_adapter
 
     checkpoint = open_checkpoint(str(ref.folder))
     adapter = open_adapter(str(ref.adapter), checkpoint.tensors)

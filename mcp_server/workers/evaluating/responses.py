@@ -18,7 +18,7 @@ from typing import Any
 
 from lm_eval.api.model import LM, CacheHook
 
-from mcp_server.core.errors import Unsupported
+from mcp_server.errors import Unsupported
 
 Loader = Callable[[], Any]
 Told = Callable[[int, int, str], None]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Protocol
 
-from mcp_server.core.errors import BadInput, RunFailed
+from mcp_server.errors import BadInput, RunFailed
 from mcp_server.workers.sweeping.tasks import Task, run_task
 
 RETRIES = 3

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mcp_server.core.errors import MergingError, RunFailed, from_dict
-from mcp_server.core.files import write_json
-from mcp_server.core.paths import PACKAGE
+from mcp_server.errors import MergingError, RunFailed, from_dict
+from mcp_server.system.files import write_json
+from mcp_server.system.paths import PACKAGE
 from mcp_server.workers.protocol import RUNNER_PID
 
 DONE = "task.json"

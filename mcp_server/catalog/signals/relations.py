@@ -1,0 +1,96 @@
+"""Signals about how the sources stand to each other, pair by pair."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from mcp_server.catalog.signals.registry import signal
+from mcp_server.catalog.signals.sources import trained
+from mcp_server.schemas.scenario import Relation, Scenario
+
+
+def pair_relations(scenario: Scenario) -> list[tuple[tuple[str, str], Relation]]:
+    """Every pair of trained sources with its relation: the pair's own fields over the scenario's `relation`."""
+    shared = (scenario.relation or Relation()).model_dump()
+    own = {frozenset(r.between): r.model_dump(exclude={"between"}) for r in scenario.relations or []}
+    names = [name for name, _ in trained(scenario)]
+    pairs = itertools.combinations(names, 2)
+    return [
+        (pair, Relation(**{k: v if v is not None else shared[k] for k, v in own.get(frozenset(pair), shared).items()}))
+        for pair in pairs
+    ]
+
+
+def values(scenario: Scenario, field: str) -> list[Any]:
+    """What the pairs say about one field; without pairs, what the scenario's `relation` says."""
+    found = [getattr(relation, field) for _, relation in pair_relations(scenario)]
+    if not found and scenario.relation is not None:
+        found = [getattr(scenario.relation, field)]
+    return [value for value in found if value is not None]
+
+
+@signal
+def data_overlap(scenario: Scenario) -> float | None:
+    """The largest share of training data that any two sources have in common."""
+    return max(values(scenario, "data_overlap"), default=None)
+
+
+@signal
+def capabilities(scenario: Scenario) -> str | None:
+    """The worst relation of any two sources' capabilities: conflicting, partial, or complementary (when every pair is)."""
+    found = values(scenario, "capabilities")
+    if worst := next((c for c in ("conflicting", "partial") if c in found), None):
+        return worst
+    return "complementary" if found and len(found) >= len(pair_relations(scenario)) else None
+
+
+@signal
+def worst_pair(scenario: Scenario) -> str | None:
+    """The pair that conflicts most, or overlaps most: named in messages when there are three or more sources."""
+    order = {"conflicting": 2.0, "partial": 1.0, "complementary": 0.0, None: 0.0}
+    pairs = pair_relations(scenario)
+    if not pairs:
+        return None
+    pair, _ = max(pairs, key=lambda item: (order[item[1].capabilities], item[1].data_overlap or 0.0))
+    return " and ".join(pair)
+
+
+@signal
+def unlisted_pairs(scenario: Scenario) -> int:
+    """With three or more sources and pairwise relations: how many pairs are described by nothing."""
+    if not scenario.relations:
+        return 0
+    empty = Relation()
+    return sum(relation == empty for _, relation in pair_relations(scenario))
+
+
+@signal
+def similarity(scenario: Scenario) -> str | None:
+    """'similar' when every pair is, 'distinct' when one pair is distinct."""
+    found = values(scenario, "similarity")
+    if "distinct" in found:
+        return "distinct"
+    return "similar" if found and len(found) >= len(pair_relations(scenario)) else None
+
+
+@signal
+def redundant_deltas(scenario: Scenario) -> bool | None:
+    """Whether most of what the sources changed is redundant (small and repeated)."""
+    found = values(scenario, "redundant_deltas")
+    return any(found) if found else None
+
+
+@signal
+def sign_disagreement(scenario: Scenario) -> float | None:
+    """The largest measured share of parameters that two sources push in opposite directions (0.5 for unrelated vectors)."""
+    return max(values(scenario, "sign_disagreement"), default=None)
+
+
+@signal
+def low_conflict_figures(scenario: Scenario) -> bool | None:
+    """Whether measured weight statistics look harmless (|cosine| under 0.1, no sign majority): no reason to call it safe."""
+    cos, sign = max(values(scenario, "cosine"), key=abs, default=None), sign_disagreement(scenario)
+    if cos is None and sign is None:
+        return None
+    return (cos is None or abs(cos) < 0.1) and (sign is None or sign <= 0.55)

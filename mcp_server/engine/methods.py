@@ -1,0 +1,95 @@
+"""The methods, in two families. Each tensor is prepared (passes that only read), then merged block by block.
+
+Weighted sums   out = scale·reference + Σ factor·delta. linear and task_arithmetic know their factors from the recipe; slerp,
+                nuslerp, multislerp and model_stock get them from the sources' lengths and angles: `spherical`, one reading pass.
+Sparse sums     each delta is first thinned, by magnitude or at random: `sparse`. Then the parts are added, with a sign
+                election in the ties methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mcp_server.engine import kernels, spherical
+from mcp_server.engine.blocks import Block
+from mcp_server.engine.deltas import OpenTensor
+from mcp_server.engine.signatures import SIGNATURES
+from mcp_server.engine.sparsify import Thinner, prepare_thinner
+from mcp_server.engine.team import Team, Workspace
+
+Array = np.ndarray[Any, Any]
+MergeBlock = Callable[[Workspace, Block, Array, Array, Array], None]
+"""(workspace, block, reference, stack of deltas, out): writes the merged block, float32, to out."""
+
+
+def prepare(method: str, tensor: OpenTensor, team: Team, seed: int) -> MergeBlock:
+    """Read what the method must know about the whole tensor; returns how to merge one block of it."""
+    signature = SIGNATURES[method]
+    if method in spherical.FACTORS:
+        return weighted(*spherical.FACTORS[method](tensor, team))
+    if method == "passthrough":
+        scale = tensor.parameters[0]["scale"]
+        return linear(tensor, [1.0 if scale is None else scale], normalize=False)
+    weights = [values["weight"] for values in tensor.parameters]
+    shared = tensor.plan.shared
+    if method == "linear":
+        return linear(tensor, weights, shared["normalize"])
+    if all(tensor.untouched(i) for i in range(len(weights))):  # the base as it is
+        return weighted(1.0, [0.0] * len(weights))
+    strength = shared["lambda"]
+    if not signature.elect:
+        total = sum(weights)
+        if shared["normalize"] and abs(total) >= 1e-8:
+            strength /= total
+    if signature.sparsify == "none":
+        return weighted(1.0, [strength * weight for weight in weights])
+    thinner = prepare_thinner(method, tensor, team, seed)
+    return Sparse(thinner, np.array(weights), strength, shared["normalize"], signature.elect)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """out = scale·reference + Σ factor·delta."""
+
+    scale: float
+    factors: Array
+
+    def __call__(self, _workspace: Workspace, _block: Block, reference: Array, deltas: Array, out: Array) -> None:
+        kernels.weighted_sum(reference, self.scale, deltas, self.factors, out)
+
+
+def weighted(scale: float, factors: list[float]) -> Weighted:
+    return Weighted(scale, np.array(factors, np.float64))
+
+
+def linear(tensor: OpenTensor, weights: list[float], normalize: bool) -> MergeBlock:
+    """Σ weight·value (÷ Σ weight). Adapters of one model share it as their reference; its own weight is then Σ weight."""
+    total = sum(weights)
+    if normalize:
+        weights = [weight / total for weight in weights]
+        total = 1.0
+    return weighted(total if tensor.reference is not None else 0.0, weights)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Thin every delta, then add: all parts, or those that agree with the elected sign."""
+
+    thinner: Thinner
+    weights: Array
+    strength: float
+    normalize: bool
+    elects: bool
+
+    def __call__(self, workspace: Workspace, block: Block, reference: Array, deltas: Array, out: Array) -> None:
+        if self.elects:
+            parts, thresholds, ties = self.thinner.parts(workspace, block, deltas)
+            factors = self.weights * self.thinner.scales
+            kernels.elect(reference, parts, thresholds, ties, factors, self.weights, self.normalize, self.strength, out)
+        else:
+            kept = self.thinner.kept(workspace, block, deltas)
+            kernels.weighted_sum(reference, 1.0, kept, self.strength * self.weights * self.thinner.scales, out)

@@ -1,0 +1,89 @@
+"""What a folder holds: a full model, an adapter, or something that cannot be merged as it is, and then what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcp_server.formats.tensors import FLOATS, StoredTensors, read_json
+from mcp_server.schemas.inspect import Kind
+
+SAFE = "convert it to safetensors first: load it where you trust it and save_pretrained(..., safe_serialization=True)"
+UNQUANTISED = "merge the unquantised model it was made from, and quantise the result"
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The kind of a folder and, when it is no plain model, why and what to do."""
+
+    kind: Kind
+    detail: str = ""
+
+
+def classify(path: Path) -> Holding:
+    """Look at names only; `quantisation` looks further into what seems a full model."""
+    if path.is_file():
+        return _file(path)
+    names = sorted(entry.name for entry in path.iterdir())
+    adapter = "adapter_config.json" in names
+    model = any(name in names for name in ("model.safetensors", "model.safetensors.index.json"))
+    if adapter and not (model and "config.json" in names):
+        return _adapter(names)
+    if model and "config.json" in names:
+        return Holding("full")
+    if model:
+        return Holding("not_a_model", "it has weights but no config.json; download or save the checkpoint again")
+    if gguf := _ending(names, ".gguf"):
+        return Holding("gguf", f"{gguf} is GGUF, a format for inference; {UNQUANTISED}")
+    if pickle := _ending(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        return Holding("pickle", f"{pickle} is a pickle, which can run code when it is opened; {SAFE}")
+    if shard := _ending(names, ".safetensors"):
+        wanted = "model.safetensors or model.safetensors.index.json"
+        return Holding("not_a_model", f"it has {shard} but no {wanted}: a download that was cut short, or another layout")
+    if "config.json" in names:
+        return Holding("not_a_model", "it has config.json but no weights: the download is not complete")
+    found = ", ".join(names[:6]) + (" …" if len(names) > 6 else "") if names else "nothing"
+    return Holding(
+        "not_a_model", f"it holds {found}; a model has config.json and model.safetensors, an adapter adapter_config.json"
+    )
+
+
+def quantisation(config: dict[str, Any], stored: StoredTensors) -> str | None:
+    """How a model is quantised, or None. Its packed integers cannot be averaged, whatever their names say."""
+    declared = config.get("quantization_config")
+    if isinstance(declared, dict):
+        method = declared.get("quant_method", declared.get("load_in_4bit") and "bitsandbytes 4-bit")
+        return f"its weights are quantised ({method or 'quantization_config'}); {UNQUANTISED}"
+    total = sum(tensor.nbytes for tensor in stored.tensors.values())
+    packed = {t.dtype for t in stored.tensors.values() if t.dtype not in FLOATS}
+    packed_bytes = sum(t.nbytes for t in stored.tensors.values() if t.dtype in packed)
+    if total and packed_bytes * 2 > total:
+        return f"most of its weights are {', '.join(sorted(packed))}, not floating point; {UNQUANTISED}"
+    return None
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "adapter_config.json")
+
+
+def _file(path: Path) -> Holding:
+    if path.suffix == ".gguf":
+        return Holding("gguf", f"it is GGUF, a format for inference; {UNQUANTISED}")
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        return Holding("pickle", f"it is a pickle, which can run code when it is opened; {SAFE}")
+    if path.suffix == ".safetensors":
+        return Holding("not_a_model", f"it is a single file; name its folder, {path.parent}")
+    return Holding("not_a_model", "it is a file; name the folder that holds config.json and the weights")
+
+
+def _adapter(names: list[str]) -> Holding:
+    if "adapter_model.safetensors" in names:
+        return Holding("lora")
+    if "adapter_model.bin" in names:
+        return Holding("pickle", f"adapter_model.bin is a pickle, which can run code when it is opened; {SAFE}")
+    return Holding("not_a_model", "it has adapter_config.json but no adapter_model.safetensors; save the adapter again")
+
+
+def _ending(names: list[str], *suffixes: str) -> str | None:
+    return next((name for name in names if name.endswith(suffixes)), None)

@@ -1,0 +1,112 @@
+"""Fingerprints that decide whether two checkpoints speak of the same thing: architecture, tokenizer, chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.formats.tensors import StoredTensor, read_json
+
+FIELDS: Final[dict[str, tuple[str, ...]]] = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "intermediate": ("intermediate_size", "n_inner", "ffn_dim", "d_ff"),
+    "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
+    "vocabulary": ("vocab_size",),
+}
+"""Our name → the names that model families use, in order of preference."""
+
+HASH_CHARACTERS: Final = 16
+
+
+def config_field(config: dict[str, Any], field: str) -> int | None:
+    """A shape field by our name, from the config or the language part of a multimodal one."""
+    for table in (config, config.get("text_config")):
+        if isinstance(table, dict):
+            for key in FIELDS[field]:
+                if type(table.get(key)) is int:
+                    return int(table[key])
+    return None
+
+
+def architecture_name(config: dict[str, Any]) -> str | None:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
+
+
+def architecture_hash(config: dict[str, Any], tensors: dict[str, StoredTensor]) -> str:
+    """Equal hashes mean that the weights line up tensor by tensor: architecture, names and shapes; dtypes may differ.
+
+    A tied `lm_head` that some tools write and others leave out does not count.
+    """
+    tied = config.get("tie_word_embeddings") is True
+    shapes = sorted((name, tensor.shape) for name, tensor in tensors.items() if not (tied and name == "lm_head.weight"))
+    return _digest(json.dumps([architecture_name(config), config_field(config, "heads"), shapes]).encode())
+
+
+def tokenizer_hash(folder: Path) -> str | None:
+    """Hash of the tokenizer's files, or None when the folder has none. Equal means equal ids; unequal needs `token_ids`."""
+    digest = hashlib.sha256()
+    found = False
+    for name in VOCABULARY_FILES:
+        path = folder / name
+        if path.is_file():
+            found = True
+            digest.update(name.encode() + path.read_bytes())
+            if name == "tokenizer.json":
+                break
+    return digest.hexdigest()[:HASH_CHARACTERS] if found else None
+
+
+def token_ids(folder: Path) -> dict[str, int] | None:
+    """Token → id from tokenizer.json, or None when it is absent or of another form (a plain SentencePiece file)."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    data = read_json(path)
+    model = data.get("model") if isinstance(data.get("model"), dict) else {}
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids: dict[str, int] = {}
+    if isinstance(vocabulary, dict):
+        ids.update({str(token): number for token, number in vocabulary.items() if type(number) is int})
+    elif isinstance(vocabulary, list):
+        ids.update({str(entry[0]): number for number, entry in enumerate(vocabulary) if isinstance(entry, list) and entry})
+    for added in data.get("added_tokens") or []:
+        if isinstance(added, dict) and type(added.get("id")) is int:
+            ids[str(added.get("content"))] = added["id"]
+    return ids or None
+
+
+def chat_template_hash(folder: Path) -> str | None:
+    """Hash of the chat template, from chat_template.jinja or tokenizer_config.json; surrounding blanks do not count."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return _digest(jinja.read_text(encoding="utf-8", errors="replace").strip().encode())
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        return None
+    template = read_json(settings).get("chat_template")
+    if isinstance(template, str):
+        return _digest(template.strip().encode())
+    return _digest(json.dumps(template, sort_keys=True).encode()) if template else None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:HASH_CHARACTERS]
+
+
+VOCABULARY_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
+"""What says which text is which token."""
+
+TOKENIZER_FILES: Final = (
+    *VOCABULARY_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""All that travels with a model so that it reads and answers as before."""

@@ -1,0 +1,100 @@
+"""Licences of the sources: read from model cards and LICENSE files, and what they ask of a merge.
+
+What each licence asks is data (`rules/licences.yaml`). Two sources conflict when no licence for the merge satisfies both.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.errors import Malformed
+from mcp_server.system import paths
+from mcp_server.system.yaml_io import load_yaml
+
+READ_BYTES: Final = 65_536
+FILES: Final = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+
+
+@cache
+def known_licences() -> dict[str, dict[str, Any]]:
+    """Licence id → its row in rules/licences.yaml."""
+    text = (paths.RULES / "licences.yaml").read_text(encoding="utf-8")
+    return {row["id"]: row for row in load_yaml(text, "rules/licences.yaml")["licences"]}
+
+
+def read_licence(folder: Path) -> str | None:
+    """The licence's id as the model card states it, else recognised from a LICENSE file, else None."""
+    return _from_card(folder / "README.md") or _from_file(folder)
+
+
+def licence_notes(licences: dict[str, str | None]) -> list[str]:
+    """What the sources' licences (ref → id) mean for the merge: conflicts first, then what to state, then what is unknown."""
+    named = {ref: licence for ref, licence in licences.items() if licence}
+    classes = {ref: known_licences().get(licence, {}).get("class") for ref, licence in named.items()}
+    notes = _conflicts(named, classes)
+    for licence in dict.fromkeys(named.values()):
+        row = known_licences().get(licence)
+        if row:
+            notes.append(f"{licence} asks: {row['asks']} ({row['source']})")
+        else:
+            notes.append(f"{licence} is not in rules/licences.yaml: read its terms before sharing the merge")
+    if unknown := [ref for ref, licence in licences.items() if not licence]:
+        notes.append(f"no licence was found for {', '.join(unknown)}: ask the author before sharing the merge")
+    return notes
+
+
+def _conflicts(named: dict[str, str], classes: dict[str, Any]) -> list[str]:
+    of = {kind: [ref for ref, found in classes.items() if found == kind] for kind in set(classes.values())}
+    notes = []
+    same = [(ref, named[ref]) for kind in ("copyleft", "share_alike") for ref in of.get(kind, [])]
+    others = [(ref, named[ref]) for kind in ("community", "non_commercial") for ref in of.get(kind, [])]
+    for ref, licence in same:
+        for other, term in others:
+            notes.append(f"conflict: {licence} of {ref} allows no further restrictions, {term} of {other} adds some")
+    if len({licence for _, licence in same}) > 1:
+        notes.append(
+            f"conflict: {', '.join(f'{licence} of {ref}' for ref, licence in same)} each want the merge under their own terms"
+        )
+    for ref in of.get("non_commercial", []):
+        notes.append(f"the merge is not for commercial use, because of {named[ref]} of {ref}")
+    return notes
+
+
+def _from_card(card: Path) -> str | None:
+    if not card.is_file():
+        return None
+    with card.open("rb") as file:
+        text = file.read(READ_BYTES).decode("utf-8", errors="replace")
+    if not text.startswith("---"):
+        return None
+    head, separator, _ = text[3:].partition("\n---")
+    if not separator:
+        return None
+    try:
+        front = load_yaml(head, str(card))
+    except Malformed:
+        return None  # a card that cannot be parsed states no licence; nothing else depends on it
+    if not isinstance(front, dict):
+        return None
+    licence, name = front.get("license"), front.get("license_name")
+    chosen = name if licence == "other" and name else licence
+    if isinstance(chosen, list):
+        chosen = chosen[0] if chosen else None
+    return str(chosen).strip().lower() if chosen else None
+
+
+def _from_file(folder: Path) -> str | None:
+    for name in FILES:
+        path = folder / name
+        if path.is_file():
+            with path.open("rb") as file:
+                text = " ".join(file.read(READ_BYTES).decode("utf-8", errors="replace").split()).lower()
+            matches = [
+                (sum(len(phrase) for phrase in row["recognise"]), licence)
+                for licence, row in known_licences().items()
+                if all(phrase.lower() in text for phrase in row["recognise"])
+            ]
+            return max(matches)[1] if matches else None
+    return None

@@ -1,0 +1,129 @@
+"""Who goes into a merge: one record per base, model and adapter that a recipe names, with its identity and licence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mcp_server.formats.licence import read_licence
+from mcp_server.formats.provenance import SourceRecord, identify, read_provenance, read_recipe_text
+from mcp_server.formats.recipe import MISSING, Recipe, as_number, read_recipe, resolve
+from mcp_server.schemas.base import Frozen
+
+Role = Literal["base", "model", "adapter"]
+
+
+def source_records(recipe: Recipe, hash: Literal["headers", "full"] = "headers") -> list[SourceRecord]:
+    """Records in the recipe's order, the base of an adapter before it; stages of the same recipe are no sources.
+
+    Names are folder names, made unique by the parent folder's where two are alike.
+    """
+    stages = {stage.name for stage in recipe.stages}
+    found: dict[str, SourceRecord] = {}
+    for ref in recipe.references():
+        if ref.base in stages:
+            continue
+        is_base = ref.adapter is not None or ref == recipe.base
+        if ref.base_ref not in found:
+            found[ref.base_ref] = _record(ref.base_ref, "base" if is_base else "model", hash)
+        if ref.adapter_ref is not None:
+            found[str(ref)] = _record(ref.adapter_ref, "adapter", hash, whole=str(ref), base=ref.base_ref)
+    return _unique(list(found.values()))
+
+
+def _record(
+    ref: str, role: Role, hash: Literal["headers", "full"], whole: str | None = None, base: str | None = None
+) -> SourceRecord:
+    folder = Path(ref)
+    here = folder.is_dir()
+    return SourceRecord(
+        name=folder.name,
+        ref=whole or ref,
+        role=role,
+        identity=identify(folder, hash) if here else None,
+        licence=read_licence(folder) if here else None,
+        base=base,
+        revision=_revision(folder),
+        modified={path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("*.safetensors"))} if here else {},
+    )
+
+
+def _revision(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub cache: …/models--ORG--NAME/snapshots/COMMIT."""
+    in_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.name if in_cache else None
+
+
+def _unique(records: list[SourceRecord]) -> list[SourceRecord]:
+    names = [record.name for record in records]
+    unique: list[SourceRecord] = []
+    for number, record in enumerate(records):
+        name = record.name
+        if names.count(name) > 1:
+            name = f"{Path(record.ref.rpartition('+')[2]).parent.name}/{name}"
+        if name in (other.name for other in unique):
+            name = f"{name} ({number + 1})"
+        unique.append(record.model_copy(update={"name": name}))
+    return unique
+
+
+class Tried(Frozen):
+    """What produced the merge: method, λ and the weight per source, as far as known."""
+
+    method: str | None = None
+    lambda_: float | None = None
+    normalize: bool | None = None
+    weights: dict[str, float] = Field(default_factory=dict)
+
+
+class Lineage(Frozen):
+    base: str | None = None
+    sources: dict[str, str] = Field(default_factory=dict, description="short name → ref, as the recipe names it")
+    tried: Tried = Field(default_factory=Tried)
+    recipe: str = ""
+
+
+def read_lineage(folder: Path) -> Lineage:
+    """Base, sources and recipe of a merge made here or by mergekit; empty fields when the folder does not say."""
+    provenance = read_provenance(folder)
+    text = provenance.recipe if provenance else read_recipe_text(folder)
+    if not text:
+        return Lineage()
+    recipe = read_recipe(text, f"the recipe of {folder.name}")
+    names = {record.ref: record.name for record in provenance.sources if record.role != "base"} if provenance else {}
+    return lineage_of(recipe, names)
+
+
+def lineage_of(recipe: Recipe, names: dict[str, str] | None = None) -> Lineage:
+    """`names` gives short names by ref; without it a source is called after its adapter or folder."""
+    references = recipe.references()
+    base = recipe.base or next((ref for ref in references if ref.adapter is None), None)
+    others = [ref for ref in references if ref != base]
+    sources: dict[str, str] = {}
+    short: dict[str, str] = {}
+    for ref in others:
+        name = (names or {}).get(str(ref)) or (names or {}).get(ref.adapter or "") or Path(ref.adapter or ref.base).name
+        while name in sources:
+            name += "'"
+        sources[name] = str(ref)
+        short[str(ref)] = name
+    base_text = str(base) if base else next((ref.base_ref for ref in others if ref.adapter), None)
+    return Lineage(base=base_text, sources=sources, tried=_tried(recipe, short), recipe=recipe.text)
+
+
+def _tried(recipe: Recipe, short: dict[str, str]) -> Tried:
+    weights: dict[str, float] = {}
+    for group in recipe.groups()[:1]:
+        for source in group.others:
+            value = as_number(resolve(group.settings("weight", source), "", default=None))
+            if value is not None and str(source.model) in short:
+                weights[short[str(source.model)]] = value
+    scale = recipe.parameters.get("lambda", MISSING)
+    return Tried(
+        method=recipe.method,
+        lambda_=as_number(scale) if scale is not MISSING else None,
+        normalize=recipe.parameters.get("normalize") if isinstance(recipe.parameters.get("normalize"), bool) else None,
+        weights=weights,
+    )

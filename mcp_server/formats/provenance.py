@@ -1,0 +1,221 @@
+"""Where a merged model comes from: the record and the model card that every output folder carries.
+
+`merge_provenance.json` holds what is needed to repeat the merge and to notice that a source has changed since: the recipe, the
+engine and its settings, and an identity of every source. `README.md` is the model card for people and hubs (lineage, licences,
+recipe). Both engines write them through this module, so the record has one shape.
+
+An identity by `headers` hashes each safetensors header with the file's size, and the configs: it costs milliseconds and changes
+with shapes, names and dtypes, but not when weights are retrained in place. `full` hashes every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from mcp_server.errors import Malformed, NotAModel, NotFound
+from mcp_server.formats.safetensors import read_header
+from mcp_server.formats.tensors import read_json
+from mcp_server.schemas.base import EngineId, Frozen
+from mcp_server.system.files import write_json, write_text
+from mcp_server.system.yaml_io import read_text
+
+PROVENANCE_FILE: Final = "merge_provenance.json"
+RECIPE_FILE: Final = "mergekit_config.yml"
+CARD_FILE: Final = "README.md"
+_CONFIGS: Final = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
+_BLOCK: Final = 1 << 22
+
+
+class FileIdentity(Frozen):
+    name: str
+    bytes: int
+    sha256: str = Field(description="of the header and the size, or of the whole file, as `hash` says")
+
+
+class Identity(Frozen):
+    """What a source was when it was read."""
+
+    hash: Literal["headers", "full"]
+    sha256: str = Field(description="over the files' identities, in order of name")
+    files: list[FileIdentity]
+
+
+class SourceRecord(Frozen):
+    name: str = Field(description="short name for people")
+    ref: str = Field(description="as the recipe names it")
+    role: Literal["base", "model", "adapter"]
+    identity: Identity | None = Field(default=None, description="null: not on this machine when the record was written")
+    licence: str | None = None
+    base: str | None = Field(default=None, description="for an adapter: the base that it was folded into")
+    revision: str | None = Field(default=None, description="commit, when it came from the local hub cache")
+    modified: dict[str, int] = Field(default_factory=dict, description="weight file → modification time, ns since 1970")
+
+
+class Provenance(Frozen):
+    schema_version: Literal[1] = 1
+    created: str = Field(description="UTC, ISO 8601")
+    job_id: str
+    product: str = Field(examples=["model-merging 0.1.0"])
+    engine: EngineId
+    engine_version: str = Field(examples=["mergekit 0.1.5"])
+    method: str
+    recipe: str = Field(description="the text that was run")
+    settings: dict[str, Any] = Field(default_factory=dict, description="dtype, shard size, threads, …")
+    seed: int | None = None
+    sources: list[SourceRecord]
+    output: Identity | None = None
+    landed: dict[str, float | None] = Field(default_factory=dict)
+    rounding_loss: dict[str, float | None] = Field(default_factory=dict)
+    nonfinite: dict[str, int] | None = Field(default=None, description="source or 'output' → count, where the engine counted")
+    relative_error: float | None = Field(default=None, description="of an adapter made by truncated SVD, Frobenius norm")
+    versions: dict[str, str] = Field(default_factory=dict, description="library → version")
+    wall_seconds: float | None = None
+    resumed: bool = False
+    warnings: list[str] = Field(default_factory=list)
+
+
+def identity(path: str | Path, hash: Literal["headers", "full"] = "headers") -> dict[str, Any]:
+    """An `Identity` of the checkpoint or adapter in folder `path`, dumped. Raises `NotFound`, `NotAModel` or `Malformed`."""
+    return identify(Path(path), hash).model_dump(mode="json")
+
+
+def identify(folder: Path, hash: Literal["headers", "full"] = "headers") -> Identity:
+    if not folder.is_dir():
+        raise NotFound(f"{folder} is not a folder", "name the folder that holds the checkpoint")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise NotAModel(f"{folder} holds no .safetensors file", "convert the checkpoint to safetensors")
+    files = [_file(path, hash) for path in weights]
+    files += [_file(folder / name, "full") for name in _CONFIGS if (folder / name).is_file()]
+    files.sort(key=lambda f: f.name)
+    digest = hashlib.sha256("\n".join(f"{f.name} {f.bytes} {f.sha256}" for f in files).encode()).hexdigest()
+    return Identity(hash=hash, sha256=digest, files=files)
+
+
+def _file(path: Path, hash: Literal["headers", "full"]) -> FileIdentity:
+    if hash == "headers":
+        header = read_header(path)
+        sha256 = hashlib.sha256(f"{header.sha256} {header.file_bytes}".encode()).hexdigest()
+        return FileIdentity(name=path.name, bytes=header.file_bytes, sha256=sha256)
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileIdentity(name=path.name, bytes=size, sha256=digest.hexdigest())
+
+
+def write_provenance(folder: Path, provenance: Provenance) -> Path:
+    """Write `merge_provenance.json`, and the recipe as `mergekit_config.yml` beside it."""
+    write_text(folder / RECIPE_FILE, provenance.recipe)
+    path = folder / PROVENANCE_FILE
+    write_json(path, provenance.model_dump(mode="json"))
+    return path
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """The record in an output folder, or None when there is none (a folder that this product did not write).
+
+    Raises `Malformed` for a file that is there and is no such record.
+    """
+    path = folder / PROVENANCE_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Provenance.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise Malformed(f"{path} is not a record of a merge: {what}", "restore it, or remove it") from error
+
+
+def read_recipe_text(folder: Path) -> str | None:
+    """The text of the recipe in an output folder, or None. Raises `Malformed` for one that is no text of ordinary size."""
+    path = folder / RECIPE_FILE
+    return read_text(path, "the recipe") if path.is_file() else None
+
+
+def write_model_card(folder: Path, provenance: Provenance, name: str | None = None, *, library: str = "transformers") -> Path:
+    """Write `README.md`: front matter for hubs, lineage, licences, recipe, what landed.
+
+    Folders of this machine shrink to their names. `library` is what loads the output: transformers, or peft for an adapter.
+    """
+    front: dict[str, Any] = {
+        "base_model": [_public(s.ref) for s in provenance.sources],
+        "library_name": library,
+        "tags": ["merge", "mergekit", "model-merging", provenance.method],
+    }
+    licences = {s.licence for s in provenance.sources}
+    if len(licences) == 1 and None not in licences:
+        front["license"] = licences.pop()
+    rows = "\n".join(
+        f"| {s.name} | {s.role} | {_public(s.ref)} | {s.licence or 'not stated'} | "
+        f"{s.identity.sha256[:16] if s.identity else 'not recorded'} |"
+        for s in provenance.sources
+    )
+    recipe = provenance.recipe
+    for source in sorted(provenance.sources, key=lambda s: -len(s.ref)):
+        recipe = recipe.replace(source.ref, _public(source.ref))
+    warnings = "".join(f"\n- {w}" for w in provenance.warnings)
+    text = f"""---
+{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
+---
+# {name or folder.name}
+
+A merge of {len(provenance.sources)} sources by `{provenance.method}`, made with {provenance.product}
+(engine {provenance.engine_version}, seed {provenance.seed if provenance.seed is not None else "not used"}).
+
+## Lineage and licences
+
+| source | role | from | licence | identity |
+|---|---|---|---|---|
+{rows}
+
+{_licence_note({s.licence for s in provenance.sources})}
+
+## Recipe
+
+```yaml
+{recipe.strip()}
+```
+{_landing(provenance)}{f"{chr(10)}## Warnings{chr(10)}{warnings}{chr(10)}" if warnings else ""}
+`{PROVENANCE_FILE}` holds the full record. A merge inherits what its sources were trained on; measure it before you rely on it.
+"""
+    path = folder / CARD_FILE
+    write_text(path, text)
+    return path
+
+
+def _landing(provenance: Provenance) -> str:
+    """How much of each source's delta the output holds, where the engine counted it."""
+    if provenance.relative_error is not None:
+        return f"\nThe merged deltas are approximated; relative error {provenance.relative_error:.3g} (Frobenius norm).\n"
+    if not any(share is not None for share in provenance.landed.values()):
+        return ""
+    rows = "\n".join(
+        f"| {name} | {_share(share)} | {_share(provenance.rounding_loss.get(name))} |"
+        for name, share in provenance.landed.items()
+    )
+    return f"\n## What landed\n\n| source | share of its delta in the result | lost to rounding |\n|---|---|---|\n{rows}\n"
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _public(ref: str) -> str:
+    """A hub id stays; a folder of this machine becomes its name, so that a card does not publish somebody's home."""
+    return "+".join(Path(part).name if Path(part).is_absolute() else part for part in ref.split("+"))
+
+
+def _licence_note(licences: set[str | None]) -> str:
+    if None in licences:
+        return "At least one source states no licence: find out before you publish this model."
+    if len(licences) > 1:
+        return f"The sources carry different licences ({', '.join(sorted(str(x) for x in licences))}): all of them apply."
+    return "All sources carry the same licence."

@@ -1,0 +1,27 @@
+"""Reading recipes: mergekit's YAML as typed data."""
+
+from mcp_server.formats.recipe.parse import Problem, parse_document, parse_recipe, read_recipe
+from mcp_server.formats.recipe.refs import parse_ref
+from mcp_server.formats.recipe.settings import MISSING, as_number, evaluate, has_fallback, resolve, scalars
+from mcp_server.formats.recipe.types import Expert, Group, ModelRef, Module, OutputSlice, Recipe, Source
+
+__all__ = [
+    "MISSING",
+    "Expert",
+    "Group",
+    "ModelRef",
+    "Module",
+    "OutputSlice",
+    "Problem",
+    "Recipe",
+    "Source",
+    "as_number",
+    "evaluate",
+    "has_fallback",
+    "parse_document",
+    "parse_recipe",
+    "parse_ref",
+    "read_recipe",
+    "resolve",
+    "scalars",
+]

@@ -1,0 +1,104 @@
+"""From what a user writes to what an engine can open.
+
+A ref is a local folder, a hub id (`owner/name`), or an alias such as `demo:smollm2-135m-instruct`. Resolving never goes to the
+network: a hub id becomes its snapshot in the local Hugging Face cache when it is there, and stays a hub id when it is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mcp_server.errors import BadInput, did_you_mean
+from mcp_server.system import paths
+
+_COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
+_REVISION: Final = re.compile(r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
+_HUB_ID: Final = re.compile(r"^((?![.-])[A-Za-z0-9_.-]{1,96}/)?(?![.-])[A-Za-z0-9_.-]{1,96}$")
+
+
+def demo_aliases() -> dict[str, Path]:
+    """The `demo:` aliases and the folders they stand for (which may not be made yet)."""
+    return {"demo:smollm2-135m-instruct": paths.demo_base_dir()}
+
+
+def split_revision(ref: str, relative_to: Path) -> tuple[str, str | None]:
+    """`name@revision` as its two parts; a folder whose own name holds an '@' is whole."""
+    name, _, revision = ref.partition("@")
+    if not revision or (not is_hub_id(name) and Path(anchor_ref(ref, relative_to)).is_dir()):
+        return ref, None
+    return name, revision
+
+
+def resolve_ref(ref: str, relative_to: Path, revision: str | None = None) -> str:
+    """An absolute folder, or the hub id unchanged when no copy of it (at that revision) is in the local cache.
+
+    A folder wins over a hub id of the same spelling, as in transformers. A ref that looks like a path is made absolute even if
+    nothing is there, so that the message of whoever opens it shows the whole path. Raises `BadInput` for an unknown alias.
+    """
+    if ref.startswith("demo:"):
+        known = demo_aliases()
+        if ref not in known:
+            raise BadInput(f"{ref!r} is not an alias that is known.{did_you_mean(ref, known)}", f"known: {', '.join(known)}")
+        return str(known[ref].resolve())
+    anchored = anchor_ref(ref, relative_to)
+    if not is_hub_id(anchored):
+        return anchored
+    return str(snapshot) if (snapshot := cached_snapshot(anchored, revision)) else anchored
+
+
+def anchor_ref(ref: str, relative_to: Path) -> str:
+    """The ref made independent of the current folder: paths absolute, aliases and hub ids as they are.
+
+    Raises `BadInput` for text that cannot be a path (empty, NUL, lone surrogates, an unknown `~user`, too long).
+    """
+    if ref.startswith("demo:"):
+        return ref
+    try:
+        path = Path(ref).expanduser()
+        local = path if path.is_absolute() else relative_to / path
+        there = local.exists()
+        if is_hub_id(ref) and not there:
+            return ref
+        if ref.strip():
+            return str(local.resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{ref[:200]!r} cannot be a path: {error}", "give a folder, or a hub id such as owner/name") from error
+    raise BadInput("an empty ref names nothing", "give a folder, or a hub id such as owner/name")
+
+
+def is_hub_id(ref: str) -> bool:
+    """True for `owner/name` (or an old bare `name`) in the hub's alphabet; `./owner/name` and `/owner/name` are paths."""
+    return bool(_HUB_ID.match(ref)) and ".." not in ref and "--" not in ref
+
+
+def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
+    """The snapshot of a hub id in the local cache: of the branch, tag or whole commit that is asked for.
+
+    Without a revision, the one `refs/main` names, else the newest with a config.
+    """
+    folder = paths.huggingface_cache() / f"models--{hub_id.replace('/', '--')}"
+    for commit in _commits(folder, revision):
+        if _usable(folder / "snapshots" / commit):
+            return (folder / "snapshots" / commit).absolute()
+    snapshots = folder / "snapshots"
+    usable = [p for p in snapshots.iterdir() if _usable(p)] if revision is None and snapshots.is_dir() else []
+    return max(usable, key=lambda p: p.stat().st_mtime).absolute() if usable else None
+
+
+def _commits(folder: Path, revision: str | None) -> Iterator[str]:
+    """The commit that a branch or tag names, and the revision itself if it is one."""
+    wanted = revision or "main"
+    if not _REVISION.match(wanted) or ".." in wanted:
+        return  # a recipe must not lead out of the cache
+    named = folder / "refs" / wanted
+    if named.is_file():
+        yield named.read_text(encoding="utf-8").strip()
+    if _COMMIT.match(wanted):
+        yield wanted
+
+
+def _usable(snapshot: Path) -> bool:
+    return any((snapshot / name).is_file() for name in ("config.json", "adapter_config.json"))

@@ -1,0 +1,155 @@
+"""Read and check a safetensors header: names, dtypes, shapes and offsets, without touching a weight.
+
+The file is 8 bytes of little-endian header length N, N bytes of JSON, then the tensors' bytes. Every number in that JSON comes
+from somebody else, so each is checked before anything trusts it: a header is refused that is too long, names a tensor twice,
+claims a size its shape does not have, leaves holes, overlaps, or points outside the file. No other module parses the format.
+
+Source of the rules: the safetensors format description and its reference implementation (100 MB header, no holes, no overlap).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.errors import Malformed, NotFound
+
+MAX_HEADER_BYTES: Final = 100_000_000
+MAX_DIMENSIONS: Final = 16
+MAX_ELEMENTS: Final = 1 << 48
+MAX_VALUES: Final = 1_000_000
+"""Commas and opening brackets of a header: a tensor has nine, so about 110,000 tensors in one file, and parsing them stays below
+a gigabyte. (The format bounds the length only.)"""
+
+DTYPE_BITS: Final[dict[str, int]] = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: its dtype as the format names it (`BF16`), its shape, and its byte range from the start of the data section."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checked header. A tensor's bytes lie at `data_start + begin` … `data_start + end` in the file."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+    file_bytes: int
+    sha256: str
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Parse and check the header of one safetensors file. Raises `NotFound` or `Malformed`, naming file and fault."""
+    file = Path(path)
+    try:
+        if not stat.S_ISREG(file.stat().st_mode) and not file.is_dir():
+            raise _broken(file, "it is no ordinary file")  # opening a pipe would wait for ever
+        with file.open("rb") as stream:
+            file_bytes = os.fstat(stream.fileno()).st_size
+            prefix = stream.read(8)
+            if len(prefix) < 8:
+                raise _broken(file, f"it has {file_bytes} bytes, too few for a header")
+            length = int.from_bytes(prefix, "little")
+            if length > MAX_HEADER_BYTES:
+                raise _broken(file, f"its header claims {length} bytes, the format allows {MAX_HEADER_BYTES}")
+            if 8 + length > file_bytes:
+                raise _broken(file, f"its header claims {length} bytes, the file has {file_bytes}")
+            raw = stream.read(length)
+    except FileNotFoundError as missing:
+        raise NotFound(f"{file} does not exist", "check the path, or download the checkpoint again") from missing
+    except IsADirectoryError as folder:
+        raise Malformed(f"{file} is a folder, not a safetensors file", "name a file inside it") from folder
+    if len(raw) < length:
+        raise _broken(file, f"its header ends after {len(raw)} of {length} bytes")
+    tensors, metadata = _parse(file, raw)
+    _check_layout(file, tensors, file_bytes - 8 - length)
+    return Header(tensors, metadata, 8 + length, file_bytes, hashlib.sha256(prefix + raw).hexdigest())
+
+
+def _parse(file: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    if not raw.startswith(b"{"):
+        raise _broken(file, f"its header starts with {raw[:8]!r}, not with a JSON object")
+
+    values = sum(raw.count(mark) for mark in (b",", b"{", b"["))
+    if values > MAX_VALUES:
+        raise _broken(file, f"its header has some {values:,} values, {MAX_VALUES:,} is the most that is read")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise _broken(file, f"its header names {twice!r} twice")
+        return found
+
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number of thousands of digits
+        raise _broken(file, f"its header is not JSON ({error})") from error
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _broken(file, "its __metadata__ is not a table of strings")
+    return {name: _tensor(file, name, entry) for name, entry in entries.items()}, metadata
+
+
+def _tensor(file: Path, name: str, entry: object) -> TensorInfo:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _broken(file, f"the entry of {name!r} is not dtype, shape and data_offsets: {str(entry)[:120]}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPE_BITS:
+        raise _broken(file, f"{name!r} has the unknown dtype {dtype!r}")
+    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS or math.prod(shape) > MAX_ELEMENTS:
+        raise _broken(file, f"{name!r} has the impossible shape {str(shape)[:120]}")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _broken(file, f"{name!r} has the impossible offsets {str(offsets)[:120]}")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
+        raise _broken(file, f"{name!r} is {dtype} {shape}: {bits / 8:g} bytes, but its offsets hold {offsets[1] - offsets[0]}")
+    return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in value)
+
+
+def _check_layout(file: Path, tensors: dict[str, TensorInfo], data_bytes: int) -> None:
+    """The tensors must tile the data section exactly: that excludes overlap, holes, truncation and trailing bytes at once."""
+    position = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if tensor.begin < position:
+            raise _broken(file, f"{name!r} starts at byte {tensor.begin}, inside the tensor before it (which ends at {position})")
+        if tensor.begin > position:
+            raise _broken(file, f"bytes {position} to {tensor.begin}, before {name!r}, belong to no tensor")
+        if tensor.end > data_bytes:
+            raise _broken(file, f"{name!r} ends at byte {tensor.end}, but only {data_bytes} bytes of data are there (truncated?)")
+        position = tensor.end
+    if position != data_bytes:
+        raise _broken(file, f"{data_bytes - position} bytes after the last tensor belong to no tensor")
+
+
+def _broken(file: Path, what: str) -> Malformed:
+    return Malformed(f"{file} is not a sound safetensors file: {what}", "download or save the checkpoint again", path=str(file))

@@ -1,0 +1,153 @@
+"""What can be measured: one folder per suite under `mcp_server/suites/`, or under a folder that the user names.
+
+A suite is one or more lm-eval tasks (YAML + JSONL) and, beside them, `suite.yaml`, which says what lm-eval does not: which
+capability the suite stands for, which of its metrics decides, and which function recognises the behaviour it trains.
+
+    title: Task API tool calls
+    capability: tools              # the name in every result; default: the suite's own
+    tasks: {test: [task_api_tools], dev: [task_api_tools_dev]}
+    metric: exact_match            # primary; the others are reported beside it
+    higher_is_better: true
+    chat_template: true            # prompts go through the model's chat template
+    behaviour: utils.py:is_call    # reply text → bool, for the cross-context check (optional)
+    demo_limit: 24                 # prompts that a quick look uses (optional)
+    target: 0.8                    # where no source alone can be the measure: what the merge itself must reach (optional)
+    likelihoods: optional          # its `process_results` leaves metrics out where log-likelihoods are NaN (default: required)
+
+A text file (`.txt`, `.md`) is a suite too: the perplexity of its passages. A name that is neither is taken for a task of lm-eval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from mcp_server.errors import Malformed, NotFound
+from mcp_server.schemas.base import Frozen
+from mcp_server.system import paths
+from mcp_server.system.yaml_io import load_yaml
+
+SIDECAR = "suite.yaml"
+TEXTS = (".txt", ".md")
+Split = Literal["dev", "test"]
+
+
+class Suite(Frozen):
+    """One suite, as its `suite.yaml` describes it."""
+
+    name: str
+    title: str = ""
+    capability: str = ""
+    tasks: dict[Split, list[str]] = Field(default_factory=dict)
+    metric: str | None = Field(default=None, description="primary metric; null: the task's first one")
+    higher_is_better: bool | None = None
+    chat_template: bool = False
+    behaviour: str | None = Field(default=None, description="FILE.py:FUNCTION in the suite's folder: reply → bool")
+    target: float | None = Field(default=None, description="primary figure that the merge itself must reach")
+    likelihoods: Literal["required", "optional"] = "required"
+    demo_limit: int | None = Field(default=None, ge=1)
+    folder: str | None = Field(default=None, description="null: a task that lm-eval ships")
+    text: str | None = Field(default=None, description="text file whose passages replace the suite's own; never in suite.yaml")
+    note: str = ""
+
+    def task_names(self, split: Split) -> list[str]:
+        """lm-eval task names of a split. Raises `NotFound` when the suite has none for it."""
+        if names := self.tasks.get(split):
+            return names
+        raise NotFound(
+            f"the suite {self.name!r} has no {split} split; it has {', '.join(sorted(self.tasks)) or 'none'}",
+            "choose another split, or add one to its suite.yaml",
+        )
+
+
+def roots(extra: Iterable[str | Path] = ()) -> list[Path]:
+    """Folders that are searched for suites: the user's first, then the shipped one."""
+    return [paths.expanded(folder).resolve() for folder in extra] + [paths.SUITES]
+
+
+def list_suites(extra: Iterable[str | Path] = ()) -> dict[str, Suite]:
+    """Every suite by name. A user's suite may not take a shipped suite's name (two meanings of one number)."""
+    found: dict[str, Suite] = {}
+    for folder in _folders(extra):
+        suite = read_suite(folder)
+        if suite.name in found:
+            raise Malformed(
+                f"two suites are called {suite.name!r}: {found[suite.name].folder} and {folder}", "rename one of the folders"
+            )
+        found[suite.name] = suite
+    return found
+
+
+def find_suite(name: str, extra: Iterable[str | Path] = ()) -> Suite:
+    """The suite of that name, folder or text file, or else the task of lm-eval that has the name (checked by lm-eval itself)."""
+    if name.endswith(TEXTS):
+        return _of_text(paths.expanded(name))
+    if (folder := paths.expanded(name)).joinpath(SIDECAR).is_file():
+        return read_suite(folder.resolve())
+    known = list_suites(extra)
+    if name in known:
+        return known[name]
+    for suite in known.values():
+        if name == suite.capability:
+            return suite
+    return Suite(name=name, capability=name, tasks={"test": [name], "dev": [name]})
+
+
+def _of_text(file: Path) -> Suite:
+    """The perplexity of somebody's own text, by the shipped task."""
+    if not file.is_file():
+        raise NotFound(f"the text {file} does not exist", "give the path of a text file in UTF-8")
+    try:
+        if not file.read_text(encoding="utf-8").strip():
+            raise Malformed(f"{file} holds no text", "give a file with at least one passage")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}", "convert it to UTF-8") from error
+    shipped = read_suite(paths.SUITES / "perplexity")
+    given = {"name": f"text_{file.stem}", "title": f"Perplexity of {file.name}", "capability": file.name}
+    return shipped.model_copy(update={**given, "text": str(file.resolve()), "note": ""})
+
+
+def read_suite(folder: Path) -> Suite:
+    """Read one folder's `suite.yaml`. Raises `Malformed` with the file and the field that is wrong."""
+    file = folder / SIDECAR
+    raw = load_yaml(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(raw, dict):
+        raise Malformed(f"{file} holds no table but {type(raw).__name__}", "see mcp_server/formats/suites.py for its fields")
+    try:
+        suite = Suite.model_validate({"name": folder.name, **raw, "folder": str(folder)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Malformed(f"{file}: {where}: {first['msg']}", "see mcp_server/formats/suites.py for its fields") from error
+    return suite.model_copy(
+        update={
+            "capability": suite.capability or suite.name,
+            "title": suite.title or suite.name,
+            "tasks": suite.tasks or {"test": [suite.name]},
+        }
+    )
+
+
+def content_hash(suite: Suite) -> str:
+    """SHA-256 over names and bytes of the suite's files, so that a changed prompt or metric is a different suite."""
+    digest = hashlib.sha256(suite.name.encode())
+    if suite.text is not None:
+        digest.update(hashlib.sha256(Path(suite.text).read_bytes()).digest())
+    if suite.folder is not None:
+        root = Path(suite.folder)
+        for file in sorted(root.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(file.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _folders(extra: Iterable[str | Path]) -> Iterator[Path]:
+    for root in roots(extra):
+        if root.joinpath(SIDECAR).is_file():
+            yield root
+        elif root.is_dir():
+            yield from sorted(path.parent for path in root.glob(f"*/{SIDECAR}"))

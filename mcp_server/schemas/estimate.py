@@ -1,0 +1,34 @@
+"""What a merge will cost."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mcp_server.schemas.base import Engine, EngineId, Frozen
+
+
+class Seconds(Frozen):
+    low: float
+    high: float
+
+
+class EngineEstimate(Frozen):
+    peak_anon_bytes: int = Field(description="upper bound of memory that cannot be reclaimed")
+    page_cache_bytes: int = Field(description="helps, is not needed")
+    disk_bytes: int = Field(description="output, caches and partial files, at their peak")
+    seconds: Seconds
+    fits: bool | None
+    breakdown: dict[str, int] = Field(description="part → bytes; memory parts sum to peak_anon_bytes")
+    covers: bool = True
+    why_not: list[str] = Field(default_factory=list)
+    settings: dict[str, str] = Field(default_factory=dict, description="settings that make it fit")
+
+
+class Estimate(Frozen):
+    engines: dict[EngineId, EngineEstimate]
+    recommended: Engine | None = None
+    ram_gib: float | None = None
+    disk_free_bytes: int | None = None
+    verify: EngineEstimate | None = None
+    evaluate: EngineEstimate | None = None
+    notes: list[str] = Field(default_factory=list)

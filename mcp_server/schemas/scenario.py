@@ -1,0 +1,81 @@
+"""What a user wants to merge and why. Every field is optional; what is absent is unknown, never a default."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mcp_server.schemas.base import Frozen
+
+
+class ScenarioSource(Frozen):
+    """One model or adapter that might go in."""
+
+    name: str | None = Field(default=None, description="short name, used for weights and reports", examples=["persona"])
+    ref: str | None = Field(default=None, description="local folder or hub id", examples=["./persona_adapter"])
+    kind: Literal["lora", "full"] | None = None
+    capability: str | None = Field(default=None, description="what it adds", examples=["casual voice"])
+    training_examples: int | None = Field(default=None, ge=0, le=10**15)
+    rank: int | None = Field(default=None, ge=1, description="LoRA rank")
+    importance: float | None = Field(default=None, gt=0, le=1e6, description="relative to the others; 1 is neutral")
+    norm: float | None = Field(default=None, ge=0, le=1e12, description="measured norm of its task vector")
+    base: str | None = Field(default=None, description="the base that it was trained on")
+    architecture: str | None = Field(default=None, examples=["LlamaForCausalLM"])
+    status: Literal["works", "broken", "unevaluated", "missing"] | None = None
+    scores: dict[str, float] | None = None
+    prompts: list[str] | None = Field(default=None, description="prompts that belong to it; a mixture of experts routes by them")
+    layer_range: tuple[int, int] | None = Field(default=None, description="layers to take for a deeper model, end exclusive")
+
+
+class Relation(Frozen):
+    """How the sources stand to each other."""
+
+    data_overlap: float | None = Field(default=None, ge=0, le=1)
+    capabilities: Literal["complementary", "partial", "conflicting"] | None = None
+    similarity: Literal["similar", "distinct"] | None = None
+    redundant_deltas: bool | None = None
+    same_base: bool | None = None
+    sign_disagreement: float | None = Field(default=None, ge=0, le=1, description="measured by compare")
+    cosine: float | None = Field(default=None, ge=-1, le=1, description="measured by compare")
+
+
+class PairRelation(Relation):
+    between: tuple[str, str]
+
+
+class Favour(Frozen):
+    favour: str
+
+
+class Constraints(Frozen):
+    ram_gib: float | None = Field(default=None, gt=0)
+    disk_gib: float | None = Field(default=None, gt=0)
+    gpu_gib: float | None = Field(default=None, ge=0)
+    compute: Literal["none", "limited", "ample"] | None = None
+    quality: Literal["tunable", "critical"] | None = None
+    reuse: Literal["modular", "one_time"] | None = None
+    iteration: Literal["fast", "slow"] | None = None
+    training_data: Literal["available", "gone"] | None = Field(default=None, description="whether retraining is possible at all")
+
+
+Goal = Literal["balanced", "baseline", "deeper_model", "smaller_model", "experts_on_demand"] | Favour
+
+
+class Scenario(Frozen):
+    sources: list[ScenarioSource] | None = None
+    base_model: str | None = Field(default=None, description="folder or hub id; `none` says that there is no common base")
+    layers: int | None = Field(default=None, ge=1, description="number of layers, where no checkpoint can tell")
+    tokenizer: Literal["base", "union"] | None = Field(default=None, description="which vocabulary the merged model gets")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    relation: Relation | None = None
+    relations: list[PairRelation] | None = None
+    goal: Goal | None = None
+    strategy: str | None = Field(default=None, description="a strategy that the user asked for by name")
+    constraints: Constraints | None = None
+    cross_context: dict[str, dict[str, float]] | None = Field(
+        default=None, description="source → context → rate at which it breaks into its own behaviour (evaluate --cross)"
+    )
+    own_context: dict[str, str] | None = Field(
+        default=None, description="source → the context in cross_context that is its own, where a high rate is right"
+    )

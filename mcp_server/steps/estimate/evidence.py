@@ -1,0 +1,58 @@
+"""What verifying and evaluating the result cost: both load it with transformers, on the CPU.
+
+Weights are held as bfloat16 where the processor multiplies that, else as float32 (the workers choose so). Verifying feeds one
+prompt. Evaluating holds, whichever is more, the scores of a batch of prompts (bounded by the worker, but one window of a text is
+never divided) or the keys and values of a batch that generates. Models are measured one after another.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from mcp_server.schemas.estimate import EngineEstimate, Seconds
+from mcp_server.steps.estimate.costs import EvidenceCosts, costs
+from mcp_server.steps.estimate.work import VOCABULARY, Work
+
+CACHED: Final = ("k_proj.weight", "v_proj.weight")
+"""Their rows are what a token leaves in the cache of keys and values."""
+
+
+def verify_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
+    """Structure and values are read in blocks; the last check, which needs the memory, loads the model and generates a little."""
+    return _loaded(work, ram_bytes, costs().evidence, models=1, scores=0)
+
+
+def evaluate_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
+    """Base, sources and result answer the same prompts, one model at a time."""
+    constants = costs().evidence
+    rows = [tensor.elements // tensor.row for tensor in work.tensors if any(part in tensor.name for part in VOCABULARY)]
+    window = constants.window_tokens * max(rows, default=0) * constants.bytes_per_score
+    cached = sum(tensor.elements // tensor.row for tensor in work.tensors if any(part in tensor.name for part in CACHED))
+    generation = constants.generation_tokens * cached * load_width()
+    return _loaded(work, ram_bytes, constants, models=work.inputs + 1, scores=max(constants.scores_bytes, window, generation))
+
+
+def _loaded(work: Work, ram_bytes: float | None, constants: EvidenceCosts, models: int, scores: int) -> EngineEstimate:
+    parts = {"process": constants.process_bytes, "weights": work.elements * load_width()}
+    if scores:
+        parts["scores"] = scores
+    total = sum(parts.values())
+    per_model = work.out_bytes / costs().disk.slow_bytes_per_second
+    return EngineEstimate(
+        peak_anon_bytes=total,
+        page_cache_bytes=work.out_bytes,
+        disk_bytes=0,
+        seconds=Seconds(low=5.0 * models, high=round(models * (120 + per_model), 1)),
+        fits=None if ram_bytes is None else total <= ram_bytes,
+        breakdown=parts,
+    )
+
+
+@cache
+def load_width() -> int:
+    """Bytes per weight once a worker has loaded it: 2 where the processor has bfloat16 instructions, else 4."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="utf-8") if info.is_file() else ""
+    return 2 if "avx512_bf16" in flags or "amx_bf16" in flags else 4

@@ -1,0 +1,152 @@
+"""Estimate a merge: an upper bound of what each engine holds, writes and takes, and whether that fits.
+
+The bound is on anonymous memory, which cannot be reclaimed; page cache helps and is not needed. Nothing is read but headers, and
+for models that are not here the table of well-known shapes stands in.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, Literal
+
+from mcp_server.engine.coverage import covers
+from mcp_server.errors import MergingError
+from mcp_server.formats.recipe import Recipe, read_recipe
+from mcp_server.formats.refs import is_hub_id, resolve_ref
+from mcp_server.schemas.base import EngineId
+from mcp_server.schemas.estimate import EngineEstimate, Estimate, Seconds
+from mcp_server.steps.estimate import mergekit, stream
+from mcp_server.steps.estimate.adapter import adapter_cost
+from mcp_server.steps.estimate.budget import GIB, METADATA_BYTES, fits, free_disk
+from mcp_server.steps.estimate.costs import costs
+from mcp_server.steps.estimate.evidence import evaluate_cost, verify_cost
+from mcp_server.steps.estimate.work import Work, work_of
+
+SHARD_SIZE: Final = 5_000_000_000
+
+
+def estimate(
+    text: str,
+    *,
+    ram_gib: float | None = None,
+    out: Path | None = None,
+    folder: Path | None = None,
+    shard_size: int = SHARD_SIZE,
+    threads: int | None = None,
+    output: Literal["model", "adapter"] = "model",
+    rank: int | None = None,
+) -> Estimate:
+    """Cost of a recipe for each engine. `folder` is what its relative paths are relative to; `shard_size` is in bytes.
+
+    An adapter (`output`, with the `rank` that methods other than linear and task_arithmetic need) is made by the streaming engine
+    alone; verifying and evaluating it are not estimated.
+    Raises `Malformed` for a recipe that cannot be read, `NotFound` or `NotAModel` for a source whose size cannot be known,
+    `Unsupported` when no adapter can stand for the recipe.
+    """
+    recipe = read_recipe(text)
+    ram = None if ram_gib is None else ram_gib * GIB
+    free = free_disk(out) if out else None
+    if output == "adapter":
+        cost = adapter_cost(text, rank, ram, free, folder, threads)
+        found: dict[EngineId, EngineEstimate] = {"stream": cost}
+        return Estimate(
+            engines=found,
+            recommended=recommended(found),
+            ram_gib=ram_gib,
+            disk_free_bytes=free,
+            notes=_advice(found, ram_gib),
+        )
+    work = work_of(recipe, folder)
+    why_not = stream_gaps(recipe, text, folder)
+    engines: dict[EngineId, EngineEstimate] = {
+        "stream": stream_cost(work, ram, free, why_not, threads),
+        "mergekit": mergekit_cost(work, ram, free, shard_size),
+    }
+    notes = [f"sizes from {origin}" for origin in work.origins if origin != "headers"]
+    return Estimate(
+        engines=engines,
+        recommended=recommended(engines),
+        ram_gib=ram_gib,
+        disk_free_bytes=free,
+        verify=verify_cost(work, ram),
+        evaluate=evaluate_cost(work, ram),
+        notes=notes + _advice(engines, ram_gib),
+    )
+
+
+def stream_cost(work: Work, ram: float | None, free: int | None, why_not: list[str], threads: int | None) -> EngineEstimate:
+    parts = stream.breakdown(work, threads)
+    constants = costs().stream
+    return EngineEstimate(
+        peak_anon_bytes=sum(parts.values()),
+        page_cache_bytes=work.read_bytes + work.out_bytes,
+        disk_bytes=work.out_bytes + METADATA_BYTES,
+        seconds=_seconds(work, constants.start_seconds, constants.ns_per_element, passes=2),
+        fits=fits(sum(parts.values()), work.out_bytes + METADATA_BYTES, ram, free) if not why_not else False,
+        breakdown=parts,
+        covers=not why_not,
+        why_not=why_not,
+    )
+
+
+def mergekit_cost(work: Work, ram: float | None, free: int | None, shard_size: int) -> EngineEstimate:
+    """With adapters, a full copy of the base with each folded in lies on disk while the merge runs."""
+    size = shard_size
+    if ram is not None and mergekit.anon_bytes(work, size) > ram:
+        size = min(shard_size, mergekit.smallest_shard(work, int(ram)) or 100_000_000)
+    parts = mergekit.breakdown(work, size)
+    copies = work.adapters * work.model_bytes
+    disk = work.out_bytes + METADATA_BYTES + copies
+    constants = costs().mergekit
+    table = mergekit.working_set(work.method)
+    scale = max(1.0, (work.inputs - 1) / 2)
+    settings = {} if size == SHARD_SIZE else {"--out-shard-size": str(size)}
+    return EngineEstimate(
+        peak_anon_bytes=sum(parts.values()),
+        page_cache_bytes=work.read_bytes + work.out_bytes + copies,
+        disk_bytes=disk,
+        seconds=_seconds(work, constants.start_seconds, table.ns_per_element * scale, passes=1 + work.adapters),
+        fits=fits(sum(parts.values()), disk, ram, free),
+        breakdown=parts,
+        settings=settings,
+    )
+
+
+def stream_gaps(recipe: Recipe, text: str, folder: Path | None) -> list[str]:
+    """Why the stream engine cannot run this recipe. Headers are looked into only when every source is here."""
+    if recipe.kind != "merge":
+        return [f"{recipe.kind} recipes are run by mergekit only"]
+    names = {part for ref in recipe.references() for part in (ref.base, ref.adapter) if part}
+    resolved = {name: resolve_ref(name, folder or Path.cwd()) for name in names}
+    here = all(not is_hub_id(path) for path in resolved.values())
+    absolute = all(name == path for name, path in resolved.items())
+    try:
+        return covers(text, headers=here and absolute)
+    except MergingError as error:
+        return [error.message]
+
+
+def recommended(engines: dict[EngineId, EngineEstimate]) -> EngineId | None:
+    """stream when it covers the recipe and fits, else mergekit when that fits; None when neither does."""
+    for name in ("stream", "mergekit"):
+        engine = engines.get(name)
+        if engine and engine.covers and engine.fits is not False:
+            return "stream" if name == "stream" else "mergekit"
+    return None
+
+
+def _seconds(work: Work, start: float, ns_per_element: float, passes: int) -> Seconds:
+    moved = work.read_bytes * passes + work.out_bytes
+    compute = work.elements * ns_per_element * 1e-9
+    disk = costs().disk
+    fast = start + compute / 2 / max(1, min(4, (os.cpu_count() or 2) // 2)) + moved / disk.fast_bytes_per_second
+    slow = start * 2 + compute * 2 + moved / disk.slow_bytes_per_second
+    return Seconds(low=round(fast, 1), high=round(slow, 1))
+
+
+def _advice(engines: dict[EngineId, EngineEstimate], ram_gib: float | None) -> list[str]:
+    if ram_gib is None or recommended(engines):
+        return []
+    needs = ", ".join(f"{name} {engine.peak_anon_bytes / GIB:.2f} GiB" for name, engine in engines.items() if engine.covers)
+    return [f"nothing fits {ram_gib:g} GiB: {needs}"]

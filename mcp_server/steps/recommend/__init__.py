@@ -1,0 +1,128 @@
+"""Scenario in, plan out: verdict, strategy, weights, engine, what to try next, what to measure, and what to ask.
+
+A pure function of the scenario and the rules. Every line of the result names the rule that put it there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from mcp_server import catalog
+from mcp_server.catalog.models import Catalog, Rule
+from mcp_server.catalog.signals import Facts, read_facts, trained
+from mcp_server.schemas.base import Message
+from mcp_server.schemas.plan import EngineChoice, EvaluationStep, Plan, RunnerUp, StrategyChoice
+from mcp_server.schemas.scenario import Scenario
+from mcp_server.steps.estimate import estimate_plan
+from mcp_server.steps.recommend.decide import Decision, as_fired, decide, fill, fired
+from mcp_server.steps.recommend.questions import questions
+from mcp_server.steps.recommend.weights import scaled, shares, starting_parameters
+from mcp_server.steps.scenario import read_scenario
+
+__all__ = ["read_scenario", "recommend", "recommend_file"]
+
+
+def recommend(scenario: Scenario) -> Plan:
+    """The plan for a scenario. Raises `NotFound` when it asks for a strategy that does not exist."""
+    rules = catalog.load()
+    if scenario.strategy is not None:
+        catalog.strategy(scenario.strategy)
+    decision = decide(read_facts(scenario), rules)
+    verdict = decision.verdict
+    plan = Plan(
+        verdict=verdict.verdict or "train_first",
+        rules=[as_fired(rule, decision.facts) for rule in (verdict, decision.strategy_rule) if rule],
+        questions=questions(decision, rules),
+        differences=_differences(decision),
+        decided=not any(condition.op == "unknown" for condition in verdict.when),
+        scenario=scenario,
+    )
+    if decision.strategy:
+        plan = _with_strategy(plan, decision, rules)
+        plan = plan.model_copy(update={"engine": choose_engine(plan)})
+    decision = replace(decision, facts={**decision.facts, **memory_facts(plan.engine)})
+    fired_warnings = list(fired(rules, "warning", decision.facts))
+    return plan.model_copy(
+        update={
+            "rules": plan.rules + [as_fired(rule, decision.facts) for rule in fired_warnings],
+            "warnings": [Message(code=rule.id, message=fill(rule.warn or "", decision.facts)) for rule in fired_warnings],
+        }
+    )
+
+
+def recommend_file(path: Path) -> Plan:
+    """Read a scenario file and recommend."""
+    return recommend(read_scenario(path))
+
+
+def _with_strategy(plan: Plan, decision: Decision, rules: Catalog) -> Plan:
+    strategy = rules.strategies[decision.strategy or ""]
+    portions, why = shares(plan.scenario)
+    count = len(trained(plan.scenario))
+    weights = scaled(portions, strategy)
+    steps = list(fired(rules, "evaluation", decision.facts))
+    following = list(fired(rules, "runner_up", decision.facts))
+    return plan.model_copy(
+        update={
+            "strategy": StrategyChoice(id=strategy.id, parameters=starting_parameters(strategy, weights, count)),
+            "weights": weights,
+            "dtype": plan.scenario.dtype,
+            "tokenizer": plan.scenario.tokenizer,
+            "rules": plan.rules + (why if weights else []),
+            "runner_up": [_runner_up(rule, rules, portions, count) for rule in following],
+            "evaluation": [_step(rule, decision) for rule in steps],
+        }
+    )
+
+
+def _runner_up(rule: Rule, rules: Catalog, portions: dict[str, float], count: int) -> RunnerUp:
+    assert rule.runner_up is not None  # the rule's model guarantees it for this stage
+    strategy = rules.strategies[rule.runner_up.strategy]
+    start = starting_parameters(strategy, scaled(portions, strategy), count)
+    return RunnerUp(
+        strategy=strategy.id,
+        why=" ".join(rule.because.split()),
+        parameters={**start, **rule.runner_up.parameters},
+        rule=rule.id,
+        source=rule.source,
+    )
+
+
+def _step(rule: Rule, decision: Decision) -> EvaluationStep:
+    assert rule.evaluate is not None
+    because = fill(rule.because, decision.facts)
+    return EvaluationStep(suite=rule.evaluate.suite, when=rule.evaluate.when, why=because, rule=rule.id, source=rule.source)
+
+
+def _differences(decision: Decision) -> list[str]:
+    """For `cannot_merge`: the fields that differ, with the values found."""
+    if decision.facts["verdict"] != "cannot_merge":
+        return []
+    found = []
+    for field, detail in (("same_architecture", "architectures"), ("same_base", "base_names")):
+        if decision.facts[field] is False:
+            name = {"same_architecture": "architecture", "same_base": "base_model"}[field]
+            found.append(f"{name} ({decision.facts[detail] or 'as you said'})")
+    return found
+
+
+GIB: Final = 1 << 30
+
+
+def choose_engine(plan: Plan) -> EngineChoice | None:
+    """The engine for a plan that merges; None for one that does not."""
+    return estimate_plan(plan) if plan.strategy else None
+
+
+def memory_facts(engine: EngineChoice | None) -> Facts:
+    """What the rules may read about memory; unknown where sizes or the budget are."""
+    needs = engine.evidence if engine else {}
+    evaluate = needs.get("evaluate")
+    return {
+        "merge_fits": engine.fits if engine else None,
+        "verify_fits": needs["verify"].fits if "verify" in needs else None,
+        "evaluate_fits": evaluate.fits if evaluate else None,
+        "evaluate_gib": evaluate.peak_anon_bytes / GIB if evaluate else None,
+    }

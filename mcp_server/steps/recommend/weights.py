@@ -1,0 +1,105 @@
+"""Weights and starting parameters: how much of each source goes in.
+
+Shares follow √examples: doubling the data does not double what was learnt, and the root keeps a small source alive beside a large
+one (200 and 500 examples give 0.39 and 0.61). Importance multiplies them; measured norms divide them, because with unequal norms
+equal weights are not equal influence. Averaging methods take the shares as they are; methods that add up deltas take them scaled
+to a mean of one, and `lambda` scales the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from mcp_server.catalog import threshold
+from mcp_server.catalog.models import Strategy
+from mcp_server.catalog.signals import examples_known, favoured, norm_ratio, trained
+from mcp_server.schemas.plan import FiredRule
+from mcp_server.schemas.scenario import Scenario, ScenarioSource
+
+_SMALLEST_NORM = 1e-9
+"""Below that a task vector is rounding dust, and dividing by it would give it all the weight."""
+
+
+def shares(scenario: Scenario) -> tuple[dict[str, float], list[FiredRule]]:
+    """Each trained source's share (they sum to one), and why."""
+    sources = dict(trained(scenario))
+    if not sources:
+        return {}, []
+    fired: list[FiredRule] = []
+    if examples_known(scenario):
+        raw = {name: math.sqrt(source.training_examples or 0) for name, source in sources.items()}
+        counts = ", ".join(f"{name} {source.training_examples}" for name, source in sources.items())
+        fired.append(
+            _rule(
+                "weights_by_examples", f"√training examples, normalised ({counts})", "Lesson 0, Step 5: 0.4/0.6 for 200 and 500"
+            )
+        )
+    else:
+        raw = dict.fromkeys(sources, 1.0)
+        fired.append(
+            _rule("weights_equal", "not every source says how many examples it saw, so all count the same", "no fact to weigh by")
+        )
+    if any(source.importance not in (None, 1.0) for source in sources.values()):
+        raw = {name: value * (sources[name].importance or 1.0) for name, value in raw.items()}
+        fired.append(_rule("weights_by_importance", "multiplied by the importance that you gave", "your scenario"))
+    ratio = norm_ratio(scenario)
+    if ratio is not None and ratio >= threshold("norm_imbalance") and _can_divide(sources.values()):
+        raw = {name: value / (sources[name].norm or 1.0) for name, value in raw.items()}
+        because = "divided by the measured norms, so that influence follows the shares"
+        fired.append(_rule("weights_by_norm", because, "measured here: the source with half the norm lost its skill"))
+    total = math.fsum(raw.values())
+    result = {name: value / total for name, value in raw.items()}
+    if (name := favoured(scenario)) in result and len(result) > 1:
+        result = _favour(result, str(name))
+        fired.append(
+            _rule("weights_favour", f"{name} is favoured with at least {threshold('favour_share'):g}", "Lesson 0, Weighted Merge")
+        )
+    return result, fired
+
+
+def _can_divide(sources: Iterable[ScenarioSource]) -> bool:
+    return all((source.norm or 0) >= _SMALLEST_NORM for source in sources)
+
+
+def scaled(shares: dict[str, float], strategy: Strategy) -> dict[str, float]:
+    """The weights that the recipe states, rounded to two decimals (more where a weight would vanish) with the sum kept."""
+    if strategy.weights == "none" or not shares:
+        return {}
+    total = 1.0 if strategy.weights == "sum_one" else float(len(shares))
+    digits = 2 if min(shares.values()) * total >= 0.05 else 4
+    unit = 10**digits
+    exact = {name: share * total * unit for name, share in shares.items()}
+    rounded = {name: math.floor(value) for name, value in exact.items()}
+    missing = round(total * unit) - sum(rounded.values())
+    by_rest = sorted(exact, key=lambda name: rounded[name] - exact[name])
+    for name in by_rest[:missing]:
+        rounded[name] += 1
+    return {name: value / unit for name, value in rounded.items()}
+
+
+def starting_parameters(strategy: Strategy, weights: dict[str, float], count: int) -> dict[str, Any]:
+    """What a plan begins with: each parameter's `start`, t from the weights, lambda by the number of sources."""
+    parameters: dict[str, Any] = {}
+    for parameter in strategy.parameters:
+        if parameter.name == "weight":
+            continue
+        if parameter.name == "t" and parameter.scope == "shared" and strategy.weights == "sum_one":
+            parameters["t"] = list(weights.values())[-1] if len(weights) == 2 else parameter.start
+        elif parameter.start_total is not None:
+            start = min(float(parameter.start), round(parameter.start_total / max(count, 1), 2))
+            parameters[parameter.name] = parameter.default if count == 1 else start
+        elif parameter.start is not None:
+            parameters[parameter.name] = parameter.start
+    return parameters
+
+
+def _favour(shares: dict[str, float], name: str) -> dict[str, float]:
+    top = max(shares[name], threshold("favour_share"))
+    rest = 1.0 - shares[name]
+    return {other: top if other == name else share / rest * (1.0 - top) for other, share in shares.items()}
+
+
+def _rule(name: str, because: str, source: str) -> FiredRule:
+    return FiredRule(id=name, because=because, source=source)

@@ -1,0 +1,154 @@
+"""Collect the evidence that lies in and beside a merged folder. Nothing is computed here, and nothing is required."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from mcp_server.errors import Malformed, MergingError, NotFound
+from mcp_server.formats.provenance import Provenance, read_provenance, read_recipe_text
+from mcp_server.formats.tensors import read_json
+from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.evidence import Evaluation, Verification
+from mcp_server.schemas.inspect import SourceInfo
+from mcp_server.schemas.plan import Plan
+from mcp_server.system import paths
+from mcp_server.system.yaml_io import load_yaml, read_text
+
+M = TypeVar("M", bound=BaseModel)
+FILES: Final = {
+    "evaluation": "evaluation.json",
+    "verification": "verification.json",
+    "comparison": "comparison.json",
+    "sweep": "sweep.json",
+    "estimate": "estimate.json",
+}
+HOW: Final = {
+    "evaluation": "model-merging evaluate OUT",
+    "verification": "model-merging verify OUT",
+    "comparison": "model-merging compare BASE REF REF -o OUT/comparison.json",
+    "sweep": "model-merging sweep PLAN.yaml OUT",
+    "plan": "model-merging recommend SCENARIO.yaml -o plan.yaml",
+}
+
+
+class Evidence(Frozen):
+    """Everything that a report can show about one merge."""
+
+    folder: str
+    name: str
+    recipe: str | None = None
+    plan: Plan | None = None
+    provenance: Provenance | None = None
+    sources: list[SourceInfo] = Field(default_factory=list)
+    verification: Verification | None = None
+    evaluation: Evaluation | None = None
+    comparison: dict[str, Any] | None = None
+    sweep: dict[str, Any] | None = None
+    estimate: dict[str, Any] | None = None
+    merge: dict[str, Any] = Field(default_factory=dict, description="the merge job's result, while the store still has it")
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """Part → the command that makes it, for every part that is not there."""
+        return {part: command for part, command in HOW.items() if getattr(self, part) is None}
+
+
+def gather(out: Path) -> Evidence:
+    """Read what lies in `out`, and plan.yaml, comparison.json, sweep.json and estimate.json also beside it.
+
+    Raises `NotFound` when there is no such folder, `Malformed` for a file of ours that cannot be read.
+    """
+    if not out.is_dir():
+        raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    provenance = read_provenance(out)
+    return Evidence(
+        folder=str(out),
+        name=out.name,
+        recipe=read_recipe_text(out) or (provenance.recipe if provenance else None),
+        plan=_plan(out),
+        provenance=provenance,
+        sources=_sources(provenance),
+        verification=_read(out / FILES["verification"], Verification),
+        evaluation=_read(out / FILES["evaluation"], Evaluation),
+        merge=_job_result(provenance),
+        comparison=_near(out, FILES["comparison"]) or _compared(provenance),
+        sweep=_near(out, FILES["sweep"]),
+        estimate=_near(out, FILES["estimate"]) or _estimate(provenance),
+    )
+
+
+def _estimate(provenance: Provenance | None) -> dict[str, Any] | None:
+    """What the merge was expected to cost, worked out again from its recipe; null when its sources are gone."""
+    from mcp_server.steps.estimate import estimate
+
+    if provenance is None:
+        return None
+    try:
+        return estimate(provenance.recipe).model_dump(mode="json")
+    except MergingError:
+        return None
+
+
+def _compared(provenance: Provenance | None) -> dict[str, Any] | None:
+    """The newest comparison in the job store of exactly the sources of this merge."""
+    wanted = {record.ref.rpartition("+")[2] for record in provenance.sources if record.role != "base"} if provenance else set()
+    for folder in sorted(paths.jobs_dir().glob("compare-*"), reverse=True) if wanted else []:
+        if not (folder / "result.json").is_file():
+            continue
+        found = _near(folder, FILES["comparison"])
+        if found and {str(ref).rpartition("+")[2] for ref in found.get("sources", {}).values()} == wanted:
+            return found
+    return None
+
+
+def _job_result(provenance: Provenance | None) -> dict[str, Any]:
+    """What the merge's job measured. The id comes from the folder, so it may say anything: only a plain name is looked up."""
+    job_id = provenance.job_id if provenance else ""
+    file = paths.jobs_dir() / job_id / "result.json"
+    if not job_id or Path(job_id).name != job_id or not file.is_file():
+        return {}
+    return read_json(file)
+
+
+def _read(file: Path, model: type[M]) -> M | None:
+    if not file.is_file():
+        return None
+    try:
+        return model.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Malformed(f"{file}: {where}: {first['msg']}", "make it again with the command that wrote it") from error
+
+
+def _near(out: Path, name: str) -> dict[str, Any] | None:
+    for folder in (out, out.parent):
+        if (file := folder / name).is_file():
+            return read_json(file)
+    return None
+
+
+def _plan(out: Path) -> Plan | None:
+    for folder in (out, out.parent):
+        if (file := folder / "plan.yaml").is_file():
+            try:
+                return Plan.model_validate(load_yaml(read_text(file, "the plan"), str(file)))
+            except ValidationError as error:
+                raise Malformed(f"{file} is not a plan: {error.errors()[0]['msg']}", HOW["plan"]) from error
+    return None
+
+
+def _sources(provenance: Provenance | None) -> list[SourceInfo]:
+    """What the sources are now, for those that are still here."""
+    from mcp_server.steps.inspect import inspect_source
+
+    found = []
+    for record in provenance.sources if provenance else []:
+        try:
+            found.append(inspect_source(record.ref))
+        except MergingError:
+            continue
+    return found

@@ -1,0 +1,73 @@
+"""Which candidates to stop early, which stand on the Pareto front, and which one wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mcp_server.schemas.evidence import Evaluation, SweepCandidate
+from mcp_server.steps.evaluate import Thresholds
+
+
+def hopeless(quick: Evaluation, limits: Thresholds) -> str | None:
+    """Why a candidate need not be measured to the end; null when it may still win.
+
+    A capability whose interval of the gain lies wholly below the failing line, or a perplexity beyond failing, on the quick look.
+    """
+    if quick.perplexity_ratio is not None and quick.perplexity_ratio > limits.perplexity_failed:
+        return f"perplexity {quick.perplexity_ratio:.2f} times the best source's on a quick look"
+    for name, capability in quick.capabilities.items():
+        span = capability.ci.get("gain_recovered")
+        if capability.gain_recovered is not None and span is not None and span.high < limits.retention_failed:
+            return f"{name} recovers {capability.gain_recovered:.0%} (at most {span.high:.0%}) of its gain on a quick look"
+    return None
+
+
+def objectives(candidate: SweepCandidate) -> dict[str, float] | None:
+    """What is compared, more being better: the gain of every capability and the inverse perplexity ratio; null if incomplete."""
+    if candidate.stopped is not None:
+        return None
+    found = {name: gain for name, gain in candidate.gains.items() if gain is not None}
+    if candidate.perplexity_ratio:
+        found["1/perplexity"] = 1.0 / candidate.perplexity_ratio
+    return found or None
+
+
+def pareto_front(candidates: Sequence[SweepCandidate]) -> set[str]:
+    """Names of candidates that no other one equals or beats everywhere and beats somewhere."""
+    known = {candidate.name: found for candidate in candidates if (found := objectives(candidate)) is not None}
+    return {name for name, mine in known.items() if not any(_beats(other, mine) for n, other in known.items() if n != name)}
+
+
+def _beats(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    shared = set(one) & set(other)
+    return all(one[key] >= other[key] for key in shared) and any(one[key] > other[key] for key in shared)
+
+
+def choose(candidates: Sequence[SweepCandidate], limits: Thresholds) -> tuple[str | None, str]:
+    """(winner, why). First come candidates that meet every target; among those, and else among all, the one whose worst
+    objective is best, counted against its target; then the lowest perplexity.
+    """
+    known = [(candidate, found) for candidate in candidates if (found := objectives(candidate)) is not None]
+    if not known:
+        return None, "no candidate was measured to the end"
+    meets = [candidate for candidate, _ in known if _meets(candidate, limits)]
+    pool = meets or [candidate for candidate, _ in known]
+    best = max(pool, key=lambda candidate: (_worst(candidate, limits), -(candidate.perplexity_ratio or 1.0)))
+    figures = ", ".join(f"{name} {gain:.0%}" for name, gain in best.gains.items() if gain is not None)
+    ratio = f", perplexity {best.perplexity_ratio:.2f} times the best source's" if best.perplexity_ratio else ""
+    reason = f"{len(meets)} of {len(known)} candidates meet every target" if meets else "no candidate meets every target"
+    return best.name, f"{reason}; its least kept objective is the best of them: gain recovered {figures}{ratio}"
+
+
+def _meets(candidate: SweepCandidate, limits: Thresholds) -> bool:
+    gains = [gain for gain in candidate.gains.values() if gain is not None]
+    ratio = candidate.perplexity_ratio or 1.0
+    return bool(gains) and min(gains) >= limits.gain_recovered_target and ratio <= limits.perplexity_adjust
+
+
+def _worst(candidate: SweepCandidate, limits: Thresholds) -> float:
+    """The least of all objectives, each as a share of its target, none counted beyond 100 % of a perfect score."""
+    shares = [min(gain, 1.0) / limits.gain_recovered_target for gain in candidate.gains.values() if gain is not None]
+    if candidate.perplexity_ratio:
+        shares.append(limits.perplexity_adjust / max(candidate.perplexity_ratio, 1.0))
+    return min(shares, default=0.0)

@@ -1,0 +1,117 @@
+"""MM4xx: LoRA adapters, and whether they fit the base that they are put on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mcp_server.errors import Malformed, NotAModel
+from mcp_server.formats.recipe import ModelRef
+from mcp_server.formats.refs import resolve_ref
+from mcp_server.steps.inspect import Adapter, Checkpoint, misfits_of
+from mcp_server.steps.validate.context import Context
+from mcp_server.steps.validate.registry import Found, check
+
+SHOWN = 3
+
+
+@check("MM401")
+def bare_adapter(context: Context) -> Iterator[Found]:
+    for where, ref in context.named():
+        found = context.probe(ref)
+        if ref.adapter is None and isinstance(found, NotAModel) and found.details.get("kind") == "lora":
+            base = base_for(context, ref)
+            example = f"{base}+{ref.base}" if base else f"BASE+{ref.base}"
+            yield Found(f"{ref.base} is a LoRA adapter, not a model", where, f"write {example}")
+
+
+@check("MM402")
+def adapter_of_this_base(context: Context) -> Iterator[Found]:
+    for where, ref, adapter, model in _pairs(context):
+        if adapter.info.base and model and not _same_model(adapter.info.base, ref, model):
+            text = f"{ref.adapter} was trained on {adapter.info.base}, and is put on {ref.base_ref}"
+            yield Found(text, where)
+
+
+@check("MM403")
+def adapter_fits(context: Context) -> Iterator[Found]:
+    for where, _, adapter, model in _pairs(context):
+        if model and (misfits := misfits_of(adapter.stored.tensors, model.tensors, tied=model.tied)):
+            more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
+            yield Found(f"{adapter.ref} does not fit {model.ref}: {'; '.join(misfits[:SHOWN])}{more}", where)
+
+
+@check("MM404")
+def plain_lora(context: Context) -> Iterator[Found]:
+    for where, _, adapter, _ in _pairs(context):
+        info = adapter.info
+        extra = [
+            text
+            for text, true in (
+                (f"PEFT type {info.peft_type}", info.peft_type.upper() != "LORA"),
+                ("DoRA", info.dora),
+                (f"whole modules {', '.join(info.modules_to_save)}", bool(info.modules_to_save)),
+                (f"bias {adapter.config.get('bias')}", adapter.config.get("bias") not in (None, "none")),
+            )
+            if true
+        ]
+        if extra:
+            yield Found(f"{adapter.ref} is more than plain LoRA: {', '.join(extra)}", where)
+
+
+@check("MM405")
+def parts_are_in_order(context: Context) -> Iterator[Found]:
+    for where, ref in context.named():
+        if ref.adapter_ref is None:
+            continue
+        base, adapter = context.probe(ref), context.probe_adapter(ref.adapter_ref)
+        if isinstance(adapter, (NotAModel, Malformed)):
+            yield Found(adapter.message, where, adapter.next_step)
+        if isinstance(base, NotAModel) and base.details.get("kind") == "lora":
+            yield Found(f"{ref.base_ref} is a LoRA adapter; the part before '+' is the full model", where, "write BASE+ADAPTER")
+
+
+@check("MM408")
+def adapter_cache(context: Context) -> Iterator[Found]:
+    adapters = dict.fromkeys(ref.adapter for _, ref in context.named() if ref.adapter)
+    if adapters:
+        yield Found(
+            f"{len(adapters)} adapter(s) are named", "", "run it with `model-merging merge`, which needs no adapter cache"
+        )
+
+
+def base_for(context: Context, ref: ModelRef) -> str | None:
+    """The base that a bare adapter belongs to: the recipe's, if it is a model, else the one that the adapter's config names."""
+    recipe_base = context.recipe.base
+    if recipe_base and recipe_base != ref and recipe_base.adapter is None:
+        found = context.probe(recipe_base)
+        if not (isinstance(found, NotAModel) and found.details.get("kind") == "lora"):
+            return recipe_base.base_ref
+    adapter = context.probe_adapter(ref.base_ref)
+    return adapter.info.base if isinstance(adapter, Adapter) else None
+
+
+def _pairs(context: Context) -> Iterator[tuple[str, ModelRef, Adapter, Checkpoint | None]]:
+    """Every base+adapter once, with the adapter open and the base if it could be opened."""
+    seen = set()
+    for where, ref in context.named():
+        if ref.adapter_ref and str(ref) not in seen:
+            seen.add(str(ref))
+            adapter = context.probe_adapter(ref.adapter_ref)
+            if isinstance(adapter, Adapter):
+                yield where, ref, adapter, context.model(ref)
+
+
+def _same_model(named: str, ref: ModelRef, model: Checkpoint) -> bool:
+    """Whether the base that an adapter's config names is the one it is put on: by path, by hub id, or by its last part.
+
+    Trainers record the path on their machine, so only names that end alike can be told to be the same, or both to be unlike.
+    """
+    if resolve_ref(named, Path.cwd()) == str(model.folder):
+        return True
+    tails = {_tail(named)}
+    return bool(tails & {_tail(ref.base), _tail(str(model.folder)), _tail(str(model.config.get("_name_or_path") or ""))})
+
+
+def _tail(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1].lower()

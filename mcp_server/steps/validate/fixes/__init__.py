@@ -1,0 +1,31 @@
+"""Corrections of `--fix`: small functions that change the raw document and say what they changed.
+
+A correction is made only where the recipe, the catalogue or the checkpoints decide what was meant; everything else stays a
+finding.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mcp_server.steps.validate.context import Context
+from mcp_server.steps.validate.fixes import bases, checkpoints, parameters, words  # noqa: F401 - they register
+from mcp_server.steps.validate.fixes.registry import FIXES, Fix
+
+ORDER: Final = (
+    "MM110", "MM103", "MM104", "MM107", "MM111", "MM112", "MM113", "MM205", "MM206", "MM207", "MM401", "MM201", "MM209", "MM202",
+    "MM204", "MM216", "MM211", "MM303", "MM305", "MM316", "MM601",
+)  # fmt: skip
+"""Each function sees the document as the ones before left it: a name is right before its value is, a base is named before a slice
+gets it."""
+
+
+def apply_fixes(context: Context, codes: set[str]) -> list[str]:
+    """Correct what was found. A function that several codes share runs once."""
+    done: dict[Fix, None] = {}
+    changes: list[str] = []
+    for code in ORDER:
+        if code in codes and FIXES[code] not in done:
+            done[FIXES[code]] = None
+            changes += FIXES[code](context)
+    return changes

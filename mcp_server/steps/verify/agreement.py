@@ -1,0 +1,115 @@
+"""Config, tokenizer and tied weights against the tensors: what a loader would trip over, or silently get wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mcp_server.errors import MergingError
+from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.identity import chat_template_hash, config_field, token_ids
+from mcp_server.formats.tensors import read_json
+from mcp_server.schemas.evidence import Check
+from mcp_server.steps.verify.merge import Merge
+from mcp_server.steps.verify.reading import same_values
+
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def checks(merge: Merge, *, full: bool) -> Iterator[Check]:
+    if merge.is_adapter:
+        return
+    embedding = _embedding(merge.tensors)
+    yield _config(merge.config, embedding)
+    yield _tied(merge, embedding, full=full)
+    yield from _tokenizer(merge, embedding)
+
+
+def _embedding(tensors: dict[str, StoredTensor]) -> tuple[str, StoredTensor] | None:
+    for name, tensor in tensors.items():
+        if name.endswith(("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")):
+            return name, tensor
+    return None
+
+
+def _config(config: dict[str, Any], embedding: tuple[str, StoredTensor] | None) -> Check:
+    if embedding is None:
+        return Check(name="config", passed=None, detail="no tensor is named like an embedding; its size cannot be compared")
+    name, tensor = embedding
+    vocabulary, hidden = config_field(config, "vocabulary"), config_field(config, "hidden")
+    if vocabulary is not None and vocabulary != tensor.shape[0]:
+        return Check(name="config", passed=False, detail=f"vocab_size is {vocabulary}, {name} has {tensor.shape[0]} rows")
+    if hidden is not None and hidden != tensor.shape[-1]:
+        return Check(name="config", passed=False, detail=f"the hidden size is {hidden}, {name} has {tensor.shape[-1]} columns")
+    return Check(name="config", passed=True, detail=f"vocabulary {vocabulary}, hidden size {hidden}, as the embedding has")
+
+
+def _tied(merge: Merge, embedding: tuple[str, StoredTensor] | None, *, full: bool) -> Check:
+    """A tied head must be absent or equal to the embedding; an untied one must be there."""
+    head = next((t for n, t in merge.tensors.items() if n.endswith(("lm_head.weight", "embed_out.weight"))), None)
+    flag = merge.config.get("tie_word_embeddings")
+    if head is None:
+        if flag is False:
+            return Check(name="tied", passed=False, detail="config.json says the output head is not tied, but lm_head is missing")
+        return Check(name="tied", passed=True, detail="the output head is the embedding, stored once")
+    if flag is not True or embedding is None:
+        return Check(name="tied", passed=True, detail="the output head has its own weights")
+    if head.shape != embedding[1].shape or not same_values(head, embedding[1], full=full):
+        detail = "config.json ties the output head to the embedding, but two different tensors are stored: a loader drops one"
+        return Check(name="tied", passed=False, detail=detail)
+    return Check(name="tied", passed=True, detail="the output head is stored twice with equal values")
+
+
+def _tokenizer(merge: Merge, embedding: tuple[str, StoredTensor] | None) -> Iterator[Check]:
+    try:
+        ids = token_ids(merge.folder)
+    except MergingError as error:
+        yield Check(name="tokenizer", passed=False, detail=error.message)
+        return
+    had_one = merge.base is not None and any((merge.base.folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model"))
+    if ids is None:
+        present = (merge.folder / "tokenizer.model").is_file()
+        if present:
+            yield Check(name="tokenizer", passed=True, detail="a SentencePiece file; its ids are not compared")
+        elif had_one:
+            yield Check(name="tokenizer", passed=False, detail="the base has a tokenizer, the merge has none; copy it")
+        else:
+            yield Check(name="tokenizer", passed=True, detail="neither base nor merge has one")
+        return
+    rows = embedding[1].shape[0] if embedding else None
+    token, last = max(ids.items(), key=lambda item: item[1])
+    if rows is not None and last >= rows:
+        yield Check(name="tokenizer", passed=False, detail=f"token {token!r} has id {last}, the embedding has {rows} rows")
+        return
+    if wrong := _special_outside(merge.folder, merge.config, rows):
+        yield Check(name="tokenizer", passed=False, detail=wrong)
+        return
+    yield Check(name="tokenizer", passed=True, detail=f"{len(ids)} tokens, highest id {last}, embedding rows {rows}")
+    yield _template(merge)
+
+
+def _special_outside(folder: Path, config: dict[str, Any], rows: int | None) -> str:
+    generation = folder / "generation_config.json"
+    tables = [("config.json", config)]
+    if generation.is_file():
+        tables.append((generation.name, read_json(generation)))
+    for file, table in tables:
+        for key in _SPECIAL:
+            value = table.get(key)
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int) and rows is not None and not 0 <= number < rows:
+                    return f"{file} gives {key} {number}, the embedding has {rows} rows"
+    return ""
+
+
+def _template(merge: Merge) -> Check:
+    here = chat_template_hash(merge.folder)
+    there = chat_template_hash(merge.base.folder) if merge.base else None
+    if there is not None and here is None:
+        detail = "the base has a chat template, the merge has none: prompts would be formatted by guesswork"
+        return Check(name="chat_template", passed=False, detail=detail)
+    if here is None:
+        return Check(name="chat_template", passed=True, detail="there is none, and the base has none")
+    same = "the base's" if here == there else "its own" if there else "present"
+    return Check(name="chat_template", passed=True, detail=f"chat template: {same}")

@@ -1,0 +1,63 @@
+"""The checks in order, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from mcp_server.errors import MergingError, NotFound
+from mcp_server.formats.recipe import read_recipe
+from mcp_server.schemas.evidence import Check, Verification
+from mcp_server.steps.verify import agreement, landing, origin, structure, values
+from mcp_server.steps.verify.merge import Merge, open_merge
+
+Outcome = Literal["verified", "failed", "unreadable", "inconclusive"]
+
+
+def verify(out: Path, *, full: bool = False, recipe: str | None = None) -> Verification:
+    """Check the merged model or adapter in folder `out`.
+
+    full     read every weight again, not three small ranges of every tensor
+    recipe   recipe text, for a folder that holds none (`mergekit_config.yml` or `merge_provenance.json`)
+    Raises `NotFound` when there is no such folder and `Malformed` for a recipe that cannot be read; whatever is wrong
+    with the model itself is an answer, not an error.
+    """
+    if not out.is_dir():
+        raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    if recipe is not None:
+        read_recipe(recipe, "the given recipe")
+    try:
+        merge = open_merge(out, recipe)
+    except MergingError as error:
+        found = Check(name="readable", passed=False, detail=f"{error.message}; {error.next_step}")
+        return Verification(verdict="unreadable", checks=[found], output=str(out))
+    checks = [
+        Check(name="readable", passed=True, detail=f"{len(merge.tensors)} tensors in {len(merge.files)} files, headers sound"),
+        *structure.checks(merge),
+        *agreement.checks(merge, full=full),
+        *values.checks(merge, full=full),
+        *origin.checks(merge),
+    ]
+    landed = landing.measure(merge, full=full)
+    checks += landed.checks
+    return Verification(
+        verdict=verdict_of(checks), checks=checks, landed=landed.landed, rounding_loss=landed.rounding_loss, output=str(out)
+    )
+
+
+def verdict_of(checks: Sequence[Check]) -> Outcome:
+    if any(check.name == "readable" and not check.passed for check in checks):
+        return "unreadable"
+    if any(check.passed is False for check in checks):
+        return "failed"
+    return "inconclusive" if any(check.passed is None for check in checks) else "verified"
+
+
+def with_check(verification: Verification, check: Check) -> Verification:
+    """The same verification with one more check, and the verdict that follows."""
+    checks = [*verification.checks, check]
+    return verification.model_copy(update={"checks": checks, "verdict": verdict_of(checks)})
+
+
+__all__ = ["Merge", "Outcome", "verdict_of", "verify", "with_check"]

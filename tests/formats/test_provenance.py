@@ -1,0 +1,79 @@
+"""The record in an output folder, the identities in it, and the card that the world sees."""
+
+import json
+
+import pytest
+
+from mcp_server.errors import NotAModel, NotFound
+from mcp_server.formats.provenance import Provenance, SourceRecord, identify, read_provenance, write_model_card, write_provenance
+from tests import tiny
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny.write_model(tmp_path / "private" / "somebody" / "model")
+
+
+def record(model, **more):
+    sources = [
+        SourceRecord(name="model", ref=str(model), role="model", identity=identify(model), licence="apache-2.0"),
+        SourceRecord(name="other", ref="owner/other", role="model", licence="mit"),
+    ]
+    fields = {"created": "2026-01-01T00:00:00Z", "job_id": "j", "product": "model-merging 1", "engine_version": "mergekit 0.1.5"}
+    recipe = f"merge_method: linear\nmodels: [{{model: {model}}}]\n"
+    return Provenance(
+        **fields | {"engine": "mergekit", "method": "linear", "recipe": recipe, "sources": sources, "seed": 3} | more
+    )
+
+
+def test_what_is_written_is_read_back(model, tmp_path):
+    written = record(model, landed={"model": 0.5}, warnings=["careful"])
+    write_provenance(tmp_path, written)
+    assert read_provenance(tmp_path) == written
+    assert (tmp_path / "mergekit_config.yml").read_text(encoding="utf-8") == written.recipe
+
+
+def test_a_folder_without_a_record_has_none(tmp_path):
+    assert read_provenance(tmp_path) is None
+
+
+def test_the_card_shows_lineage_and_licences_and_no_path_of_this_machine(model, tmp_path):
+    card = write_model_card(tmp_path, record(model)).read_text(encoding="utf-8")
+    assert "private" not in card
+    assert "| model | model | model | apache-2.0 |" in card
+    assert "| other | model | owner/other | mit |" in card
+    assert "different licences (apache-2.0, mit): all of them apply" in card
+    assert "seed 3" in card
+
+
+def test_one_licence_becomes_the_cards_own_and_an_unknown_one_is_pointed_out(model, tmp_path):
+    same = [SourceRecord(name=n, ref=n, role="model", licence="mit") for n in "ab"]
+    assert "\nlicense: mit\n" in write_model_card(tmp_path, record(model, sources=same)).read_text(encoding="utf-8")
+    unknown = [*same, SourceRecord(name="c", ref="c", role="model")]
+    card = write_model_card(tmp_path, record(model, sources=unknown)).read_text(encoding="utf-8")
+    assert "license:" not in card.split("---")[1]
+    assert "At least one source states no licence" in card
+
+
+def test_identity_by_headers_ignores_values_and_full_identity_does_not(model):
+    before = {how: identify(model, how).sha256 for how in ("headers", "full")}
+    file = model / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    after = {how: identify(model, how).sha256 for how in ("headers", "full")}
+    assert (before["headers"] == after["headers"], before["full"] == after["full"]) == (True, False)
+
+
+def test_identity_changes_with_the_config(model):
+    before = identify(model).sha256
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}), encoding="utf-8")
+    assert identify(model).sha256 != before
+
+
+def test_identity_needs_weights(tmp_path):
+    with pytest.raises(NotFound):
+        identify(tmp_path / "nowhere")
+    with pytest.raises(NotAModel):
+        identify(tmp_path)

@@ -1,0 +1,149 @@
+"""Which candidates a sweep tries, which it stops, and which it chooses."""
+
+from pathlib import Path
+
+import pytest
+
+from mcp_server.errors import BadInput
+from mcp_server.formats.recipe import read_recipe
+from mcp_server.schemas.evidence import Capability, Evaluation, Interval, SweepCandidate
+from mcp_server.schemas.plan import Plan
+from mcp_server.steps.evaluate import Thresholds
+from mcp_server.steps.sweep import choose, from_grid, hopeless, pareto_front, shortlist
+from tests.tiny import write_adapter, write_model
+
+LIMITS = Thresholds(
+    perplexity_adjust=1.1,
+    perplexity_failed=2.0,
+    retention_adjust=0.9,
+    retention_failed=0.5,
+    gain_recovered_target=0.9,
+    cross_context_leak=0.2,
+)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    base = write_model(tmp_path / "base")
+    sources = [
+        {"name": name, "ref": str(write_adapter(tmp_path / name, base, seed=seed)), "kind": "lora"}
+        for seed, name in enumerate(("persona", "tools"))
+    ]
+    return Plan.model_validate(
+        {
+            "verdict": "merge",
+            "strategy": {"id": "ties", "parameters": {"density": 0.5}},
+            "weights": {"persona": 0.4, "tools": 0.6},
+            "runner_up": [{"strategy": "linear", "why": "baseline"}],
+            "dtype": "bfloat16",
+            "scenario": {"base_model": str(base), "sources": sources},
+        }
+    )
+
+
+def test_the_shortlist_is_the_plan_its_runners_up_and_a_ladder_of_lambda(plan: Plan) -> None:
+    found = shortlist(plan)
+    names = [candidate.name for candidate in found]
+    assert names[:3] == ["ties", "linear", "task_arithmetic lambda=0.3 weights=1.0"]
+    assert len({candidate.recipe for candidate in found}) == len(set(names)) == len(found)
+    scaled = [read_recipe(c.recipe) for c in found if c.name.startswith("task_arithmetic")]
+    assert [recipe.parameters["lambda"] for recipe in scaled] == [0.3, 0.5, 0.7, 0.85, 1.0]
+    assert {source.parameters["weight"] for recipe in scaled for source in recipe.models} == {1.0}
+
+
+def test_a_grid_is_the_product_of_its_axes(plan: Plan) -> None:
+    found = from_grid(plan, ["strategy=task_arithmetic,dare_ties", "parameters.lambda=0.5,1"])
+    assert [candidate.settings for candidate in found] == [
+        {"strategy": "task_arithmetic", "parameters.lambda": "0.5"},
+        {"strategy": "task_arithmetic", "parameters.lambda": "1"},
+        {"strategy": "dare_ties", "parameters.lambda": "0.5"},
+        {"strategy": "dare_ties", "parameters.lambda": "1"},
+    ]
+
+
+def test_commas_in_a_gradient_belong_to_its_value(plan: Plan) -> None:
+    found = from_grid(plan, ["strategy=task_arithmetic", "sources.tools.weight=[0.2, 0.8],1"])
+    assert [candidate.settings["sources.tools.weight"] for candidate in found] == ["[0.2, 0.8]", "1"]
+
+
+def test_single_candidates_stand_beside_a_grid_and_alone(plan: Plan) -> None:
+    single = "strategy=task_arithmetic sources.tools.weight=1.1 parameters.lambda=0.9"
+    settings = {"strategy": "task_arithmetic", "sources.tools.weight": "1.1", "parameters.lambda": "0.9"}
+    assert [c.settings for c in from_grid(plan, [], tries=[single])] == [settings]
+    both = from_grid(plan, ["strategy=ties,linear"], tries=[single])
+    assert [c.settings for c in both] == [{"strategy": "ties"}, {"strategy": "linear"}, settings]
+
+
+def test_no_axis_means_the_shortlist(plan: Plan) -> None:
+    assert from_grid(plan, []) == shortlist(plan)
+
+
+@pytest.mark.parametrize("axis", ["parameters.lambda", "parameters.lambda=", "=0.5", "parameters.lambda=0.5,"])
+def test_a_malformed_axis_is_named(plan: Plan, axis: str) -> None:
+    with pytest.raises(BadInput, match="is not KEY=V1,V2"):
+        from_grid(plan, [axis])
+
+
+def test_a_value_that_the_strategy_cannot_take_is_an_error_in_a_grid(plan: Plan) -> None:
+    with pytest.raises(BadInput, match="density"):
+        from_grid(plan, ["parameters.density=0.5,7"])
+
+
+def test_a_grid_too_large_to_finish_is_refused(plan: Plan) -> None:
+    values = ",".join(str(i / 100) for i in range(1, 16))
+    with pytest.raises(BadInput, match="225 combinations"):
+        from_grid(plan, [f"parameters.density={values}", f"parameters.lambda={values}"])
+
+
+def quick(gain: float, high: float, ratio: float = 1.0) -> Evaluation:
+    tools = Capability(
+        suite="s", metric="exact_match", n=20, gain_recovered=gain, ci={"gain_recovered": Interval(low=0.0, high=high)}
+    )
+    return Evaluation(capabilities={"tools": tools}, perplexity_ratio=ratio, verdict="adjust")
+
+
+def test_a_candidate_is_stopped_only_when_its_whole_interval_is_hopeless() -> None:
+    assert hopeless(quick(0.3, 0.6), LIMITS) is None
+    assert hopeless(quick(0.3, 0.45), LIMITS) == "tools recovers 30% (at most 45%) of its gain on a quick look"
+    assert hopeless(quick(1.0, 1.0, ratio=2.5), LIMITS) == "perplexity 2.50 times the best source's on a quick look"
+
+
+def tried(name: str, persona: float | None, tools: float | None, ratio: float = 1.0, **more: object) -> SweepCandidate:
+    gains = {"persona": persona, "tools": tools}
+    return SweepCandidate.model_validate({"name": name, "recipe": "", "gains": gains, "perplexity_ratio": ratio} | more)
+
+
+def test_the_front_holds_what_nothing_else_beats() -> None:
+    found = [
+        tried("a", 0.9, 0.5),
+        tried("b", 0.5, 0.9),
+        tried("worse than a", 0.8, 0.5),
+        tried("costlier than a", 0.9, 0.5, ratio=1.3),
+        tried("stopped", 1.0, 1.0, stopped="hopeless"),
+    ]
+    assert pareto_front(found) == {"a", "b"}
+
+
+def test_equal_candidates_share_the_front() -> None:
+    assert pareto_front([tried("a", 0.9, 0.9), tried("b", 0.9, 0.9)]) == {"a", "b"}
+
+
+def test_candidates_that_meet_every_target_come_first() -> None:
+    found = [tried("fluent", 0.89, 0.99), tried("balanced", 0.92, 0.91), tried("heavy", 1.0, 1.0, ratio=1.2)]
+    winner, why = choose(found, LIMITS)
+    assert winner == "balanced"
+    assert why.startswith("1 of 3 candidates meet every target")
+
+
+def test_without_any_the_least_bad_objective_decides_and_it_is_said() -> None:
+    winner, why = choose([tried("a", 0.9, 0.4), tried("b", 0.6, 0.6), tried("c", 0.95, 0.95, ratio=3.0)], LIMITS)
+    assert winner == "b"
+    assert why.startswith("no candidate meets every target")
+
+
+def test_equal_worst_objectives_are_decided_by_perplexity() -> None:
+    assert choose([tried("a", 0.95, 0.92, ratio=1.08), tried("b", 0.92, 0.95, ratio=1.01)], LIMITS)[0] == "b"
+
+
+def test_nothing_measured_means_no_winner() -> None:
+    assert choose([tried("a", 1.0, 1.0, stopped="failed: out of disk")], LIMITS) == (None, "no candidate was measured to the end")
