@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from mcp_server.errors import MergingError, from_dict
 from mcp_server.jobs import locks, store
-from mcp_server.jobs import logs as events
-from mcp_server.jobs.logs import LogWriter, read_page
+from mcp_server.jobs.logs import LogWriter, last_progress, read_page
 from mcp_server.schemas.job import Progress
 
 JSON = st.recursive(
@@ -37,13 +36,13 @@ def test_any_status(folder, data):
 def test_nesting_without_end_is_passed_over(folder):
     for name in ("events.jsonl", "lock"):
         (folder / name).write_bytes(b"[" * 15_000)
-    assert (events.last_progress(folder), locks.read_claim(folder / "lock")) == (None, None)
+    assert (last_progress(folder), locks.read_claim(folder / "lock")) == (None, None)
 
 
 @given(st.lists(st.one_of(st.binary(max_size=60), JSON.map(lambda value: json.dumps(value).encode())), max_size=5))
 def test_any_events(folder, lines):
     (folder / "events.jsonl").write_bytes(b"\n".join(lines))
-    assert isinstance(events.last_progress(folder), Progress | None)
+    assert isinstance(last_progress(folder), Progress | None)
 
 
 @given(st.binary(max_size=100))
