@@ -59,7 +59,7 @@ def compare(
     ] = None,
     json: Json = False,
 ) -> int:
-    """How the task vectors of sources stand to each other. Facts for a plan; none of them can clear a merge."""
+    """Cosine, sign agreement and norm ratio of the sources' task vectors. Facts for a plan; none of them can clear a merge."""
     import json as encoder
 
     parameters = {"base": anchored(base), "refs": [anchored(ref) for ref in refs], "sample": sample}

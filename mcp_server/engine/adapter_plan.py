@@ -119,13 +119,13 @@ def _module(plan: MergePlan, tensor: TensorPlan, rank: int | None) -> Module:
     if len({update.transposed for update in updates}) != 1:
         raise Unsupported(f"{tensor.name} is adapted in two orientations", _WAY_ROUND)
     weights = [values.get("weight", 0.0) for values in tensor.per_source]
-    strength, total = tensor.shared.get("lambda", 1.0), sum(weights)
+    lambda_, total = tensor.shared.get("lambda", 1.0), sum(weights)
     if tensor.shared.get("normalize") and abs(total) >= 1e-8:
-        strength /= total
+        lambda_ /= total
     added = sum(update.rank for update in updates)
     limit = min(tensor.shape)
     embedding = any(".lora_embedding_" in key for key in _keys(plan, tensor))
-    coefficients = tuple(strength * weight for weight in weights)
+    coefficients = tuple(lambda_ * weight for weight in weights)
     return Module(tensor, coefficients, min(rank, limit) if rank else added, updates[0].transposed, embedding)
 
 

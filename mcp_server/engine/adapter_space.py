@@ -27,7 +27,7 @@ from mcp_server.engine.methods import prepare
 from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.request import Report, Request, choose_seed
-from mcp_server.engine.team import Team
+from mcp_server.engine.thread_pool import ThreadPool
 from mcp_server.errors import Malformed
 from mcp_server.formats.identity import TOKENIZER_FILES
 
@@ -42,7 +42,7 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
     request.folder.mkdir(parents=True, exist_ok=True)
     seed, meter = choose_seed(request), PeakMeter()
     give_back_freed_memory()
-    reader, team = Reader(), Team(request.threads or usable_cores())
+    reader, pool = Reader(), ThreadPool(request.threads or usable_cores())
     errors: list[tuple[float, float]] = []
 
     def tensors() -> Iterator[Array]:
@@ -50,7 +50,7 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
             if exact:
                 yield from _concatenate(module, reader)
             else:
-                a, b, error = _approximate(module, plan, reader, team, seed)
+                a, b, error = _approximate(module, plan, reader, pool, seed)
                 errors.append(error)
                 yield from (a, b)
             report("merge", number + 1, len(modules), "matrices")
@@ -60,7 +60,7 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
         with meter.watching():
             size = _write(request.folder / "adapter_model.safetensors", shapes, tensors())
     finally:
-        team.close()
+        pool.close()
         reader.close()
     write_json(request.folder / "adapter_config.json", _config(plan, modules))
     lost, whole = (sum(values) for values in zip(*errors, strict=True)) if errors else (0.0, 0.0)
@@ -98,17 +98,17 @@ def _concatenate(module: Module, reader: Reader) -> tuple[Array, Array]:
 
 
 def _approximate(
-    module: Module, plan: MergePlan, reader: Reader, team: Team, seed: int
+    module: Module, plan: MergePlan, reader: Reader, pool: ThreadPool, seed: int
 ) -> tuple[Array, Array, tuple[float, float]]:
     """(A, B, (squared error, squared norm)) of the merged delta's truncated SVD."""
     tensor = OpenTensor(module.plan, reader)
     for source in tensor.nonfinite_factors():
         raise _not_finite(module, source)
-    merge_block = prepare(plan.recipe.method, tensor, team, seed)
+    merge_block = prepare(plan.recipe.method, tensor, pool, seed)
 
     def rows() -> Iterator[tuple[slice, Array]]:
         """The merged delta, a block of rows at a time: the merge around a reference of zero."""
-        workspace = team.workspace()
+        workspace = pool.workspace()
         for block in tensor.blocks:
             reference, deltas = tensor.load_all(workspace, block)
             out = workspace.take("out", block.count)

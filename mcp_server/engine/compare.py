@@ -1,4 +1,4 @@
-"""How task vectors stand to each other: facts for a plan, from one streaming pass. None of them can clear a merge.
+"""Cosine, sign agreement and norm ratio of task vectors: facts for a plan, from one streaming pass. None can clear a merge.
 
 For every pair of sources and for every tensor, layer and the whole: the cosine of their deltas from the base, the share of
 elements that both change in opposite directions, the ratio of their norms, and how far their largest changes fall on the same
@@ -27,7 +27,7 @@ from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.plan import TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.recipe import parse_recipe
-from mcp_server.engine.team import Team, Workspace
+from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.tensor_names import split_layer
 
@@ -69,14 +69,14 @@ def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: b
     entries = [{"model": model, "parameters": {"weight": 1}} for model in models]
     recipe = {"merge_method": "task_arithmetic", "base_model": base, "models": entries}
     plan = make_plan(parse_recipe(json.dumps(recipe, ensure_ascii=False)))  # YAML reads no pairs of \\u escapes
-    reader, team = Reader(), Team(threads)
+    reader, pool = Reader(), ThreadPool(threads)
     per_tensor: dict[str, Sums] = {}
     try:
         for number, tensor in enumerate(plan.tensors):
-            per_tensor[tensor.name] = _tensor(tensor, reader, team, sample)
+            per_tensor[tensor.name] = _tensor(tensor, reader, pool, sample)
             report("compare", number + 1, len(plan.tensors), "tensors")
     finally:
-        team.close()
+        pool.close()
         reader.close()
     whole, layers = Sums.zero(len(refs)), dict[str, Sums]()
     for name, sums in per_tensor.items():
@@ -119,7 +119,7 @@ def _short_names(refs: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else refs
 
 
-def _tensor(plan: TensorPlan, reader: Reader, team: Team, sample: bool) -> Sums:
+def _tensor(plan: TensorPlan, reader: Reader, pool: ThreadPool, sample: bool) -> Sums:
     tensor, sources = OpenTensor(plan, reader), len(plan.inputs) - 1
     sums = Sums.zero(sources)
     need = [tensor.needs_reference(i) for i in range(sources)]
@@ -133,7 +133,7 @@ def _tensor(plan: TensorPlan, reader: Reader, team: Team, sample: bool) -> Sums:
     def magnitudes(workspace: Workspace, block: Block) -> Array:
         return np.abs(tensor.load_all(workspace, block)[1])
 
-    every = np.concatenate(team.run(magnitudes, _thin(sampled)), axis=1)
+    every = np.concatenate(pool.run(magnitudes, _thin(sampled)), axis=1)
     place = max(0, every.shape[1] - max(1, int(TOP_SHARE * every.shape[1])))
     tiny = np.finfo(np.float32).tiny
     thresholds = [max(np.partition(row, place)[place], tiny) for row in every]
@@ -144,7 +144,7 @@ def _tensor(plan: TensorPlan, reader: Reader, team: Team, sample: bool) -> Sums:
         pair = [kernels.relate(deltas[i], deltas[j], thresholds[i], thresholds[j]) for i, j in combinations(range(sources), 2)]
         return Sums(block.count, kernels.dot(reference, reference), np.array(single), np.array(pair).reshape(-1, 4))
 
-    for part in team.run(work, blocks):
+    for part in pool.run(work, blocks):
         sums.add(part)
     return sums
 

@@ -17,7 +17,7 @@ from mcp_server.engine.codecs import count_nonfinite, subtract
 from mcp_server.engine.plan import TensorPlan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.sources import Input
-from mcp_server.engine.team import Workspace
+from mcp_server.engine.thread_pool import Workspace
 from mcp_server.formats.lora import LowRank
 
 Array = np.ndarray[Any, Any]

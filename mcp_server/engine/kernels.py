@@ -145,9 +145,9 @@ def _divide(mixed: Array, divisor: Array) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _finish(reference: Array, strength: float, sign: Array, mixed: Array, out: Array) -> None:
+def _finish(reference: Array, lambda_: float, sign: Array, mixed: Array, out: Array) -> None:
     for j in range(out.size):
-        out[j] = np.float32(np.float64(reference[j]) + strength * (sign[j] * mixed[j]))
+        out[j] = np.float32(np.float64(reference[j]) + lambda_ * (sign[j] * mixed[j]))
 
 
 @njit(nogil=True, cache=True)
@@ -180,10 +180,10 @@ def elect(
     factors: Array,
     weights: Array,
     normalize: bool,
-    strength: float,
+    lambda_: float,
     out: Array,
 ) -> None:
-    """Sign election: out = reference + strength · Σ agreeing factors·kept, divided by their weights if `normalize`.
+    """Sign election: out = reference + lambda_ · Σ agreeing factors·kept, divided by their weights if `normalize`.
 
     Of part k, `keep_largest` with thresholds[k] and ties[k] takes part; a threshold of zero takes all of it. The sign of an
     element is that of the weighted sum, positive when it is zero; a part agrees when its own sign is the same, so a zero never
@@ -207,7 +207,7 @@ def elect(
             _add_agreeing(buffers[3 + k, :size], total, weights[k], mixed, divisor)
         if normalize:
             _divide(mixed, divisor)
-        _finish(reference[begin:end], strength, total, mixed, out[begin:end])
+        _finish(reference[begin:end], lambda_, total, mixed, out[begin:end])
 
 
 # ── evidence ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

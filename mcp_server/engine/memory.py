@@ -49,9 +49,9 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
     """Part → bytes; their sum is the bound."""
     block = max(BLOCK_ELEMENTS, shape.row)
     signature = SIGNATURES.get(shape.method)
-    thinning = signature.sparsify if signature else "none"
-    selects = thinning in ("magnitude", "outliers")
-    kept = {"none": 0, "magnitude": 1}.get(thinning, shape.deltas)  # by magnitude: one at a time, and only to restore its norm
+    sparsification = signature.sparsify if signature else "none"
+    selects = sparsification in ("magnitude", "outliers")
+    kept = {"none": 0, "magnitude": 1}.get(sparsification, shape.deltas)  # by magnitude one at a time, to restore its norm
     has_reference = shape.factors > 0 or (signature is not None and signature.base != "ignored")
     narrows = shape.out_bytes < 4
     bytes_per_element = (
@@ -63,9 +63,9 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
         + 4 * (narrows and has_reference and shape.stored_bytes != shape.out_bytes)  # the reference, rounded
         + 4 * selects  # patterns found
         + 4 * (shape.factors > 0)  # an update beside its base
-        + 24 * (thinning == "della")  # order, ranks, probabilities
+        + 24 * (sparsification == "della")  # order, ranks, probabilities
     )
-    cuts = shape.deltas * (2 if thinning == "outliers" else 1) if selects else 0
+    cuts = shape.deltas * (2 if sparsification == "outliers" else 1) if selects else 0
     collected = min(MOST_COLLECTED, int(MOST_COLLECTED_SHARE * shape.largest) * cuts)
     return {
         "interpreter and libraries": INTERPRETER_BYTES,

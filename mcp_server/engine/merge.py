@@ -24,13 +24,13 @@ from mcp_server.engine.evidence import TensorEvidence, rounding_warnings, total
 from mcp_server.engine.journal import InputFile, Journal
 from mcp_server.engine.layout import STORED, Layout, plan_layout
 from mcp_server.engine.limits import PeakMeter, usable_cores
-from mcp_server.engine.metadata import write_papers
+from mcp_server.engine.metadata import write_metadata
 from mcp_server.engine.methods import prepare
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.request import Report, Request, all_headers, choose_seed
-from mcp_server.engine.team import Team, Workspace
+from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.engine.writer import Writer
 from mcp_server.errors import Malformed
 from mcp_server.formats.checkpoint import ITEM_BYTES
@@ -70,8 +70,8 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
         )
         if not kernels.are_compiled():
             report(FIRST_RUN, 0, 1, "")
-        with closing(Reader(forget=forget)) as reader, closing(Team(threads)) as team:
-            run = _Run(plan, layout, reader, writer, journal, team, seed, request.allow_nonfinite, report)
+        with closing(Reader(forget=forget)) as reader, closing(ThreadPool(threads)) as pool:
+            run = _Run(plan, layout, reader, writer, journal, pool, seed, request.allow_nonfinite, report)
             try:
                 run.all_tensors()
             except BaseException:
@@ -91,10 +91,10 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
         "warnings": [*plan.warnings, *rounding_warnings(lost, plan.tensors[0].dtype)],
         "resumed": run.skipped > 0,
     }
-    report("papers", 0, 1, "")
+    report("metadata", 0, 1, "")
     measured |= {"wall_seconds": time.monotonic() - started, "peak_anon_bytes": run.meter.sample()}
-    measured["warnings"] += write_papers(request, plan, layout, measured)
-    report("papers", 1, 1, "")
+    measured["warnings"] += write_metadata(request, plan, layout, measured)
+    report("metadata", 1, 1, "")
     return measured
 
 
@@ -108,13 +108,13 @@ class _Run:
         reader: Reader,
         writer: Writer,
         journal: Journal,
-        team: Team,
+        pool: ThreadPool,
         seed: int,
         allow_nonfinite: bool,
         report: Report,
     ) -> None:
         self.plan, self.layout, self.reader, self.writer, self.journal = plan, layout, reader, writer, journal
-        self.team, self.seed, self.allow_nonfinite, self.report = team, seed, allow_nonfinite, report
+        self.pool, self.seed, self.allow_nonfinite, self.report = pool, seed, allow_nonfinite, report
         self.written = 0
         self.skipped = 0
         self.meter = PeakMeter()
@@ -135,7 +135,7 @@ class _Run:
         tensor = OpenTensor(plan, self.reader)
         evidence = TensorEvidence()
         self.check(tensor, tensor.nonfinite_factors(), evidence)
-        merge_block = prepare(self.plan.recipe.method, tensor, self.team, self.seed)
+        merge_block = prepare(self.plan.recipe.method, tensor, self.pool, self.seed)
         stored = STORED[plan.dtype]
         same_grid = tensor.reference is not None and tensor.reference.stored.dtype == stored and not tensor.reference.low_rank
 
@@ -168,7 +168,7 @@ class _Run:
             kernels.landing(reference, grid, out, rounded, deltas, sums)
             return sums.tolist(), bad
 
-        results = self.team.run(work, tensor.blocks)
+        results = self.pool.run(work, tensor.blocks)
         for sums, bad in results:
             for source, count in bad.items():
                 evidence.nonfinite[source] = evidence.nonfinite.get(source, 0) + count

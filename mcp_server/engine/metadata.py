@@ -23,7 +23,7 @@ from mcp_server.formats.provenance import Provenance, identify, write_model_card
 from mcp_server.formats.recipe import parse_ref, read_recipe
 
 
-def write_papers(
+def write_metadata(
     request: Request,
     plan: MergePlan,
     layout: Layout,

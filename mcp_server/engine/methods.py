@@ -2,7 +2,7 @@
 
 Weighted sums   out = scale·reference + Σ factor·delta. linear and task_arithmetic know their factors from the recipe; slerp,
                 nuslerp, multislerp and model_stock get them from the sources' lengths and angles: `spherical`, one reading pass.
-Sparse sums     each delta is first thinned, by magnitude or at random: `sparse`. Then the parts are added, with a sign
+Sparse sums     each delta is first sparsified, by magnitude or at random: `sparsify`. Then the parts are added, with a sign
                 election in the ties methods.
 """
 
@@ -18,19 +18,19 @@ from mcp_server.engine import kernels, spherical
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.signatures import SIGNATURES
-from mcp_server.engine.sparsify import Thinner, prepare_thinner
-from mcp_server.engine.team import Team, Workspace
+from mcp_server.engine.sparsify import Sparsifier, prepare_sparsifier
+from mcp_server.engine.thread_pool import ThreadPool, Workspace
 
 Array = np.ndarray[Any, Any]
 MergeBlock = Callable[[Workspace, Block, Array, Array, Array], None]
 """(workspace, block, reference, stack of deltas, out): writes the merged block, float32, to out."""
 
 
-def prepare(method: str, tensor: OpenTensor, team: Team, seed: int) -> MergeBlock:
+def prepare(method: str, tensor: OpenTensor, pool: ThreadPool, seed: int) -> MergeBlock:
     """Read what the method must know about the whole tensor; returns how to merge one block of it."""
     signature = SIGNATURES[method]
     if method in spherical.FACTORS:
-        return weighted(*spherical.FACTORS[method](tensor, team))
+        return weighted(*spherical.FACTORS[method](tensor, pool))
     if method == "passthrough":
         scale = tensor.parameters[0]["scale"]
         return linear(tensor, [1.0 if scale is None else scale], normalize=False)
@@ -40,15 +40,15 @@ def prepare(method: str, tensor: OpenTensor, team: Team, seed: int) -> MergeBloc
         return linear(tensor, weights, shared["normalize"])
     if all(tensor.untouched(i) for i in range(len(weights))):  # the base as it is
         return weighted(1.0, [0.0] * len(weights))
-    strength = shared["lambda"]
+    lambda_ = shared["lambda"]
     if not signature.elect:
         total = sum(weights)
         if shared["normalize"] and abs(total) >= 1e-8:
-            strength /= total
+            lambda_ /= total
     if signature.sparsify == "none":
-        return weighted(1.0, [strength * weight for weight in weights])
-    thinner = prepare_thinner(method, tensor, team, seed)
-    return Sparse(thinner, np.array(weights), strength, shared["normalize"], signature.elect)
+        return weighted(1.0, [lambda_ * weight for weight in weights])
+    sparsifier = prepare_sparsifier(method, tensor, pool, seed)
+    return Sparse(sparsifier, np.array(weights), lambda_, shared["normalize"], signature.elect)
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,19 @@ def linear(tensor: OpenTensor, weights: list[float], normalize: bool) -> MergeBl
 
 @dataclass(frozen=True)
 class Sparse:
-    """Thin every delta, then add: all parts, or those that agree with the elected sign."""
+    """Sparsify every delta, then add: all parts, or those that agree with the elected sign."""
 
-    thinner: Thinner
+    sparsifier: Sparsifier
     weights: Array
-    strength: float
+    lambda_: float
     normalize: bool
     elects: bool
 
     def __call__(self, workspace: Workspace, block: Block, reference: Array, deltas: Array, out: Array) -> None:
         if self.elects:
-            parts, thresholds, ties = self.thinner.parts(workspace, block, deltas)
-            factors = self.weights * self.thinner.scales
-            kernels.elect(reference, parts, thresholds, ties, factors, self.weights, self.normalize, self.strength, out)
+            parts, thresholds, ties = self.sparsifier.parts(workspace, block, deltas)
+            factors = self.weights * self.sparsifier.scales
+            kernels.elect(reference, parts, thresholds, ties, factors, self.weights, self.normalize, self.lambda_, out)
         else:
-            kept = self.thinner.kept(workspace, block, deltas)
-            kernels.weighted_sum(reference, 1.0, kept, self.strength * self.weights * self.thinner.scales, out)
+            kept = self.sparsifier.kept(workspace, block, deltas)
+            kernels.weighted_sum(reference, 1.0, kept, self.lambda_ * self.weights * self.sparsifier.scales, out)

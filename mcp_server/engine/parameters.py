@@ -22,7 +22,7 @@ _LIKE: dict[Kind, str] = {"number": "write a number such as 0.5", "flag": "write
 
 
 def as_number(value: object) -> float:
-    """Raises `ValueError` for what is no number."""
+    """Raises `ValueError` for anything but a number."""
     number = recipe.as_number(value)
     if number is None:
         raise ValueError(f"{value!r}, which is not a number")

@@ -15,7 +15,7 @@ import numpy as np
 
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.codecs import decode, decode_difference
-from mcp_server.engine.team import Workspace
+from mcp_server.engine.thread_pool import Workspace
 from mcp_server.errors import InputChanged, NotFound
 from mcp_server.formats.checkpoint import ITEM_BYTES, StoredTensor
 

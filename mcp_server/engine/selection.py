@@ -22,7 +22,7 @@ import numpy as np
 from mcp_server.engine import counting
 from mcp_server.engine.blocks import MOST_COLLECTED, MOST_COLLECTED_SHARE, Block
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.team import Team, Workspace
+from mcp_server.engine.thread_pool import ThreadPool, Workspace
 
 Array = np.ndarray[Any, Any]
 Wanted = Sequence[tuple[int, int]]
@@ -45,18 +45,18 @@ class Cut:
         return min(max(self.ties - block.start, 0), block.count)
 
 
-def largest(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut]:
+def largest(tensor: OpenTensor, wanted: Wanted, pool: ThreadPool) -> list[Cut]:
     """One cut per wanted (delta, k)."""
-    if tensor.plan.count >= GUESS_FROM_ELEMENTS and (cuts := by_guessing(tensor, wanted, team)) is not None:
+    if tensor.plan.count >= GUESS_FROM_ELEMENTS and (cuts := sampled_select(tensor, wanted, pool)) is not None:
         return cuts
-    return by_counting(tensor, wanted, team)
+    return radix_select(tensor, wanted, pool)
 
 
-def by_guessing(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut] | None:
+def sampled_select(tensor: OpenTensor, wanted: Wanted, pool: ThreadPool) -> list[Cut] | None:
     """The cuts, or None when the guess was wrong or the windows are too full."""
     sample = [replace(b, rows=max(1, b.rows // SAMPLE_ONE_IN)) for b in tensor.blocks]
     sample = [replace(b, count=b.rows * b.columns) for b in sample]
-    counts = _count(tensor, team, {index: [0] for index, _ in wanted}, 1 << 15, _count_high, sample)
+    counts = _count(tensor, pool, {index: [0] for index, _ in wanted}, 1 << 15, _count_high, sample)
     size = sum(b.count for b in sample)
     windows, expected = [], 0.0
     for index, k in wanted:
@@ -78,7 +78,7 @@ def by_guessing(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut] | N
             results.append((found[:number].copy(), above))
         return results
 
-    results = team.run(work, tensor.blocks)
+    results = pool.run(work, tensor.blocks)
     cuts = []
     for place, (index, k) in enumerate(wanted):
         parts = [result[place][0] for result in results]
@@ -98,14 +98,14 @@ def by_guessing(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut] | N
     return cuts
 
 
-def by_counting(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut]:
+def radix_select(tensor: OpenTensor, wanted: Wanted, pool: ThreadPool) -> list[Cut]:
     """The cuts, whatever the values are."""
-    high_counts = _count(tensor, team, {index: [0] for index, _ in wanted}, 1 << 15, _count_high, tensor.blocks)
+    high_counts = _count(tensor, pool, {index: [0] for index, _ in wanted}, 1 << 15, _count_high, tensor.blocks)
     found = [_rank(high_counts[index, 0], k) for index, k in wanted]
     halves: dict[int, list[int]] = {}
     for (index, _), (high, _) in zip(wanted, found, strict=True):
         halves.setdefault(index, []).append(high)
-    low_counts = _count(tensor, team, halves, 1 << 16, counting.count_low, tensor.blocks)
+    low_counts = _count(tensor, pool, halves, 1 << 16, counting.count_low, tensor.blocks)
     cuts, search = [], {}
     for number, ((index, _), (high, k)) in enumerate(zip(wanted, found, strict=True)):
         counts = low_counts[index, high]
@@ -120,7 +120,7 @@ def by_counting(tensor: OpenTensor, wanted: Wanted, team: Team) -> list[Cut]:
             patterns = _patterns(tensor, sources, workspace, block)
             return [int(counting.count_equal(patterns[index], pattern)) for index, pattern, _ in search.values()]
 
-        equal = np.cumsum(team.run(work, tensor.blocks), axis=0)
+        equal = np.cumsum(pool.run(work, tensor.blocks), axis=0)
         for column, (number, (index, pattern, left)) in enumerate(search.items()):
             cuts[number] = Cut(pattern, _tie_position(tensor, index, pattern, equal[:, column], left))
     return cuts
@@ -149,7 +149,7 @@ def _count_high(bits: Array, _: int, counts: Array) -> None:
 
 def _count(
     tensor: OpenTensor,
-    team: Team,
+    pool: ThreadPool,
     asked: dict[int, list[int]],
     size: int,
     kernel: Callable[[Array, int, Array], None],
@@ -163,7 +163,7 @@ def _count(
         for index, high in keys:
             kernel(patterns[index], high, tables[index, high])
 
-    parts = team.fold(work, blocks, lambda: {key: np.zeros(size, np.int64) for key in keys})
+    parts = pool.fold(work, blocks, lambda: {key: np.zeros(size, np.int64) for key in keys})
     return {key: np.sum([part[key] for part in parts], axis=0) for key in keys}
 
 

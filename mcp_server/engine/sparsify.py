@@ -1,4 +1,4 @@
-"""Thinning: which elements of a delta a method keeps, and by how much the kept ones are scaled up.
+"""Sparsification: which elements of a delta a method keeps, and by how much the kept ones are scaled up.
 
 magnitude   ties          the k = max(1, floor(density·n)) largest of the tensor
 outliers    breadcrumbs   the largest but for the top gamma·n
@@ -21,7 +21,7 @@ from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.selection import Cut, largest
 from mcp_server.engine.signatures import SIGNATURES
-from mcp_server.engine.team import Team, Workspace
+from mcp_server.engine.thread_pool import ThreadPool, Workspace
 
 Array = np.ndarray[Any, Any]
 
@@ -29,7 +29,7 @@ _NEGLIGIBLE = 1e-7
 """Below this L1 norm mergekit does not rescale."""
 
 
-class Thinner(ABC):
+class Sparsifier(ABC):
     """What to keep of each delta of one tensor. `scales` multiply what was kept; 1 where nothing is rescaled."""
 
     def __init__(self, tensor: OpenTensor) -> None:
@@ -43,7 +43,7 @@ class Thinner(ABC):
         if self.densities[index] >= 1:
             kept[:] = delta
         else:
-            self.thin(index, block, delta, kept)
+            self.sparsify(index, block, delta, kept)
 
     def kept(self, workspace: Workspace, block: Block, deltas: Array) -> Array:
         """What stays of every delta of a block."""
@@ -53,35 +53,35 @@ class Thinner(ABC):
         return kept
 
     def parts(self, workspace: Workspace, block: Block, deltas: Array) -> tuple[Array, Array, Array]:
-        """The same for `kernels.elect`: a stack, and the thresholds and ties by which the kernel shall still thin it."""
+        """The same for `kernels.elect`: a stack, and the thresholds and ties by which the kernel still have to sparsify it."""
         return self.kept(workspace, block, deltas), self._nothing, self._nothing
 
     @abstractmethod
-    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None: ...
+    def sparsify(self, index: int, block: Block, delta: Array, kept: Array) -> None: ...
 
 
-def prepare_thinner(method: str, tensor: OpenTensor, team: Team, seed: int) -> Thinner:
+def prepare_sparsifier(method: str, tensor: OpenTensor, pool: ThreadPool, seed: int) -> Sparsifier:
     kind = SIGNATURES[method].sparsify
-    thinner: Thinner
+    sparsifier: Sparsifier
     if kind == "magnitude":
-        thinner = Largest(tensor, team)
+        sparsifier = Largest(tensor, pool)
     elif kind == "outliers":
-        thinner = WithoutOutliers(tensor, team)
+        sparsifier = WithoutOutliers(tensor, pool)
     else:
-        thinner = (Random if kind == "random" else ByRank)(tensor, seed)
+        sparsifier = (Random if kind == "random" else ByRank)(tensor, seed)
     if tensor.plan.shared["rescale"]:
-        _restore_norms(thinner, tensor, team)
-    return thinner
+        _restore_norms(sparsifier, tensor, pool)
+    return sparsifier
 
 
-class Largest(Thinner):
-    def __init__(self, tensor: OpenTensor, team: Team) -> None:
+class Largest(Sparsifier):
+    def __init__(self, tensor: OpenTensor, pool: ThreadPool) -> None:
         super().__init__(tensor)
         count = tensor.plan.count
         wanted = [(i, max(1, int(d * count))) for i, d in enumerate(self.densities) if d < 1 and count]
-        self.cuts = dict(zip([i for i, _ in wanted], largest(tensor, wanted, team) if wanted else [], strict=True))
+        self.cuts = dict(zip([i for i, _ in wanted], largest(tensor, wanted, pool) if wanted else [], strict=True))
 
-    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
+    def sparsify(self, index: int, block: Block, delta: Array, kept: Array) -> None:
         cut = self.cuts[index]
         kernels.keep_largest(delta.view(np.uint32), cut.pattern, cut.ties_in(block), kept.view(np.uint32))
 
@@ -92,10 +92,10 @@ class Largest(Thinner):
         return deltas, thresholds, ties
 
 
-class WithoutOutliers(Thinner):
+class WithoutOutliers(Sparsifier):
     """Ranks from `skipped` to `skipped + kept`, counted from the largest; both may be empty."""
 
-    def __init__(self, tensor: OpenTensor, team: Team) -> None:
+    def __init__(self, tensor: OpenTensor, pool: ThreadPool) -> None:
         super().__init__(tensor)
         count = tensor.plan.count
         wanted, self.cuts = [], {}
@@ -106,12 +106,12 @@ class WithoutOutliers(Thinner):
             bottom = max(0, count - target - int(values["gamma"] * count))
             skipped = count - bottom - target
             wanted += [(i, skipped), (i, skipped + target)]
-        found = iter(largest(tensor, [(i, k) for i, k in wanted if k], team) if any(k for _, k in wanted) else [])
+        found = iter(largest(tensor, [(i, k) for i, k in wanted if k], pool) if any(k for _, k in wanted) else [])
         cuts: list[Cut | None] = [next(found) if k else None for _, k in wanted]
         for (i, _), skip, stop in zip(wanted[::2], cuts[::2], cuts[1::2], strict=True):
             self.cuts[i] = (skip, stop)
 
-    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
+    def sparsify(self, index: int, block: Block, delta: Array, kept: Array) -> None:
         skip, stop = self.cuts[index]
         if stop is None:
             kept[:] = 0
@@ -122,13 +122,13 @@ class WithoutOutliers(Thinner):
             kernels.drop_largest(bits, skip.pattern, skip.ties_in(block), patterns)
 
 
-class Random(Thinner):
+class Random(Sparsifier):
     def __init__(self, tensor: OpenTensor, seed: int) -> None:
         super().__init__(tensor)
         self.starts = [random_numbers.stream_start(seed, i, tensor.plan.name) for i in range(len(self.densities))]
         self.below = [random_numbers.keep_below(density) for density in self.densities]
 
-    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
+    def sparsify(self, index: int, block: Block, delta: Array, kept: Array) -> None:
         random_numbers.keep_random(delta, self.starts[index], np.uint64(block.start), self.below[index], kept)
 
 
@@ -140,7 +140,7 @@ class ByRank(Random):
         self.epsilons = [values["epsilon"] for values in tensor.parameters]
         self.row = tensor.plan.shape[-1] if tensor.plan.shape else 1
 
-    def thin(self, index: int, block: Block, delta: Array, kept: Array) -> None:
+    def sparsify(self, index: int, block: Block, delta: Array, kept: Array) -> None:
         rows = np.abs(delta).reshape(-1, self.row)
         ranks = np.empty(rows.shape, np.float64)
         np.put_along_axis(ranks, np.argsort(rows, axis=1, kind="stable"), np.arange(self.row, dtype=np.float64)[None], axis=1)
@@ -149,24 +149,24 @@ class ByRank(Random):
         random_numbers.keep_with_probability(delta, probability, self.starts[index], np.uint64(block.start), kept)
 
 
-def _restore_norms(thinner: Thinner, tensor: OpenTensor, team: Team) -> None:
-    """Set `scales` so that each thinned delta has the L1 norm of the whole one. One reading pass."""
-    thinned = [i for i, density in enumerate(thinner.densities) if density < 1]
-    if not thinned:
+def _restore_norms(sparsifier: Sparsifier, tensor: OpenTensor, pool: ThreadPool) -> None:
+    """Set `scales` so that each sparsified delta has the L1 norm of the whole one. One reading pass."""
+    sparsified = [i for i, density in enumerate(sparsifier.densities) if density < 1]
+    if not sparsified:
         return
-    need = any(tensor.needs_reference(i) for i in thinned)
+    need = any(tensor.needs_reference(i) for i in sparsified)
 
     def work(workspace: Workspace, block: Block) -> list[tuple[float, float]]:
         reference = tensor.load_reference(workspace, block) if need else workspace.take("reference", 0)
         delta, kept = workspace.take("deltas", block.count), workspace.take("kept", block.count)
         sums = []
-        for i in thinned:
+        for i in sparsified:
             tensor.load_delta(i, workspace, block, reference, delta)
-            thinner.keep(i, block, delta, kept)
+            sparsifier.keep(i, block, delta, kept)
             sums.append((kernels.absolute_sum(delta), kernels.absolute_sum(kept)))
         return sums
 
-    totals = np.sum(team.run(work, tensor.blocks), axis=0)
-    for i, (before, after) in zip(thinned, totals.reshape(-1, 2), strict=True):
+    totals = np.sum(pool.run(work, tensor.blocks), axis=0)
+    for i, (before, after) in zip(sparsified, totals.reshape(-1, 2), strict=True):
         if before >= _NEGLIGIBLE and after >= _NEGLIGIBLE:
-            thinner.scales[i] = before / after
+            sparsifier.scales[i] = before / after

@@ -16,7 +16,7 @@ import numpy as np
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.team import Team, Workspace
+from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.errors import Malformed
 
 Array = np.ndarray[Any, Any]
@@ -27,7 +27,7 @@ STRAIGHT = 0.9995
 """Above this |cosine| slerp interpolates along the straight line, as mergekit does."""
 
 
-def gram(tensor: OpenTensor, team: Team, with_reference: bool) -> Array:
+def gram(tensor: OpenTensor, pool: ThreadPool, with_reference: bool) -> Array:
     """Inner products of the deltas with each other; row and column 0 are the reference's if asked for."""
 
     def work(workspace: Workspace, block: Block) -> list[float]:
@@ -37,15 +37,15 @@ def gram(tensor: OpenTensor, team: Team, with_reference: bool) -> Array:
 
     size = len(tensor.deltas) + with_reference
     products = np.zeros((size, size))
-    sums = np.sum(team.run(work, tensor.blocks), axis=0) if tensor.blocks else np.zeros(size * (size + 1) // 2)
+    sums = np.sum(pool.run(work, tensor.blocks), axis=0) if tensor.blocks else np.zeros(size * (size + 1) // 2)
     products[np.triu_indices(size)] = sums
     return products + np.triu(products, 1).T
 
 
-def slerp(tensor: OpenTensor, team: Team) -> Factors:
+def slerp(tensor: OpenTensor, pool: ThreadPool) -> Factors:
     """From the base (t = 0) to the other (t = 1) along the arc between them."""
     t = tensor.plan.shared["t"]
-    products = gram(tensor, team, with_reference=True)
+    products = gram(tensor, pool, with_reference=True)
     base, other, inner = products[0, 0], products.sum(), products[0].sum()  # other = reference + delta
     lengths = [length if length > 1e-8 else 1.0 for length in (math.sqrt(max(base, 0.0)), math.sqrt(max(other, 0.0)))]
     cosine = min(1.0, max(-1.0, inner / (lengths[0] * lengths[1])))
@@ -56,11 +56,11 @@ def slerp(tensor: OpenTensor, team: Team) -> Factors:
     return of_base + of_other, [of_other]
 
 
-def nuslerp(tensor: OpenTensor, team: Team) -> Factors:
+def nuslerp(tensor: OpenTensor, pool: ThreadPool) -> Factors:
     """Slerp of two sources, or of their deltas when there is a base; t is the second's share of the weights."""
     first, second = (values["weight"] for values in tensor.parameters)
     t = second / (first + second)
-    products = gram(tensor, team, with_reference=False)
+    products = gram(tensor, pool, with_reference=False)
     lengths = [max(math.sqrt(products[i, i]), 1e-7) for i in range(2)]
     cosine = min(1.0, max(-1.0, products[0, 1] / (lengths[0] * lengths[1])))
     if 1 - cosine**2 <= 1e-16:
@@ -71,7 +71,7 @@ def nuslerp(tensor: OpenTensor, team: Team) -> Factors:
     return 1.0, factors
 
 
-def multislerp(tensor: OpenTensor, team: Team) -> Factors:
+def multislerp(tensor: OpenTensor, pool: ThreadPool) -> Factors:
     """The normalised weighted mean of the directions, at the weighted mean length."""
     weights = np.array([values["weight"] for values in tensor.parameters])
     if len(weights) == 1:
@@ -79,7 +79,7 @@ def multislerp(tensor: OpenTensor, team: Team) -> Factors:
     if tensor.plan.shared["normalize_weights"]:
         weights = weights / weights.sum()
     eps = tensor.plan.shared["eps"]
-    products = gram(tensor, team, with_reference=False)
+    products = gram(tensor, pool, with_reference=False)
     lengths = np.sqrt(np.diag(products))
     if not lengths.any():  # no source changes this tensor (mergekit stops here); adapters leave most tensors alone
         return 1.0, [0.0] * len(weights)
@@ -95,9 +95,9 @@ def multislerp(tensor: OpenTensor, team: Team) -> Factors:
     return 1.0, list(factors)
 
 
-def model_stock(tensor: OpenTensor, team: Team) -> Factors:
+def model_stock(tensor: OpenTensor, pool: ThreadPool) -> Factors:
     """Between the base and the sources' average, closer to the average the more the deltas agree in direction."""
-    products = gram(tensor, team, with_reference=False)
+    products = gram(tensor, pool, with_reference=False)
     count = len(tensor.deltas)
     lengths = np.sqrt(np.diag(products))
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
@@ -107,7 +107,7 @@ def model_stock(tensor: OpenTensor, team: Team) -> Factors:
     return 1.0, [t / count] * count
 
 
-FACTORS: dict[str, Callable[[OpenTensor, Team], Factors]] = {
+FACTORS: dict[str, Callable[[OpenTensor, ThreadPool], Factors]] = {
     "slerp": slerp,
     "nuslerp": nuslerp,
     "multislerp": multislerp,

@@ -14,14 +14,14 @@ UNQUANTISED = "merge the unquantised model it was made from, and quantise the re
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class FolderKind:
     """The kind of a folder and, when it is no plain model, why and what to do."""
 
     kind: Kind
     detail: str = ""
 
 
-def classify(path: Path) -> Holding:
+def classify(path: Path) -> FolderKind:
     """Look at names only; `quantisation` looks further into what seems a full model."""
     if path.is_file():
         return _file(path)
@@ -31,20 +31,20 @@ def classify(path: Path) -> Holding:
     if adapter and not (model and "config.json" in names):
         return _adapter(names)
     if model and "config.json" in names:
-        return Holding("full")
+        return FolderKind("full")
     if model:
-        return Holding("not_a_model", "it has weights but no config.json; download or save the checkpoint again")
+        return FolderKind("not_a_model", "it has weights but no config.json; download or save the checkpoint again")
     if gguf := _ending(names, ".gguf"):
-        return Holding("gguf", f"{gguf} is GGUF, a format for inference; {UNQUANTISED}")
+        return FolderKind("gguf", f"{gguf} is GGUF, a format for inference; {UNQUANTISED}")
     if pickle := _ending(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        return Holding("pickle", f"{pickle} is a pickle, which can run code when it is opened; {SAFE}")
+        return FolderKind("pickle", f"{pickle} is a pickle, which can run code when it is opened; {SAFE}")
     if shard := _ending(names, ".safetensors"):
         wanted = "model.safetensors or model.safetensors.index.json"
-        return Holding("not_a_model", f"it has {shard} but no {wanted}: a download that was cut short, or another layout")
+        return FolderKind("not_a_model", f"it has {shard} but no {wanted}: a download that was cut short, or another layout")
     if "config.json" in names:
-        return Holding("not_a_model", "it has config.json but no weights: the download is not complete")
+        return FolderKind("not_a_model", "it has config.json but no weights: the download is not complete")
     found = ", ".join(names[:6]) + (" …" if len(names) > 6 else "") if names else "nothing"
-    return Holding(
+    return FolderKind(
         "not_a_model", f"it holds {found}; a model has config.json and model.safetensors, an adapter adapter_config.json"
     )
 
@@ -67,22 +67,22 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "adapter_config.json")
 
 
-def _file(path: Path) -> Holding:
+def _file(path: Path) -> FolderKind:
     if path.suffix == ".gguf":
-        return Holding("gguf", f"it is GGUF, a format for inference; {UNQUANTISED}")
+        return FolderKind("gguf", f"it is GGUF, a format for inference; {UNQUANTISED}")
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        return Holding("pickle", f"it is a pickle, which can run code when it is opened; {SAFE}")
+        return FolderKind("pickle", f"it is a pickle, which can run code when it is opened; {SAFE}")
     if path.suffix == ".safetensors":
-        return Holding("not_a_model", f"it is a single file; name its folder, {path.parent}")
-    return Holding("not_a_model", "it is a file; name the folder that holds config.json and the weights")
+        return FolderKind("not_a_model", f"it is a single file; name its folder, {path.parent}")
+    return FolderKind("not_a_model", "it is a file; name the folder that holds config.json and the weights")
 
 
-def _adapter(names: list[str]) -> Holding:
+def _adapter(names: list[str]) -> FolderKind:
     if "adapter_model.safetensors" in names:
-        return Holding("lora")
+        return FolderKind("lora")
     if "adapter_model.bin" in names:
-        return Holding("pickle", f"adapter_model.bin is a pickle, which can run code when it is opened; {SAFE}")
-    return Holding("not_a_model", "it has adapter_config.json but no adapter_model.safetensors; save the adapter again")
+        return FolderKind("pickle", f"adapter_model.bin is a pickle, which can run code when it is opened; {SAFE}")
+    return FolderKind("not_a_model", "it has adapter_config.json but no adapter_model.safetensors; save the adapter again")
 
 
 def _ending(names: list[str], *suffixes: str) -> str | None:

@@ -68,7 +68,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     file = Path(path)
     try:
         if not stat.S_ISREG(file.stat().st_mode) and not file.is_dir():
-            raise _broken(file, "it is no ordinary file")  # opening a pipe would wait for ever
+            raise _broken(file, "it is not a regular file")  # opening a pipe would wait for ever
         with file.open("rb") as stream:
             file_bytes = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
@@ -97,7 +97,7 @@ def _parse(file: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str
 
     values = sum(raw.count(mark) for mark in (b",", b"{", b"["))
     if values > MAX_VALUES:
-        raise _broken(file, f"its header has some {values:,} values, {MAX_VALUES:,} is the most that is read")
+        raise _broken(file, f"its header has some {values:,} values, which exceeds the limit of {MAX_VALUES:,}")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

@@ -13,7 +13,7 @@ from typing import Any
 
 from mcp_server.errors import NotAModel, NotFound
 from mcp_server.formats.adapter import describe_adapter
-from mcp_server.formats.folder import Holding, adapter_config, classify, quantisation
+from mcp_server.formats.folder import FolderKind, adapter_config, classify, quantisation
 from mcp_server.formats.identity import architecture_hash, architecture_name, chat_template_hash, config_field, tokenizer_hash
 from mcp_server.formats.licence import read_licence
 from mcp_server.formats.recipe.refs import parse_ref
@@ -89,7 +89,7 @@ def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
         raise _not_a(ref, path, holding, "a full model")
     config, stored = read_json(path / "config.json"), read_tensors(path)
     if reason := quantisation(config, stored):
-        raise _not_a(ref, path, Holding("quantised", reason), "a full model")
+        raise _not_a(ref, path, FolderKind("quantised", reason), "a full model")
     return Checkpoint(ref, path, config, stored)
 
 
@@ -189,7 +189,7 @@ def _stray(stored: StoredTensors) -> str:
     )
 
 
-def _not_a(ref: str, path: Path, holding: Holding, wanted: str) -> NotAModel:
+def _not_a(ref: str, path: Path, holding: FolderKind, wanted: str) -> NotAModel:
     reason = holding.detail
     if holding.kind == "lora":
         reason = "it is a LoRA adapter; name it as base+adapter, with the model that it was trained on"

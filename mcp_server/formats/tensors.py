@@ -52,9 +52,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise Malformed(f"{path} is no ordinary file", "download the checkpoint again", path=str(path))
+            raise Malformed(f"{path} is not a regular file", "download the checkpoint again", path=str(path))
         if status.st_size > MAX_JSON_BYTES:
-            raise Malformed(f"{path} has {status.st_size:,} bytes, {MAX_JSON_BYTES:,} is the most that is read", "is it JSON?")
+            raise Malformed(f"{path} has {status.st_size:,} bytes, which exceeds the limit of {MAX_JSON_BYTES:,}", "is it JSON?")
         raw = path.read_bytes()
         if len(raw) > _SMALL_JSON_BYTES and sum(raw.count(mark) for mark in (b",", b"{", b"[")) > MAX_JSON_VALUES:
             raise Malformed(f"{path} has more than {MAX_JSON_VALUES:,} values", "is it the right file?", path=str(path))

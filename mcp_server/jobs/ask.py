@@ -1,6 +1,6 @@
 """Ask a worker one question and wait for the answer: for checks that take seconds and leave no job behind.
 
-The question lies in HOME/asks while it is asked. Whoever asks next removes the folders of askers that were killed.
+The question lies in HOME/asks while it is asked. The next request removes the folders of requesting processes that were killed.
 """
 
 from __future__ import annotations

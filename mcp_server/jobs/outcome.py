@@ -145,7 +145,7 @@ def _unexplained(folder: Path, code: int) -> RunFailed:
 
 
 def _quoted(text: str) -> str:
-    return f"; its last words: {text[-600:]}" if text else ""
+    return f"; the end of its log: {text[-600:]}" if text else ""
 
 
 def _reported(folder: Path) -> MergingError | None:

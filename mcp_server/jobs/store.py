@@ -36,7 +36,7 @@ TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
 WRITING: Final = frozenset({"merge", "sweep"})
 """Kinds that have an output of their own, which they lock."""
 SPARES: Final = (".spare-runner", ".spare-worker")
-"""Blocks that every job keeps on the disk, so that runner and worker can write their last words when it is full."""
+"""Blocks that every job keeps on the disk, so that runner and worker can write their final records when it is full."""
 SPARE_BYTES: Final = 32_768
 _ID: Final = re.compile(r"^[a-z]+-\d{8}-\d{6}-[0-9a-z]{4}$")
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -70,13 +70,13 @@ def now() -> str:
 
 def new_folder(kind: str) -> Path:
     """Make the folder of a new job, not yet in its place. The id sorts by time (to a millisecond) and is easy to read out."""
-    nursery = paths.jobs_dir() / ".new"
-    nursery.mkdir(parents=True, exist_ok=True)
+    staging = paths.jobs_dir() / ".new"
+    staging.mkdir(parents=True, exist_ok=True)
     while True:
         moment = datetime.now(UTC)
         fraction = moment.microsecond * 1296 // 1_000_000
         tail = _DIGITS[fraction // 36] + _DIGITS[fraction % 36] + secrets.choice(_DIGITS) + secrets.choice(_DIGITS)
-        folder = nursery / f"{kind}-{moment:%Y%m%d-%H%M%S}-{tail}"
+        folder = staging / f"{kind}-{moment:%Y%m%d-%H%M%S}-{tail}"
         if (paths.jobs_dir() / folder.name).exists():
             continue
         with contextlib.suppress(FileExistsError):

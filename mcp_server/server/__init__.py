@@ -18,7 +18,7 @@ __all__ = ["build_server", "main"]
 
 
 def serve_stdio() -> None:
-    """Serve until the client leaves. One that leaves without a word (a broken pipe) is no error of ours."""
+    """Serve until the client leaves. A client that closes the pipe without notice is not an error."""
     try:
         build_server().run("stdio")
     except BaseExceptionGroup as group:

@@ -36,7 +36,7 @@ def load_yaml_all(text: str, what: str) -> list[Any]:
     """Parse a stream of YAML documents (mergekit-multi recipes hold several). Raises `Malformed` with the line."""
     size = len(text.encode("utf-8", errors="surrogatepass"))
     if size > MAX_BYTES:
-        raise Malformed(f"{what} is {size:,} bytes long, {MAX_BYTES:,} is the most that is read", "is it the right file?")
+        raise Malformed(f"{what} is {size:,} bytes long, which exceeds the limit of {MAX_BYTES:,}", "is it the right file?")
     try:
         _check_events(text, what)
         loader = _Loader(text)
@@ -137,7 +137,7 @@ def read_text(path: Path, what: str) -> str:
         if path.is_dir():
             raise BadInput(f"{path} is a folder, {what} is a file", "name the YAML file inside it")
         if size > MAX_BYTES:
-            raise Malformed(f"{path} is {size:,} bytes long, {MAX_BYTES:,} is the most that is read", "is it the right file?")
+            raise Malformed(f"{path} is {size:,} bytes long, which exceeds the limit of {MAX_BYTES:,}", "is it the right file?")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as missing:
         raise NotFound(f"{path} does not exist", f"check the path of {what}") from missing

@@ -26,7 +26,7 @@ from mcp_server.engine.blocks import split
 from mcp_server.engine.codecs import encode
 from mcp_server.engine.deltas import Factors
 from mcp_server.engine.reader import Reader
-from mcp_server.engine.team import Workspace
+from mcp_server.engine.thread_pool import Workspace
 from mcp_server.errors import DiskFull
 from mcp_server.formats.checkpoint import ITEM_BYTES, Checkpoint, StoredTensor, open_checkpoint
 from mcp_server.formats.identity import TOKENIZER_FILES

@@ -17,7 +17,7 @@ from mcp_server.engine.plan import make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.selection import Cut
-from mcp_server.engine.team import Team
+from mcp_server.engine.thread_pool import ThreadPool
 from tests.engine.synthetic import random_tensors, write_model
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -58,27 +58,27 @@ VALUES = {
 @pytest.mark.usefixtures("small_blocks")
 def test_both_ways_give_exactly_the_k_largest(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = VALUES[kind](np.random.default_rng(1)).astype(np.float32)
-    tensor, team = open_values(tmp_path, values), Team(2)
+    tensor, pool = open_values(tmp_path, values), ThreadPool(2)
     guessed = 0
     for margin in (0.004, 0.2):
         monkeypatch.setattr(selection, "MARGIN", margin)
         for k in (1, 2, 100, 1536, 3000, 3071, 3072):
             wanted = expected(values, k)
-            [counted] = selection.by_counting(tensor, [(0, k)], team)
+            [counted] = selection.radix_select(tensor, [(0, k)], pool)
             assert (chosen(values, counted) == wanted).all(), k
-            if (guess := selection.by_guessing(tensor, [(0, k)], team)) is not None:
+            if (guess := selection.sampled_select(tensor, [(0, k)], pool)) is not None:
                 guessed += 1
                 assert (chosen(values, guess[0]) == wanted).all(), k
     assert guessed or kind in ("all equal", "few distinct", "mostly zero", "rows of different size")
     tensor.reader.close()
-    team.close()
+    pool.close()
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_several_cuts_of_one_delta(tmp_path: Path) -> None:
     values = np.random.default_rng(2).standard_normal((64, 48)).astype(np.float32)
-    tensor, team = open_values(tmp_path, values), Team(1)
-    cuts = selection.by_counting(tensor, [(0, 10), (0, 2000)], team)
+    tensor, pool = open_values(tmp_path, values), ThreadPool(1)
+    cuts = selection.radix_select(tensor, [(0, 10), (0, 2000)], pool)
     assert [(chosen(values, cut) == expected(values, k)).all() for cut, k in zip(cuts, (10, 2000), strict=True)] == [True, True]
     tensor.reader.close()
 

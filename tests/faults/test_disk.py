@@ -82,7 +82,7 @@ def test_starting_with_the_store_on_a_full_disk_says_so_and_leaves_nothing(disk,
 
 
 def test_a_store_whose_disk_fills_up_still_learns_how_its_job_ended(disk, monkeypatch, tmp_path):
-    """Every job keeps a spare block that it gives up for its last words."""
+    """Every job keeps a spare block that it gives up for its final records."""
     small = disk(MIB)
     monkeypatch.setenv("MODEL_MERGING_HOME", str(small / "home"))
     script = [{"do": "wait_for", "path": str(tmp_path / "go")}, {"do": "fail", "message": "told to"}]

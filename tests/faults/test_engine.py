@@ -39,7 +39,7 @@ def failure(job_id: str) -> tuple[str, str]:
     return found.error["type"], found.error["message"]
 
 
-def test_a_run_that_works_writes_the_papers_of_a_merge(run, tmp_path):
+def test_a_run_that_works_writes_the_metadata_of_a_merge(run, tmp_path):
     assert jobs.wait(run(WRITE), 30).state == "succeeded"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md",

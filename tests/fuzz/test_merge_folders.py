@@ -35,10 +35,10 @@ def folder(tmp_path_factory):
     st.dictionaries(st.sampled_from(PAPERS), CONTENTS, min_size=1, max_size=3),
     st.none() | st.text(max_size=80) | st.just("merge_method: linear\nmodels: [{model: a}]\n"),
 )
-def test_any_papers(folder, papers, recipe):
+def test_any_metadata(folder, metadata, recipe):
     sound = {path: path.read_bytes() for path in folder.iterdir()}
     try:
-        for name, data in papers.items():
+        for name, data in metadata.items():
             (folder / name).write_bytes(data)
         if recipe is not None:
             (folder / "mergekit_config.yml").write_bytes(recipe.encode("utf-8", errors="surrogatepass"))

@@ -143,7 +143,7 @@ def test_a_pipe_a_device_and_a_folder_are_refused_without_waiting(tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "device.safetensors").symlink_to("/dev/zero")
     for name in ("model", "folder", "device"):
-        with pytest.raises(Malformed, match=r"ordinary file|is a folder"):
+        with pytest.raises(Malformed, match=r"regular file|is a folder"):
             read_header(tmp_path / f"{name}.safetensors")
 
 

@@ -4,7 +4,7 @@
     bootstrap    paired resampling: every model sees the same resampled prompts
     capability   base, sources and merge on one suite: retention, gain recovered, intervals
     verdict      passed, adjust or failed, by the thresholds in rules/thresholds.yaml
-    next_try     which knob to turn, and why
+    suggest      which knob to turn, and why
     cross        each source on every other source's prompts
 
 The worker `mcp_server.workers.evaluate` measures; this package says what the figures mean.

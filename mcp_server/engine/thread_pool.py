@@ -35,7 +35,7 @@ class Workspace:
         return self.take(name, number * count).reshape(number, count)
 
 
-class Team:
+class ThreadPool:
     """Threads that share the blocks of one tensor at a time."""
 
     def __init__(self, threads: int) -> None:
