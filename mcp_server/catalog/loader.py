@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from mcp_server.catalog.models import Catalog, Question, Rule, Strategy, Threshold
 from mcp_server.catalog.signals import SIGNALS
 from mcp_server.errors import Malformed, did_you_mean
+from mcp_server.schemas.faults import explain
 from mcp_server.system.yaml_io import load_yaml
 
 M = TypeVar("M", bound=BaseModel)
@@ -97,42 +98,6 @@ def _numbers_in(loaded: Loaded, name: str, data: Any) -> Any:
             return None
         return known[wanted].value
     return {key: _numbers_in(loaded, name, value) for key, value in data.items()}
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A validation error in our words, one line per fault: which field, what is wrong, the value found, what was meant."""
-    lines = []
-    for fault in error.errors():
-        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
-        if fault["type"] == "extra_forbidden":
-            parent, name = fault["loc"][:-1], str(fault["loc"][-1])
-            known = fields_at(model, parent)
-            lines.append(f"unknown field {where!r}.{did_you_mean(name, known) or ' Known here: ' + ', '.join(known) + '.'}")
-        elif fault["type"] == "missing":
-            lines.append(f"the field {where!r} is missing")
-        else:
-            found = str(fault.get("input"))
-            shown = "" if isinstance(fault.get("input"), dict | list) else f" (found {found[:80]!r})"
-            lines.append(f"{where + ': ' if where else ''}{fault['msg'].removeprefix('Value error, ')}{shown}")
-    return lines
-
-
-def fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The field names of the model that a validation path leads to (through lists, tables and unions)."""
-    current: list[type[BaseModel]] = [model]
-    for part in path:
-        if isinstance(part, int):
-            continue
-        following = [f for m in current if (f := m.model_fields.get(str(part)))]
-        if following:
-            current = [inner for f in following for inner in _models_in(f.annotation)]
-    return sorted({name for m in current for name in m.model_fields})
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [inner for argument in getattr(annotation, "__args__", ()) for inner in _models_in(argument)]
 
 
 def _signal_problem(name: str) -> str:

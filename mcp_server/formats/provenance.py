@@ -21,6 +21,7 @@ from mcp_server.errors import Malformed, NotAModel, NotFound
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.base import EngineId, Frozen
+from mcp_server.schemas.faults import first_fault
 from mcp_server.system.files import write_json, write_text
 from mcp_server.system.yaml_io import read_text
 
@@ -129,9 +130,9 @@ def read_provenance(folder: Path) -> Provenance | None:
     try:
         return Provenance.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise Malformed(f"{path} is not a record of a merge: {what}", "restore it, or remove it") from error
+        raise Malformed(
+            f"{path} is not a record of a merge: {first_fault(error, Provenance)}", "restore it, or remove it"
+        ) from error
 
 
 def read_recipe_text(folder: Path) -> str | None:

@@ -28,6 +28,7 @@ from pydantic import Field, ValidationError
 
 from mcp_server.errors import Malformed, NotFound
 from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.faults import first_fault
 from mcp_server.system import paths
 from mcp_server.system.yaml_io import load_yaml
 
@@ -120,9 +121,7 @@ def read_suite(folder: Path) -> Suite:
     try:
         suite = Suite.model_validate({"name": folder.name, **raw, "folder": str(folder)})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Malformed(f"{file}: {where}: {first['msg']}", "see mcp_server/formats/suites.py for its fields") from error
+        raise Malformed(f"{file}: {first_fault(error, Suite)}", "see mcp_server/formats/suites.py for its fields") from error
     return suite.model_copy(
         update={
             "capability": suite.capability or suite.name,

@@ -15,10 +15,9 @@ from mcp_server.schemas.base import EngineId
 from mcp_server.schemas.estimate import EngineEstimate, Estimate
 from mcp_server.schemas.job import MergeRequest
 from mcp_server.system import settings
-from mcp_server.system.machine import limit_bytes
+from mcp_server.system.machine import GIB, gib, limit_bytes
 
 WORKERS: Final[dict[EngineId, str]] = {"stream": "mcp_server.workers.stream", "mergekit": "mcp_server.workers.mergekit"}
-_GIB: Final = 1 << 30
 _SHARD_SETTING: Final = "--out-shard-size"
 
 
@@ -37,7 +36,7 @@ def choose(request: MergeRequest) -> Choice:
     """
     from mcp_server.steps.estimate import estimate  # reads rules and engine tables: only merges pay for it
 
-    ram_gib = request.ram_gib or settings.load().ram_gib or limit_bytes() / _GIB
+    ram_gib = request.ram_gib or settings.load().ram_gib or limit_bytes() / GIB
     costs = estimate(
         request.recipe,
         ram_gib=ram_gib,
@@ -74,4 +73,4 @@ def _too_big(engines: list[EngineId], costs: Estimate, request: MergeRequest) ->
 
 
 def _cost(cost: EngineEstimate) -> str:
-    return f"{cost.peak_anon_bytes / _GIB:.2f} GiB of memory and {cost.disk_bytes / 1e9:.2f} GB of disk"
+    return f"{gib(cost.peak_anon_bytes)} of memory and {cost.disk_bytes / 1e9:.2f} GB of disk"

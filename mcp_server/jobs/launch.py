@@ -19,9 +19,9 @@ from mcp_server.jobs.store import Record
 from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest
 from mcp_server.steps.validate import require_valid
 from mcp_server.system import files, policy, settings
+from mcp_server.system.machine import GIB
 from mcp_server.system.policy import Policy
 
-_GIB: Final = 1 << 30
 _CHECKPOINT_FILES: Final = ("config.json", "adapter_config.json", PROVENANCE_FILE)
 WORKERS: Final = {
     "compare": "mcp_server.workers.compare",
@@ -97,7 +97,7 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
             engine=choice.engine,
             seed=seed,
             estimate_bytes=choice.estimate_bytes,
-            budget_bytes=int(request.ram_gib * _GIB) if request.ram_gib else None,
+            budget_bytes=int(request.ram_gib * GIB) if request.ram_gib else None,
         )
         store.write(new, record)
         folder = store.settle(new)

@@ -14,7 +14,7 @@ from mcp_server.jobs.store import Record
 from mcp_server.jobs.watch import Watched
 from mcp_server.schemas.job import MergeResult
 from mcp_server.system import files
-from mcp_server.system.machine import limit_bytes
+from mcp_server.system.machine import gib, limit_bytes
 
 EXIT_BUG = 70
 
@@ -112,19 +112,15 @@ def _with_numbers(error: OutOfMemory, record: Record, watched: Watched) -> OutOf
         "estimate_bytes": record.estimate_bytes,
         "budget_bytes": record.budget_bytes,
     }
-    estimate = _gib(record.estimate_bytes) if record.estimate_bytes is not None else "not known"
-    held = _gib(watched.peak_anon_bytes) if watched.peak_anon_bytes is not None else "not measured"
-    message = f"{error.message}: it held {held}, the limit is {_gib(numbers['limit_bytes'] or 0)}, the estimate was {estimate}"
+    estimate = gib(record.estimate_bytes) if record.estimate_bytes is not None else "not known"
+    held = gib(watched.peak_anon_bytes) if watched.peak_anon_bytes is not None else "not measured"
+    message = f"{error.message}: it held {held}, the limit is {gib(numbers['limit_bytes'] or 0)}, the estimate was {estimate}"
     step = (
         "run it with engine 'stream', whose memory does not grow with the model, or with a smaller shard size (such as 500MB)"
         if record.engine == "mergekit"
         else "end other programs or raise the memory limit, then resume the job"
     )
     return OutOfMemory(message, error.next_step or step, **{**error.details, **numbers})
-
-
-def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.2f} GiB"
 
 
 def _hung(folder: Path, record: Record, seconds: float) -> RunFailed:

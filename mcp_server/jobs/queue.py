@@ -22,12 +22,11 @@ from mcp_server.jobs import store
 from mcp_server.jobs.locks import is_held, locked, try_lock
 from mcp_server.jobs.process import end_group, identify
 from mcp_server.jobs.store import TERMINAL, Record
-from mcp_server.system.machine import limit_bytes
+from mcp_server.system.machine import GIB, limit_bytes
 from mcp_server.system.paths import PACKAGE
 from mcp_server.system.settings import Settings, load
 
 HEAVY: Final = frozenset({"merge", "sweep"})
-_GIB: Final = 1 << 30
 
 
 def dispatch() -> None:
@@ -61,7 +60,7 @@ def admits(running: Iterable[Record], record: Record, settings: Settings) -> boo
         return True
     if len(heavy) >= settings.max_running:
         return False
-    budget = int(settings.ram_gib * _GIB) if settings.ram_gib else limit_bytes()
+    budget = int(settings.ram_gib * GIB) if settings.ram_gib else limit_bytes()
     needs = [r.estimate_bytes for r in (*heavy, record)]
     return all(n is not None for n in needs) and sum(n or 0 for n in needs) <= budget
 

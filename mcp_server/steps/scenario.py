@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mcp_server.catalog.loader import explain
 from mcp_server.catalog.signals import source_names
 from mcp_server.errors import Malformed, did_you_mean
 from mcp_server.formats.refs import anchor_ref
 from mcp_server.schemas.evidence import Evaluation
+from mcp_server.schemas.faults import explain
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.scenario import Favour, Scenario
 from mcp_server.system.yaml_io import load_yaml, read_text

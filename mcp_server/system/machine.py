@@ -1,4 +1,4 @@
-"""How much memory there is.
+"""What this machine has: memory, and the instructions that decide in which type weights are computed.
 
 The limit that counts is the smallest of the machine's memory and the limits of the cgroups that this process is in (containers,
 Colab, systemd slices): cgroup v2's memory.max or v1's memory.limit_in_bytes on every level up to the root.
@@ -8,9 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import cache
 from pathlib import Path
+from typing import Final
 
+GIB: Final = 1 << 30
 _CGROUP = Path("/sys/fs/cgroup")
+_USED: Final = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
+_FILE_PAGES: Final = {
+    "memory.max": ("inactive_file", "active_file"),
+    "memory.limit_in_bytes": ("total_inactive_file", "total_active_file"),
+}
+
+
+def gib(count: float) -> str:
+    """Bytes of memory for people: '1.73 GiB'."""
+    return f"{count / GIB:.2f} GiB"
 
 
 def limit_bytes() -> int:
@@ -22,6 +35,31 @@ def limit_bytes() -> int:
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((folder / name).read_text(encoding="ascii")))
     return min(limits)
+
+
+def available_bytes() -> int | None:
+    """Memory that can still be had; None where the system does not tell.
+
+    The tightest of the MemAvailable of the machine and, for every cgroup, its limit less what it cannot give back: file pages
+    that it counts are dropped on demand.
+    """
+    found = []
+    if (available := _counter(Path("/proc/meminfo"), "MemAvailable:")) is not None:
+        found.append(available * 1024)
+    for folder in memory_groups():
+        for limit, used in _USED.items():
+            with contextlib.suppress(OSError, ValueError):
+                room = int((folder / limit).read_text(encoding="ascii")) - int((folder / used).read_text(encoding="ascii"))
+                found.append(room + sum(_counter(folder / "memory.stat", name) or 0 for name in _FILE_PAGES[limit]))
+    return min(found) if found else None
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16; without them float32 is faster."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="utf-8") if info.is_file() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def memory_groups() -> list[Path]:
@@ -68,5 +106,5 @@ def _counter(file: Path, name: str) -> int | None:
         for line in file.read_text(encoding="ascii").splitlines():
             key, _, value = line.partition(" ")
             if key == name:
-                return int(value)
+                return int(value.split()[0])
     return None

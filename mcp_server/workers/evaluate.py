@@ -28,6 +28,7 @@ from mcp_server.errors import BadInput, NotAModel
 from mcp_server.formats.lineage import Lineage, read_lineage
 from mcp_server.formats.suites import Suite, find_suite, list_suites
 from mcp_server.schemas.evidence import Evaluation, Generation
+from mcp_server.schemas.faults import first_fault
 from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
 from mcp_server.steps.evaluate.assemble import Measured, assemble
 from mcp_server.steps.inspect import inspect_source
@@ -43,8 +44,7 @@ def main(job: Job) -> Evaluation:
     try:
         request = Request.model_validate(job.parameters)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "see `model-merging evaluate --help`") from error
+        raise BadInput(first_fault(error, Request), "see `model-merging evaluate --help`") from error
     return measure(request, job)
 
 

@@ -34,18 +34,19 @@ from mcp_server.formats.recipe import read_recipe
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.evidence import Capability, Evaluation, Sweep, SweepCandidate
+from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.evaluate import Thresholds, load_thresholds
 from mcp_server.steps.report import sweep_section
 from mcp_server.steps.scenario import read_plan
 from mcp_server.steps.sweep import Candidate, choose, from_grid, hopeless, pareto_front
 from mcp_server.system.files import write_json, write_text
+from mcp_server.system.machine import GIB
 from mcp_server.workers.protocol import Job, run_worker
 from mcp_server.workers.sweeping.executors import Executor, LocalExecutor, RayExecutor
 from mcp_server.workers.sweeping.progress import Progress
 from mcp_server.workers.sweeping.tasks import Step, Task
 
-GIB = 1 << 30
 EVALUATE = "mcp_server.workers.evaluate"
 
 
@@ -72,8 +73,7 @@ def main(job: Job) -> Sweep:
     try:
         request = Request.model_validate(job.parameters)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "see `model-merging sweep --help`") from error
+        raise BadInput(first_fault(error, Request), "see `model-merging sweep --help`") from error
     executor: Executor = RayExecutor(request.ray) if request.ray else LocalExecutor(request.workers)
     try:
         return sweep(request, job, executor)

@@ -22,7 +22,7 @@ def test_what_the_sidecar_leaves_out_comes_from_the_folders_name(tmp_path: Path)
 
 
 def test_an_unknown_field_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Malformed, match=r"suite\.yaml: metrik"):
+    with pytest.raises(Malformed, match=r"suite\.yaml: unknown field 'metrik'\. Did you mean 'metric'"):
         read_suite(write(tmp_path / "mine", "metrik: acc"))
 
 

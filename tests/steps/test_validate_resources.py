@@ -44,7 +44,7 @@ def test_too_little_disk_is_said_with_both_figures(recipe: str, tmp_path: Path, 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     found = validate(recipe, folder=tmp_path, out=tmp_path / "out").findings
     assert [f.code for f in found] == ["MM502"]
-    assert "0.0 GiB are free" in found[0].message
+    assert "0.00 GiB are free" in found[0].message
 
 
 def test_a_budget_that_no_engine_keeps_is_an_error(recipe: str, tmp_path: Path) -> None:

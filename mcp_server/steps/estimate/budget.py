@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-GIB: Final = 2**30
 METADATA_BYTES: Final = 40_000_000
 """Config, tokenizer, card and journal beside the weights: tokenizer.json of a 256 K vocabulary has 33 MB."""
 

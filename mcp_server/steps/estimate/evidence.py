@@ -7,13 +7,12 @@ never divided) or the keys and values of a batch that generates. Models are meas
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Final
 
 from mcp_server.schemas.estimate import EngineEstimate, Seconds
 from mcp_server.steps.estimate.costs import EvidenceCosts, costs
 from mcp_server.steps.estimate.work import VOCABULARY, Work
+from mcp_server.system.machine import multiplies_bfloat16
 
 CACHED: Final = ("k_proj.weight", "v_proj.weight")
 """Their rows are what a token leaves in the cache of keys and values."""
@@ -50,9 +49,6 @@ def _loaded(work: Work, ram_bytes: float | None, constants: EvidenceCosts, model
     )
 
 
-@cache
 def load_width() -> int:
-    """Bytes per weight once a worker has loaded it: 2 where the processor has bfloat16 instructions, else 4."""
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text(encoding="utf-8") if info.is_file() else ""
-    return 2 if "avx512_bf16" in flags or "amx_bf16" in flags else 4
+    """Bytes per weight once a worker has loaded it: 2 where the processor multiplies bfloat16, else 4."""
+    return 2 if multiplies_bfloat16() else 4

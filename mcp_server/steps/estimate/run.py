@@ -18,10 +18,11 @@ from mcp_server.schemas.base import EngineId
 from mcp_server.schemas.estimate import EngineEstimate, Estimate, Seconds
 from mcp_server.steps.estimate import mergekit, stream
 from mcp_server.steps.estimate.adapter import adapter_cost
-from mcp_server.steps.estimate.budget import GIB, METADATA_BYTES, fits, free_disk
+from mcp_server.steps.estimate.budget import METADATA_BYTES, fits, free_disk
 from mcp_server.steps.estimate.costs import costs
 from mcp_server.steps.estimate.evidence import evaluate_cost, verify_cost
 from mcp_server.steps.estimate.work import Work, work_of
+from mcp_server.system.machine import GIB, gib
 
 SHARD_SIZE: Final = 5_000_000_000
 
@@ -148,5 +149,5 @@ def _seconds(work: Work, start: float, ns_per_element: float, passes: int) -> Se
 def _advice(engines: dict[EngineId, EngineEstimate], ram_gib: float | None) -> list[str]:
     if ram_gib is None or recommended(engines):
         return []
-    needs = ", ".join(f"{name} {engine.peak_anon_bytes / GIB:.2f} GiB" for name, engine in engines.items() if engine.covers)
+    needs = ", ".join(f"{name} {gib(engine.peak_anon_bytes)}" for name, engine in engines.items() if engine.covers)
     return [f"nothing fits {ram_gib:g} GiB: {needs}"]

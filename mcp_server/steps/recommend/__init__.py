@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from mcp_server import catalog
 from mcp_server.catalog.models import Catalog, Rule
@@ -20,6 +19,7 @@ from mcp_server.steps.recommend.decide import Decision, as_fired, decide, fill, 
 from mcp_server.steps.recommend.questions import questions
 from mcp_server.steps.recommend.weights import scaled, shares, starting_parameters
 from mcp_server.steps.scenario import read_scenario
+from mcp_server.system.machine import GIB
 
 __all__ = ["read_scenario", "recommend", "recommend_file"]
 
@@ -106,9 +106,6 @@ def _differences(decision: Decision) -> list[str]:
             name = {"same_architecture": "architecture", "same_base": "base_model"}[field]
             found.append(f"{name} ({decision.facts[detail] or 'as you said'})")
     return found
-
-
-GIB: Final = 1 << 30
 
 
 def choose_engine(plan: Plan) -> EngineChoice | None:

@@ -12,6 +12,7 @@ from mcp_server.formats.provenance import Provenance, read_provenance, read_reci
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.evidence import Evaluation, Verification
+from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.inspect import SourceInfo
 from mcp_server.schemas.plan import Plan
 from mcp_server.system import paths
@@ -119,9 +120,7 @@ def _read(file: Path, model: type[M]) -> M | None:
     try:
         return model.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Malformed(f"{file}: {where}: {first['msg']}", "make it again with the command that wrote it") from error
+        raise Malformed(f"{file}: {first_fault(error, model)}", "make it again with the command that wrote it") from error
 
 
 def _near(out: Path, name: str) -> dict[str, Any] | None:
@@ -137,7 +136,7 @@ def _plan(out: Path) -> Plan | None:
             try:
                 return Plan.model_validate(load_yaml(read_text(file, "the plan"), str(file)))
             except ValidationError as error:
-                raise Malformed(f"{file} is not a plan: {error.errors()[0]['msg']}", HOW["plan"]) from error
+                raise Malformed(f"{file} is not a plan: {first_fault(error, Plan)}", HOW["plan"]) from error
     return None
 
 

@@ -9,8 +9,7 @@ from mcp_server.schemas.estimate import Estimate
 from mcp_server.steps.estimate import estimate
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.registry import Found, check
-
-GIB = 2**30
+from mcp_server.system.machine import GIB, gib
 
 
 @check("MM501")
@@ -32,7 +31,7 @@ def disk_is_enough(context: Context) -> Iterator[Found]:
     free = found.disk_free_bytes
     needed = min((engine.disk_bytes for engine in found.engines.values() if engine.covers), default=0)
     if free is not None and needed > free:
-        yield Found(f"the merge needs {needed / GIB:.1f} GiB at {context.out}, {free / GIB:.1f} GiB are free", "")
+        yield Found(f"the merge needs {gib(needed)} at {context.out}, {gib(free)} are free", "")
 
 
 @check("MM503")
@@ -42,7 +41,7 @@ def memory_is_enough(context: Context) -> Iterator[Found]:
     found = _estimate(context)
     usable = {name: engine for name, engine in found.engines.items() if engine.covers}
     if usable and all(engine.peak_anon_bytes > context.ram_gib * GIB for engine in usable.values()):
-        shown = ", ".join(f"{name} {engine.peak_anon_bytes / GIB:.2f} GiB" for name, engine in usable.items())
+        shown = ", ".join(f"{name} {gib(engine.peak_anon_bytes)}" for name, engine in usable.items())
         settings = [f"{k}: {v}" for engine in usable.values() for k, v in engine.settings.items()]
         yield Found(f"the budget is {context.ram_gib:g} GiB, the merge needs {shown}", "", "; ".join(settings))
 

@@ -21,6 +21,7 @@ from mcp_server.errors import BadInput, DoesNotFit, NotAModel
 from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.system import paths
+from mcp_server.system.machine import available_bytes, gib, multiplies_bfloat16
 from mcp_server.workers.protocol import write_json
 
 READ_BYTES = 1 << 22
@@ -81,23 +82,9 @@ def check_fits(ref: ModelRef, dtype: str) -> None:
     have = available_bytes()
     if have is not None and need > have:
         raise DoesNotFit(
-            f"measuring {ref} needs about {need / 2**30:.1f} GiB, {have / 2**30:.1f} GiB are available",
+            f"measuring {ref} needs about {gib(need)}, {gib(have)} are available",
             "serve the model elsewhere and evaluate it with backend=openai and its endpoint, or free memory",
         )
-
-
-def available_bytes() -> int | None:
-    """Memory that can still be had: the tighter of the machine's and this control group's limit; null where neither is known."""
-    found: list[int] = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
-        found.append(int(text) - int(used.read_text(encoding="utf-8")))
-    return min(found) if found else None
 
 
 def choose_dtype(wanted: str) -> str:
@@ -108,9 +95,7 @@ def choose_dtype(wanted: str) -> str:
 
     if torch.cuda.is_available():
         return "bfloat16"
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text(encoding="utf-8") if info.is_file() else ""
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def load_tokenizer(folder: Path) -> Any:
