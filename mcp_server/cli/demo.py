@@ -19,6 +19,7 @@ from mcp_server.cli.console import size, stderr, table
 from mcp_server.cli.evidence import run_job, show_evaluation
 from mcp_server.cli.merging import finish, foreground
 from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.comparison import Comparison
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.evidence import Evaluation, Verification
 from mcp_server.schemas.inspect import Inspection
@@ -146,10 +147,10 @@ def _recommended(scenario: Path, file: Path) -> Plan:
 
 def _compare(refs: list[str], file: Path, *, quiet: bool) -> str:
     """Compare the sources into `file`, where the report finds it; what stands out in a line."""
-    found = run_job("compare", {"base": str(demo_base_dir()), "refs": refs}, quiet=quiet)
-    write_text(file, Path(found["path"]).read_text(encoding="utf-8"))
-    (pair,) = found["pairs"]
-    return f"cosine {pair['cosine']:.3f}, sign disagreement {pair['sign_disagreement']:.3f}, norm ratio {pair['norm_ratio']:.2f}"
+    found = Comparison.model_validate(run_job("compare", {"base": str(demo_base_dir()), "refs": refs}, quiet=quiet))
+    write_text(file, Path(found.path).read_text(encoding="utf-8"))
+    (pair,) = found.pairs
+    return f"cosine {pair.cosine:.3f}, sign disagreement {pair.sign_disagreement:.3f}, norm ratio {pair.norm_ratio:.2f}"
 
 
 def show_demo(demo: Demo) -> None:

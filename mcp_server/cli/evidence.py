@@ -11,6 +11,7 @@ from mcp_server.cli.console import Json, emit, stderr, table
 from mcp_server.cli.merging import finish, foreground
 from mcp_server.formats.refs import anchor_ref
 from mcp_server.formats.suites import SIDECAR
+from mcp_server.schemas.comparison import Comparison, PairRelation
 from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
 from mcp_server.schemas.job import JobKind, JobRequest
 from mcp_server.steps.report import write_report
@@ -50,6 +51,13 @@ def anchored_suite(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_file() or Path(name).joinpath(SIDECAR).is_file() else name
 
 
+PAIR_COLUMNS = ("pair", "cosine", "signs differ", "norm ratio", "top overlap")
+
+
+def _pair_row(pair: PairRelation) -> list[object]:
+    return [" ~ ".join(pair.between), pair.cosine, pair.sign_disagreement, pair.norm_ratio, pair.top_overlap]
+
+
 def compare(
     base: Annotated[str, typer.Argument(help="the base model")],
     refs: Annotated[list[str], typer.Argument(help="fine-tunes or adapters of it")],
@@ -70,13 +78,12 @@ def compare(
     if json:
         print(encoder.dumps(result, ensure_ascii=False, indent=2))
         return 0
-    overall = [(key, value) for key, value in result.get("overall", {}).items()]
-    table("Overall", ("", ""), overall)
-    layers = result.get("layers", [])
-    if layers:
-        columns = list(layers[0])
-        table("Layers that stand out", columns, [[layer.get(c) for c in columns] for layer in layers])
-    stderr.print(f"everything: {output or result.get('path')}", markup=False, soft_wrap=True)
+    found = Comparison.model_validate(result)
+    table("Sources", ("source", "norm", "relative norm", "changed"), [[*s.model_dump().values()] for s in found.sources])
+    table("Pairs", PAIR_COLUMNS, [_pair_row(pair) for pair in found.pairs])
+    if found.layers:
+        table("Layers that stand out", ("layer", *PAIR_COLUMNS), [[layer.layer, *_pair_row(layer)] for layer in found.layers])
+    stderr.print(f"everything: {output or found.path}", markup=False, soft_wrap=True)
     return 0
 
 

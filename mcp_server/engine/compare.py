@@ -30,6 +30,7 @@ from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.tensor_names import split_layer
+from mcp_server.schemas.comparison import Comparison, ComparisonDetails, Figures, LayerRelation, PairRelation, SourceChange
 
 Array = np.ndarray[Any, Any]
 Report = Callable[[str, float, float, str], None]
@@ -62,7 +63,7 @@ class Sums:
         self.pair += other.pair
 
 
-def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: bool = False, threads: int = 1) -> dict[str, Any]:
+def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: bool = False, threads: int = 1) -> Comparison:
     """Compare `refs` (full models, base+adapter, or adapters of `base`). Everything goes to `path`, a summary is returned."""
     models = [_with_base(base, ref) for ref in refs]
     names = _short_names(refs)
@@ -83,26 +84,23 @@ def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: b
         whole.add(sums)
         found = split_layer(name)
         layers.setdefault(str(found[1]) if found else name, Sums.zero(len(refs))).add(sums)
-    overall = _figures(whole, names)
-    details: dict[str, Any] = {
-        "base": base,
-        "sources": dict(zip(names, models, strict=True)),
-        "sample": sample,
-        "overall": overall,
-        "layers": {name: _figures(sums, names) for name, sums in layers.items()},
-        "tensors": {name: _figures(sums, names) for name, sums in per_tensor.items()},
-    }
-    path.write_text(json.dumps(details, indent=1), encoding="utf-8")
-    shown = {"sources": overall["sources"], "pairs": _closest(overall["pairs"])}
-    return {
-        "overall": _flat(shown),
-        **shown,
-        "relations": [{k: pair[k] for k in ("between", "cosine", "sign_disagreement")} for pair in shown["pairs"]],
-        "layers": _standouts(details["layers"], overall),
-        "sample": sample,
-        "tensors": len(per_tensor),
-        "path": str(path),
-    }
+    details = ComparisonDetails(
+        base=base,
+        sources=dict(zip(names, models, strict=True)),
+        sample=sample,
+        overall=_figures(whole, names),
+        layers={name: _figures(sums, names) for name, sums in layers.items()},
+        tensors={name: _figures(sums, names) for name, sums in per_tensor.items()},
+    )
+    path.write_text(details.model_dump_json(indent=1), encoding="utf-8")
+    return Comparison(
+        sources=details.overall.sources,
+        pairs=_closest(details.overall.pairs),
+        layers=_standouts(details),
+        sample=sample,
+        tensors=len(per_tensor),
+        path=str(path),
+    )
 
 
 def _with_base(base: str, ref: str) -> str:
@@ -155,34 +153,33 @@ def _thin(blocks: list[Block]) -> list[Block]:
     return [replace(block, index=i) for i, block in enumerate(blocks[::step])]
 
 
-def _figures(sums: Sums, names: list[str]) -> dict[str, Any]:
+def _figures(sums: Sums, names: list[str]) -> Figures:
     norms = np.sqrt(sums.single[:, 0])
     sources = [
-        {
-            "name": name,
-            "norm": float(norms[i]),
-            "relative_norm": _ratio(float(norms[i]), math.sqrt(sums.base)),
-            "changed": _ratio(float(sums.single[i, 1]), sums.elements),
-        }
+        SourceChange(
+            name=name,
+            norm=float(norms[i]),
+            relative_norm=_ratio(float(norms[i]), math.sqrt(sums.base)),
+            changed=_ratio(float(sums.single[i, 1]), sums.elements),
+        )
         for i, name in enumerate(names)
     ]
-    pairs = []
-    for (i, j), (product, both, opposite, top) in zip(combinations(range(len(names)), 2), sums.pair, strict=True):
-        pairs.append(
-            {
-                "between": [names[i], names[j]],
-                "cosine": _ratio(float(product), float(norms[i] * norms[j])),
-                "sign_disagreement": _ratio(float(opposite), float(both)),
-                "norm_ratio": _ratio(float(norms[i]), float(norms[j])),
-                "top_overlap": _ratio(float(top), float(min(sums.single[i, 2], sums.single[j, 2]))),
-            }
+    pairs = [
+        PairRelation(
+            between=(names[i], names[j]),
+            cosine=_ratio(float(product), float(norms[i] * norms[j])),
+            sign_disagreement=_ratio(float(opposite), float(both)),
+            norm_ratio=_ratio(float(norms[i]), float(norms[j])),
+            top_overlap=_ratio(float(top), float(min(sums.single[i, 2], sums.single[j, 2]))),
         )
-    return {"sources": sources, "pairs": pairs}
+        for (i, j), (product, both, opposite, top) in zip(combinations(range(len(names)), 2), sums.pair, strict=True)
+    ]
+    return Figures(sources=sources, pairs=pairs)
 
 
-def _closest(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _closest(pairs: list[PairRelation]) -> list[PairRelation]:
     """The pairs that are least independent of each other, in their original order."""
-    most = sorted(pairs, key=lambda pair: -abs(pair["cosine"] or 0.0))[:STANDOUTS]
+    most = sorted(pairs, key=lambda pair: -abs(pair.cosine or 0.0))[:STANDOUTS]
     return [pair for pair in pairs if pair in most]
 
 
@@ -190,30 +187,23 @@ def _ratio(part: float, whole: float) -> float | None:
     return round(part / whole, 6) if whole else None
 
 
-def _flat(figures: dict[str, Any]) -> dict[str, float | None]:
-    """'persona: norm' and 'persona ~ tools: cosine' → value."""
-    flat = {f"{s['name']}: {key}": s[key] for s in figures["sources"] for key in s if key != "name"}
-    for pair in figures["pairs"]:
-        flat |= {f"{' ~ '.join(pair['between'])}: {key}": pair[key] for key in pair if key != "between"}
-    return flat
-
-
-def _standouts(layers: dict[str, Any], overall: dict[str, Any]) -> list[dict[str, Any]]:
+def _standouts(details: ComparisonDetails) -> list[LayerRelation]:
     """The layers that differ most from the whole: in cosine and sign disagreement, and in the norm ratio by a factor of four."""
 
-    def distance(pair: dict[str, Any], whole: dict[str, Any]) -> float:
-        parts = [abs(pair[k] - whole[k]) for k in ("cosine", "sign_disagreement") if pair[k] is not None and whole[k] is not None]
-        if pair["norm_ratio"] and whole["norm_ratio"]:
-            parts.append(abs(math.log(pair["norm_ratio"] / whole["norm_ratio"], 4)))
+    def distance(pair: PairRelation, whole: PairRelation) -> float:
+        parts = [
+            abs(here - there)
+            for here, there in ((pair.cosine, whole.cosine), (pair.sign_disagreement, whole.sign_disagreement))
+            if here is not None and there is not None
+        ]
+        if pair.norm_ratio and whole.norm_ratio:
+            parts.append(abs(math.log(pair.norm_ratio / whole.norm_ratio, 4)))
         return max(parts, default=0.0)
 
     rows = [
-        (
-            distance(pair, whole),
-            {"layer": name, "between": " ~ ".join(pair["between"])} | {k: pair[k] for k in pair if k != "between"},
-        )
-        for name, figures in layers.items()
-        for pair, whole in zip(figures["pairs"], overall["pairs"], strict=True)
-        if pair["cosine"] is not None
+        (distance(pair, whole), LayerRelation(layer=name, **pair.model_dump()))
+        for name, figures in details.layers.items()
+        for pair, whole in zip(figures.pairs, details.overall.pairs, strict=True)
+        if pair.cosine is not None
     ]
     return [row for _, row in sorted(rows, key=lambda entry: -entry[0])[:STANDOUTS]]

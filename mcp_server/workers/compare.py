@@ -1,7 +1,7 @@
 """Comparing task vectors as a job.
 
 in    request.json: kind "compare", parameters base, refs (full models, base+adapter, or adapters of the base), sample, threads
-out   comparison.json (every tensor and layer); result.json (overall, the layers that stand out, the path of the rest)
+out   comparison.json (every tensor and layer); result.json (the whole, the layers that stand out, the path of the rest)
 
 Not covered: sources on different bases (compare each with its own base), and any verdict: these are facts for a plan.
 """
@@ -14,13 +14,12 @@ import sys
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
     os.environ[_variable] = "1"
 
-from typing import Any  # noqa: E402
-
 from mcp_server.engine.compare import compare  # noqa: E402
+from mcp_server.schemas.comparison import Comparison  # noqa: E402
 from mcp_server.workers.protocol import Job, run_worker  # noqa: E402
 
 
-def main(job: Job) -> dict[str, Any]:
+def main(job: Job) -> Comparison:
     parameters = job.parameters
 
     def report(stage: str, done: float, total: float, unit: str) -> None:

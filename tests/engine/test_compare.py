@@ -30,23 +30,23 @@ def test_the_figures_are_what_they_are_called(root: Path) -> None:
     base, one, two = (load(root / name) for name in ("base", "one", "two"))
     a, b, r = (np.concatenate([m[n].ravel() for n in base]) for m in (one, two, base))
     a, b = a - r, b - r
-    [pair] = result["pairs"]
-    assert pair["between"] == ["one", "two"]
-    assert pair["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
-    assert pair["sign_disagreement"] == pytest.approx(float((a * b < 0).mean()), abs=1e-5)
-    assert pair["norm_ratio"] == pytest.approx(np.linalg.norm(a) / np.linalg.norm(b), rel=1e-4)
-    assert pair["top_overlap"] == pytest.approx(0.2, abs=0.08)
-    assert [s["changed"] for s in result["sources"]] == [1.0, 1.0]
-    assert result["sources"][0]["relative_norm"] == pytest.approx(np.linalg.norm(a) / np.linalg.norm(r), rel=1e-4)
-    rest = json.loads(Path(result["path"]).read_text("utf-8"))
+    [pair] = result.pairs
+    assert pair.between == ("one", "two")
+    assert pair.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
+    assert pair.sign_disagreement == pytest.approx(float((a * b < 0).mean()), abs=1e-5)
+    assert pair.norm_ratio == pytest.approx(np.linalg.norm(a) / np.linalg.norm(b), rel=1e-4)
+    assert pair.top_overlap == pytest.approx(0.2, abs=0.08)
+    assert [s.changed for s in result.sources] == [1.0, 1.0]
+    assert result.sources[0].relative_norm == pytest.approx(np.linalg.norm(a) / np.linalg.norm(r), rel=1e-4)
+    rest = json.loads(Path(result.path).read_text("utf-8"))
     assert sorted(rest["tensors"]) == sorted(base)
-    assert len(result["layers"]) <= 10
-    assert len(json.dumps(result)) < 8000
+    assert len(result.layers) <= 10
+    assert len(result.model_dump_json()) < 8000
 
 
 def test_adapters_change_only_what_they_adapt(root: Path) -> None:
     result = compare(str(root / "base"), [str(root / "lora"), str(root / "one")], root / "rest.json", lambda *_: None)
-    rest = json.loads(Path(result["path"]).read_text("utf-8"))
+    rest = json.loads(Path(result.path).read_text("utf-8"))
     touched = {name for name, figures in rest["tensors"].items() if figures["sources"][0]["norm"] > 0}
     assert touched == {f"{UP}.weight"}
     stored = load(root / "lora")
@@ -59,19 +59,19 @@ def test_a_model_with_itself_agrees_fully(root: Path) -> None:
     twin = root / "twin"
     (root / "one").rename(twin)
     write_model(root / "one", load(twin), "float32")
-    [pair] = compare(str(root / "base"), [str(root / "one"), str(twin)], root / "rest.json", lambda *_: None)["pairs"]
-    assert (pair["cosine"], pair["sign_disagreement"], pair["norm_ratio"], pair["top_overlap"]) == (1, 0, 1, 1)
+    [pair] = compare(str(root / "base"), [str(root / "one"), str(twin)], root / "rest.json", lambda *_: None).pairs
+    assert (pair.cosine, pair.sign_disagreement, pair.norm_ratio, pair.top_overlap) == (1, 0, 1, 1)
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_sample_says_nearly_the_same(root: Path) -> None:
     refs = [str(root / "one"), str(root / "two")]
     full, sampled = (compare(str(root / "base"), refs, root / "x.json", lambda *_: None, sample=s) for s in (False, True))
-    assert sampled["pairs"][0]["cosine"] == pytest.approx(full["pairs"][0]["cosine"], abs=0.15)
-    assert sampled["sample"] is True
+    assert sampled.pairs[0].cosine == pytest.approx(full.pairs[0].cosine, abs=0.15)
+    assert sampled.sample is True
 
 
 def test_a_name_beyond_the_first_plane_of_unicode(root: Path) -> None:
     (root / "base").rename(root / "base 🧪")
     result = compare(str(root / "base 🧪"), [str(root / "one"), str(root / "two")], root / "rest.json", lambda *_: None)
-    assert [source["name"] for source in result["sources"]] == ["one", "two"]
+    assert [source.name for source in result.sources] == ["one", "two"]
