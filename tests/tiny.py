@@ -25,9 +25,9 @@ def bf16(values: list[float]) -> bytes:
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
-    """A one-layer Llama of 8 dimensions, bf16."""
+    """A one-layer Llama of 8 dimensions, bf16. Seed 0 is the base; every other seed is a fine-tune of it."""
     folder.mkdir(parents=True)
-    numbers = random.Random(seed)
+    common, own = random.Random(0), random.Random(seed)
     shapes = {
         "model.embed_tokens.weight": [16, 8],
         "model.layers.0.self_attn.q_proj.weight": [8, 8],
@@ -45,7 +45,11 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     tensors = {}
     for name, shape in shapes.items():
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)
-        tensors[name] = ("BF16", shape, bf16([numbers.gauss(0, 0.1) for _ in range(count)]))
+        tensors[name] = (
+            "BF16",
+            shape,
+            bf16([common.gauss(0, 0.1) + (own.gauss(0, 0.02) if seed else 0.0) for _ in range(count)]),
+        )
     write_safetensors(folder / "model.safetensors", tensors)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1,

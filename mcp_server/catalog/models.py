@@ -183,6 +183,7 @@ class Rule(Frozen):
     ask: str | None = None
     runner_up: RunnerUpRule | None = None
     evaluate: EvaluationRule | None = None
+    plan: bool = Field(default=False, description="a verdict that is not a merge gives the plan for afterwards all the same")
     because: str
     source: str
 

@@ -53,6 +53,26 @@ class EvaluationStep(Frozen):
     source: str = ""
 
 
+class Observed(Frozen):
+    """What the files say, in the words of `inspect`; null: nothing of that kind was seen, or nothing could be looked at."""
+
+    compatible: bool | None = Field(default=None, description="as `inspect` answers for these sources and this base")
+    looked_at: list[str] = Field(default_factory=list, description="names of the sources that could be opened")
+    unreachable: str | None = None
+    misfits: str | None = None
+    other_base: str | None = None
+    doubtful_base: str | None = None
+    unrelated: str | None = None
+    unusable: str | None = None
+    quantised_base: str | None = None
+    tokenizers: str | None = None
+    templates: str | None = None
+    settings: str | None = None
+    said_otherwise: str | None = None
+    relative_norm: float | None = Field(default=None, description="shortest task vector ÷ the base's weights, sampled")
+    measured_by: str | None = Field(default=None, description="where cosine and norms come from")
+
+
 class Plan(Frozen):
     """Saved as YAML by `recommend -o`; unknown answers stay in `questions`."""
 
@@ -73,6 +93,7 @@ class Plan(Frozen):
     dtype: str | None = None
     tokenizer: str | None = Field(default=None, description="base | union | a model whose tokenizer is taken")
     decided: bool = Field(default=True, description="false: too little is known to decide (exit code 3)")
+    observed: Observed | None = Field(default=None, description="null: no source could be looked at")
     scenario: Scenario = Field(default_factory=Scenario)
 
 

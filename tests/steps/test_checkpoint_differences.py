@@ -79,14 +79,17 @@ def test_adapters_whose_base_is_not_here_are_undecided(tmp_path: Path, monkeypat
 def test_an_adapter_of_another_shape_is_fatal(tmp_path: Path) -> None:
     base, adapter = write_model(tmp_path / "base"), write_lora(tmp_path / "a", "other", hidden=16)
     found = inspect_models([str(adapter)], base=str(base))
-    assert (found.compatible, [(d.field, d.meaning) for d in found.differences]) == (False, [("adapter_shape", "fatal")])
+    assert (found.compatible, [(d.field, d.meaning) for d in found.differences]) == (
+        False,
+        [("adapter_shape", "fatal"), ("adapter_base", "caution")],
+    )
 
 
 def test_adapters_of_two_bases_are_pointed_out(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base")
     adapters = [write_lora(tmp_path / name, of) for name, of in (("a", "org/llama-3"), ("b", "org/llama-2"))]
     found = inspect_models([str(a) for a in adapters], base=str(base))
-    assert [(d.field, d.meaning) for d in found.differences] == [("adapter_base", "caution")]
+    assert (found.compatible, [(d.field, d.meaning) for d in found.differences]) == (None, [("adapter_base", "caution")])
 
 
 def test_what_is_no_model_makes_the_whole_incompatible(tmp_path: Path) -> None:

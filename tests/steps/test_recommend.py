@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from mcp_server import catalog
+from mcp_server.catalog.signals import SeenScenario
 from mcp_server.errors import NotFound
-from mcp_server.schemas.plan import Plan
+from mcp_server.schemas.plan import Observed, Plan
 from mcp_server.schemas.scenario import Scenario
-from mcp_server.steps.recommend import read_scenario, recommend
+from mcp_server.steps.recommend import plan_for, read_scenario, recommend
 
 TABLE = yaml.safe_load((Path(__file__).parent / "scenarios.yaml").read_text(encoding="utf-8"))
 
@@ -24,7 +25,11 @@ def rules_of(plan: Plan) -> set[str]:
 
 
 def plan_of(case: dict[str, Any]) -> Plan:
-    return recommend(read_scenario(case["scenario"]))
+    scenario = read_scenario(case["scenario"])
+    if "observed" not in case:
+        return recommend(scenario)
+    said = {name: getattr(scenario, name) for name in Scenario.model_fields}
+    return plan_for(SeenScenario(**said, observed=Observed(**case["observed"])))
 
 
 @pytest.mark.parametrize("case", TABLE, ids=[case["name"] for case in TABLE])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mcp_server.catalog.signals.bases import has_base
 from mcp_server.catalog.signals.goals import favoured
+from mcp_server.catalog.signals.observed import SeenScenario
 from mcp_server.catalog.signals.registry import SIGNALS, Facts
 from mcp_server.catalog.signals.sources import examples_known, is_base, norm_ratio, source_names, trained
 from mcp_server.schemas.scenario import Scenario
@@ -15,6 +16,7 @@ from mcp_server.schemas.scenario import Scenario
 __all__ = [
     "SIGNALS",
     "Facts",
+    "SeenScenario",
     "examples_known",
     "favoured",
     "has_base",

@@ -88,6 +88,12 @@ def sign_disagreement(scenario: Scenario) -> float | None:
 
 
 @signal
+def cosine(scenario: Scenario) -> float | None:
+    """The largest cosine of any two task vectors: near 1 they are copies, and what they have in common adds up."""
+    return max(values(scenario, "cosine"), default=None)
+
+
+@signal
 def low_conflict_figures(scenario: Scenario) -> bool | None:
     """Whether measured weight statistics look harmless (|cosine| under 0.1, no sign majority): no reason to call it safe."""
     cos, sign = max(values(scenario, "cosine"), key=abs, default=None), sign_disagreement(scenario)

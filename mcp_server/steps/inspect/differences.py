@@ -19,6 +19,7 @@ from mcp_server.formats.licence import licence_notes
 from mcp_server.formats.source import inspect_source, open_adapter, open_checkpoint
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.inspect import Difference, Inspection, SourceInfo
+from mcp_server.steps.inspect.bases import base_differences, unrelated_weights
 
 Meaning = Literal["fatal", "needs_tokenizer_block", "caution", "harmless"]
 
@@ -50,7 +51,7 @@ def inspect_models(refs: list[str], base: str | None = None, relative_to: Path |
     sources = [inspect_source(ref, relative_to) for ref in dict.fromkeys(refs)]
     if base and base not in refs:
         sources.insert(0, inspect_source(base, relative_to))
-    named = next((s for s in sources if s.ref == base), None)
+    named = next((s for s in sources if s.ref == base), None) or _only_model(sources)
     seen = [_through_base(source, named) for source in sources]
     differences = _differences(seen, named)
     licences = {source.ref: source.licence for source in sources}
@@ -60,6 +61,12 @@ def inspect_models(refs: list[str], base: str | None = None, relative_to: Path |
         differences=differences,
         licences=licence_notes(licences) if sources else [],
     )
+
+
+def _only_model(sources: list[SourceInfo]) -> SourceInfo | None:
+    """One full model among adapters is what they would be put on."""
+    models = [source for source in sources if source.kind != "lora"]
+    return models[0] if len(models) == 1 < len(sources) and models[0].kind in ("full", "quantised") else None
 
 
 def _through_base(source: SourceInfo, base: SourceInfo | None) -> SourceInfo:
@@ -101,7 +108,9 @@ def _differences(sources: list[SourceInfo], base: SourceInfo | None) -> list[Dif
     ]
     found += _tensors([model for model in models if model.kind == "full"])
     found += _misfits(models, base)
-    found += _adapter_bases(models)
+    found += base_differences(models, base)
+    if not any(d.meaning == "fatal" for d in found):
+        found += unrelated_weights(models)
     found += _tokens(models)
     found += _config_cautions(models)
     for field, meaning, why in (
@@ -201,15 +210,6 @@ def _misfits(models: list[SourceInfo], base: SourceInfo | None) -> list[Differen
     return [Difference(field="adapter_shape", values=values, meaning="fatal", why=why)] if values else []
 
 
-def _adapter_bases(sources: list[SourceInfo]) -> list[Difference]:
-    adapters = [source for source in sources if source.adapter and source.adapter.base]
-    names = {s.ref: s.adapter.base for s in adapters if s.adapter}
-    if len({Path(str(name)).name.lower() for name in names.values()}) < 2:
-        return []
-    why = "adapters of different bases: each ΔW belongs to the model it was trained on; on another one it is noise"
-    return [Difference(field="adapter_base", values=names, meaning="caution", why=why)]
-
-
 def _config_cautions(sources: list[SourceInfo]) -> list[Difference]:
     configs = {s.ref: read_json(Path(s.path) / "config.json") for s in sources if s.kind == "full" and s.path}
     found = []
@@ -233,6 +233,8 @@ def _verdict(sources: list[SourceInfo], differences: list[Difference]) -> bool |
     if any(source.kind not in ("full", "lora") for source in sources):
         return False
     if any(source.architecture is None for source in sources):
+        return None
+    if any(difference.field == "adapter_base" for difference in differences):
         return None
     hashes = {source.architecture_hash for source in sources if source.architecture_hash}
     tokens = any(difference.meaning == "needs_tokenizer_block" for difference in differences)

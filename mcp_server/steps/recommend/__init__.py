@@ -1,6 +1,7 @@
 """Scenario in, plan out: verdict, strategy, weights, engine, what to try next, what to measure, and what to ask.
 
-A pure function of the scenario and the rules. Every line of the result names the rule that put it there.
+`look` adds what the files say; the rest is a pure function of that and the rules. Every line of the result names the rule that
+put it there.
 """
 
 from __future__ import annotations
@@ -10,22 +11,32 @@ from pathlib import Path
 
 from mcp_server import catalog
 from mcp_server.catalog.models import Catalog, Rule
-from mcp_server.catalog.signals import Facts, read_facts, trained
+from mcp_server.catalog.signals import Facts, SeenScenario, read_facts, trained
 from mcp_server.schemas.base import Message
 from mcp_server.schemas.plan import EngineChoice, EvaluationStep, Plan, RunnerUp, StrategyChoice
 from mcp_server.schemas.scenario import Scenario
 from mcp_server.steps.estimate import estimate_plan
-from mcp_server.steps.recommend.decide import Decision, as_fired, decide, fill, fired
+from mcp_server.steps.recommend.decide import Decision, as_fired, decide, fill, fired, shown
+from mcp_server.steps.recommend.look import look
+from mcp_server.steps.recommend.measure import Figures
 from mcp_server.steps.recommend.questions import questions
 from mcp_server.steps.recommend.weights import scaled, shares, starting_parameters
 from mcp_server.steps.scenario import read_scenario
 from mcp_server.system.machine import GIB
 
-__all__ = ["read_scenario", "recommend", "recommend_file"]
+__all__ = ["plan_for", "read_scenario", "recommend", "recommend_file"]
 
 
-def recommend(scenario: Scenario) -> Plan:
-    """The plan for a scenario. Raises `NotFound` when it asks for a strategy that does not exist."""
+def recommend(scenario: Scenario, figures: Figures | None = None) -> Plan:
+    """The plan for a scenario and for what its files say. Raises `NotFound` when it asks for a strategy that does not exist.
+
+    figures   what `compare` measured on these sources; without it norms and cosines come from factors and samples
+    """
+    return plan_for(look(scenario, figures))
+
+
+def plan_for(scenario: SeenScenario) -> Plan:
+    """The plan for what is said and seen; a pure function."""
     rules = catalog.load()
     if scenario.strategy is not None:
         catalog.strategy(scenario.strategy)
@@ -37,7 +48,8 @@ def recommend(scenario: Scenario) -> Plan:
         questions=questions(decision, rules),
         differences=_differences(decision),
         decided=not any(condition.op == "unknown" for condition in verdict.when),
-        scenario=scenario,
+        observed=scenario.observed if scenario.observed.looked_at else None,
+        scenario=Scenario(**{name: getattr(scenario, name) for name in Scenario.model_fields}),
     )
     if decision.strategy:
         plan = _with_strategy(plan, decision, rules)
@@ -105,6 +117,10 @@ def _differences(decision: Decision) -> list[str]:
         if decision.facts[field] is False:
             name = {"same_architecture": "architecture", "same_base": "base_model"}[field]
             found.append(f"{name} ({decision.facts[detail] or 'as you said'})")
+    seen = (("misfits", "shape"), ("other_base", "base_model"), ("unrelated", "weights"), ("unusable", "files"))
+    found += [f"{name} ({decision.facts[signal]})" for signal, name in seen if decision.facts[signal]]
+    if decision.verdict.id == "base_is_not_theirs":
+        found.append(f"base_model (task vectors of cosine {shown(decision.facts['cosine'])})")
     return found
 
 

@@ -39,7 +39,7 @@ def decide(facts: Facts, catalog: Catalog) -> Decision:
     facts = {name: value for name, value in facts.items() if name not in ("verdict", "strategy")}
     verdict = next(fired(catalog, "verdict", facts))
     facts["verdict"] = verdict.verdict
-    if verdict.verdict not in STRATEGY_VERDICTS:
+    if verdict.verdict not in STRATEGY_VERDICTS and not verdict.plan:
         return Decision(verdict, None, None, {**facts, "strategy": None})
     rule = next(fired(catalog, "strategy", facts))
     strategy = facts["asked_strategy"] if rule.choose == "asked" else rule.choose

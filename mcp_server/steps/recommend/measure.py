@@ -1,0 +1,126 @@
+"""How long task vectors are and how they lie to each other: from the factors of adapters, from samples of full models.
+
+‖B·A‖ and the inner product of two products of factors need only r × r matrices, so adapters are measured without their base's
+weights and without forming a delta. Full models are sampled. `compare` measures every weight, and its figures win.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp_server.errors import MergingError
+from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.lora import LowRank, open_adapter
+from mcp_server.steps.inspect.bases import sampled, tensors_of, values
+from mcp_server.steps.verify.reading import read_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+MAX_BYTES: Final = 64_000_000
+"""Of factors that are read for one source; larger adapters are measured on every second, third, … module."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Norm of each source's task vector, and cosine (and sign disagreement, where measured) of each pair."""
+
+    norms: dict[str, float] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    relative_norm: float | None = None
+    origin: str | None = None
+
+
+def measure(base: Path, sources: dict[str, tuple[Path, bool]]) -> Figures:
+    """`sources`: name → (folder, whether it is an adapter). Sources of both kinds together are not measured."""
+    adapters = {is_adapter for _, is_adapter in sources.values()}
+    tensors = tensors_of(base)
+    if len(adapters) != 1 or tensors is None:
+        return Figures()
+    try:
+        return _of_adapters(tensors, sources) if adapters.pop() else _of_models(tensors, sources)
+    except (MergingError, OSError, ValueError):
+        return Figures()  # what cannot be read is named by the inspection; here the figure is just not known
+
+
+def from_comparison(details: dict[str, Any], names: dict[str, str]) -> Figures:
+    """The figures of `compare -o FILE`; `names` gives the scenario's name for each name in the file."""
+    overall = details["overall"]
+    norms = {names[s["name"]]: float(s["norm"]) for s in overall["sources"] if s["name"] in names}
+    pairs = {}
+    for pair in overall["pairs"]:
+        one, other = pair["between"]
+        if one in names and other in names:
+            pairs[names[one], names[other]] = {k: pair[k] for k in ("cosine", "sign_disagreement") if pair[k] is not None}
+    relative = [s["relative_norm"] for s in overall["sources"] if s.get("relative_norm") is not None]
+    return Figures(norms, pairs, min(relative, default=None), "compare")
+
+
+def read_comparison(file: Path) -> dict[str, Any]:
+    """The whole comparison as a table."""
+    details: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return details
+
+
+def _of_models(base: dict[str, StoredTensor], sources: dict[str, tuple[Path, bool]]) -> Figures:
+    import numpy as np
+
+    opened = {name: found for name, (folder, _) in sources.items() if (found := tensors_of(folder)) is not None}
+    names = sampled(base, *opened.values())
+    if not names:
+        return Figures()
+    reference = np.concatenate([values(base[n]) for n in names])
+    deltas = {name: np.concatenate([values(t[n]) for n in names]) - reference for name, t in opened.items()}
+    norms = {name: float(np.linalg.norm(delta)) for name, delta in deltas.items()}
+    whole = float(np.linalg.norm(reference))
+    products = {(a, b): float(deltas[a] @ deltas[b]) for a, b in itertools.combinations(deltas, 2)}
+    return _figures(norms, products, min(norms.values(), default=0.0) / whole if whole else None, "samples of the weights")
+
+
+def _of_adapters(base: dict[str, StoredTensor], sources: dict[str, tuple[Path, bool]]) -> Figures:
+    import numpy as np
+
+    found = {name: _low_ranks(str(folder), base) for name, (folder, _) in sources.items()}
+    everything = sorted({target for parts in found.values() for target in parts})
+    largest = max((sum(p.a.nbytes + p.b.nbytes for p in parts.values()) for parts in found.values()), default=0)
+    chosen = everything[:: max(1, math.ceil(largest / MAX_BYTES))]
+    squares = dict.fromkeys(found, 0.0)
+    products = dict.fromkeys(itertools.combinations(found, 2), 0.0)
+    for target in chosen:
+        factors = {name: _factors(parts[target]) for name, parts in found.items() if target in parts}
+        for name, (a, b) in factors.items():
+            squares[name] += float(np.sum((b.T @ b) * (a @ a.T)))
+        for one, other in itertools.combinations(factors, 2):
+            (a1, b1), (a2, b2) = factors[one], factors[other]
+            if b1.shape[0] == b2.shape[0] and a1.shape[1] == a2.shape[1]:
+                products[one, other] += float(np.sum((b1.T @ b2) * (a1 @ a2.T)))
+    scale = math.sqrt(len(everything) / len(chosen)) if chosen else 1.0
+    norms = {name: math.sqrt(max(square, 0.0)) * scale for name, square in squares.items()}
+    return _figures(norms, {k: v * scale**2 for k, v in products.items()}, None, "the adapters' factors")
+
+
+def _figures(norms: dict[str, float], products: dict[tuple[str, str], float], relative: float | None, origin: str) -> Figures:
+    pairs = {
+        (a, b): {"cosine": round(max(-1.0, min(1.0, product / (norms[a] * norms[b]))), 4)}
+        for (a, b), product in products.items()
+        if norms[a] > 0 and norms[b] > 0
+    }
+    rounded = {name: float(f"{norm:.4g}") for name, norm in norms.items()}
+    return Figures(rounded, pairs, None if relative is None else float(f"{relative:.3g}"), origin)
+
+
+def _low_ranks(folder: str, base: dict[str, StoredTensor]) -> dict[str, LowRank]:
+    return {name: change.low_rank for name, change in open_adapter(folder, base).changes.items() if change.low_rank is not None}
+
+
+def _factors(part: LowRank) -> tuple[Array, Array]:
+    """(A, B) with the scale in B, float64."""
+    a = read_rows(part.a, 0, part.a.shape[0]).astype("float64")
+    return a, part.scale * read_rows(part.b, 0, part.b.shape[0]).astype("float64")
