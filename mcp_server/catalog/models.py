@@ -116,8 +116,8 @@ class Strategy(Frozen):
     runner: Literal["mergekit-yaml", "mergekit-moe", "mergekit-multi"] = "mergekit-yaml"
     inputs: Inputs
     parameters: list[Parameter] = Field(default_factory=list)
-    weights: Literal["sum_one", "mean_one", "none"] = Field(
-        description="how a plan scales shares: to a sum of one (averages), to a mean of one (sums of deltas, scaled by lambda)"
+    weights: Literal["sum_one", "whole", "none"] = Field(
+        description="shares with a sum of one (averages), or every source whole (sums of deltas, which lambda scales)"
     )
     when: list[str] = Field(min_length=1)
     when_not: list[str] = Field(min_length=1)

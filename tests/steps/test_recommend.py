@@ -98,11 +98,37 @@ def test_two_hundred_and_five_hundred_examples_weigh_39_to_61_in_every_averaging
         assert plan.weights == {"persona": 0.39, "tools": 0.61}
 
 
-def test_strategies_that_add_deltas_get_the_same_shares_scaled_to_a_mean_of_one_and_a_lambda_below_one() -> None:
+def test_strategies_that_add_deltas_take_every_source_whole_and_a_lambda_below_one() -> None:
     plan = recommend(read_scenario({**TABLE[0]["scenario"], "strategy": "task_arithmetic"}))
-    assert plan.weights == {"persona": 0.77, "tools": 1.23}
+    assert plan.weights == {"persona": 1.0, "tools": 1.0}
     assert plan.strategy is not None
     assert plan.strategy.parameters == {"lambda": 0.7}
+    assert "weights_whole" in {rule.id for rule in plan.rules}
+
+
+@pytest.mark.parametrize("norms", [(1.0, 1.0), (1.0, 4.0)])
+def test_no_source_of_a_sum_lands_below_what_a_balanced_plan_takes(norms: tuple[float, float]) -> None:
+    sources = [
+        {"name": n, "kind": "lora", "training_examples": e, "norm": v} for n, e, v in zip("ab", (10, 9000), norms, strict=True)
+    ]
+    plan = recommend(read_scenario({"sources": sources, "base_model": "m", "strategy": "dare_ties"}))
+    assert plan.strategy is not None
+    assert {n: w * plan.strategy.parameters["lambda"] for n, w in plan.weights.items()} == {"a": 0.7, "b": 0.7}
+
+
+@pytest.mark.parametrize(("count", "beside"), [(2, 0.7), (3, 0.53), (8, 0.2)])
+def test_a_favoured_source_stays_whole_and_the_others_are_reduced(count: int, beside: float) -> None:
+    sources = [{"name": f"s{n}", "kind": "lora"} for n in range(count)]
+    plan = recommend(read_scenario({"sources": sources, "base_model": "m", "goal": {"favour": "s1"}}))
+    assert plan.strategy is not None
+    assert (plan.strategy.id, plan.strategy.parameters) == ("task_arithmetic", {"lambda": 1.0})
+    assert plan.weights == {f"s{n}": 1.0 if n == 1 else beside for n in range(count)}
+
+
+def test_importance_reduces_the_others_but_not_to_nothing() -> None:
+    sources = [{"name": n, "kind": "lora", "importance": i} for n, i in (("a", 10), ("b", 9), ("c", 1))]
+    plan = recommend(read_scenario({"sources": sources, "base_model": "m", "strategy": "task_arithmetic"}))
+    assert plan.weights == {"a": 1.0, "b": 0.9, "c": 0.7}
 
 
 @pytest.mark.parametrize(("count", "start"), [(1, 1.0), (2, 0.7), (3, 0.53), (4, 0.4), (8, 0.2)])

@@ -72,8 +72,8 @@ def test_another_strategy_starts_afresh_with_its_own_parameters_and_weights() ->
         "merge_method": "task_arithmetic",
         "base_model": "/m/base",
         "models": [
-            {"model": "/m/base+/m/persona", "parameters": {"weight": 0.77}},
-            {"model": "/m/base+/m/tools", "parameters": {"weight": 1.23}},
+            {"model": "/m/base+/m/persona", "parameters": {"weight": 1.0}},
+            {"model": "/m/base+/m/tools", "parameters": {"weight": 1.0}},
         ],
         "parameters": {"lambda": 0.7},
         "dtype": "bfloat16",

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mcp_server import catalog
-from mcp_server.catalog.models import Catalog, Rule
-from mcp_server.catalog.signals import Facts, SeenScenario, read_facts, trained
+from mcp_server.catalog.models import Catalog, Rule, Strategy
+from mcp_server.catalog.signals import Facts, SeenScenario, favoured, read_facts, trained
 from mcp_server.schemas.base import Message
 from mcp_server.schemas.plan import EngineChoice, EvaluationStep, Plan, RunnerUp, StrategyChoice
 from mcp_server.schemas.scenario import Scenario
@@ -20,7 +21,7 @@ from mcp_server.steps.recommend.decide import Decision, as_fired, decide, fill, 
 from mcp_server.steps.recommend.look import look
 from mcp_server.steps.recommend.measure import Figures
 from mcp_server.steps.recommend.questions import questions
-from mcp_server.steps.recommend.weights import scaled, shares, starting_parameters
+from mcp_server.steps.recommend.weights import starting_parameters, weights_for
 from mcp_server.steps.scenario import read_scenario
 from mcp_server.system.machine import GIB
 
@@ -71,28 +72,31 @@ def recommend_file(path: Path) -> Plan:
 
 def _with_strategy(plan: Plan, decision: Decision, rules: Catalog) -> Plan:
     strategy = rules.strategies[decision.strategy or ""]
-    portions, why = shares(plan.scenario)
-    count = len(trained(plan.scenario))
-    weights = scaled(portions, strategy)
+    weights, why = weights_for(plan.scenario, strategy)
     steps = list(fired(rules, "evaluation", decision.facts))
     following = list(fired(rules, "runner_up", decision.facts))
     return plan.model_copy(
         update={
-            "strategy": StrategyChoice(id=strategy.id, parameters=starting_parameters(strategy, weights, count)),
+            "strategy": StrategyChoice(id=strategy.id, parameters=_start(plan.scenario, strategy)),
             "weights": weights,
             "dtype": plan.scenario.dtype,
             "tokenizer": plan.scenario.tokenizer,
             "rules": plan.rules + (why if weights else []),
-            "runner_up": [_runner_up(rule, rules, portions, count) for rule in following],
+            "runner_up": [_runner_up(rule, rules, plan.scenario) for rule in following],
             "evaluation": [_step(rule, decision) for rule in steps],
         }
     )
 
 
-def _runner_up(rule: Rule, rules: Catalog, portions: dict[str, float], count: int) -> RunnerUp:
+def _start(scenario: Scenario, strategy: Strategy) -> dict[str, Any]:
+    weights, _ = weights_for(scenario, strategy)
+    return starting_parameters(strategy, weights, len(trained(scenario)), favoured(scenario) in weights)
+
+
+def _runner_up(rule: Rule, rules: Catalog, scenario: Scenario) -> RunnerUp:
     assert rule.runner_up is not None  # the rule's model guarantees it for this stage
     strategy = rules.strategies[rule.runner_up.strategy]
-    start = starting_parameters(strategy, scaled(portions, strategy), count)
+    start = _start(scenario, strategy)
     return RunnerUp(
         strategy=strategy.id,
         why=" ".join(rule.because.split()),

@@ -1,9 +1,12 @@
 """Weights and starting parameters: how much of each source goes in.
 
-Shares follow √examples: doubling the data does not double what was learnt, and the root keeps a small source alive beside a large
-one (200 and 500 examples give 0.39 and 0.61). Importance multiplies them; measured norms divide them, because with unequal norms
-equal weights are not equal influence. Averaging methods take the shares as they are; methods that add up deltas take them scaled
-to a mean of one, and `lambda` scales the sum.
+Averages dilute: what one source gets, the others lose, so they take shares with a sum of one. Shares follow √examples: doubling
+the data does not double what was learnt, and the root keeps a small source alive beside a large one (200 and 500 examples give
+0.39 and 0.61). Importance multiplies them; measured norms divide them, because with unequal norms equal shares are not equal
+influence.
+
+Sums of deltas dilute nothing: each source goes in whole, at the strength that it was trained to, and `lambda` scales the sum. A
+weight below 1 takes of a skill without giving to another: at 0.43 of its delta a persona kept half of its gain, at 0.7 all of it.
 """
 
 from __future__ import annotations
@@ -18,8 +21,44 @@ from mcp_server.catalog.signals import examples_known, favoured, norm_ratio, tra
 from mcp_server.schemas.plan import FiredRule
 from mcp_server.schemas.scenario import Scenario, ScenarioSource
 
+_MEASURED = "measured here, docs/taskmaster.md: weights by √examples lost a skill that whole ones kept"
 _SMALLEST_NORM = 1e-9
 """Below that a task vector is rounding dust, and dividing by it would give it all the weight."""
+
+
+def weights_for(scenario: Scenario, strategy: Strategy) -> tuple[dict[str, float], list[FiredRule]]:
+    """The weights that a plan of this strategy begins with, and why."""
+    if strategy.weights == "whole":
+        return _whole(scenario)
+    portions, why = shares(scenario)
+    return scaled(portions, strategy), why
+
+
+def _whole(scenario: Scenario) -> tuple[dict[str, float], list[FiredRule]]:
+    """Every source at 1; one that is favoured stays there while the others are reduced, and so does the most important one."""
+    sources = dict(trained(scenario))
+    if not sources:
+        return {}, []
+    weights = dict.fromkeys(sources, 1.0)
+    because = "each source's change goes in whole (examples do not count in a sum of deltas), and lambda scales the sum"
+    fired = [_rule("weights_whole", because, _MEASURED)]
+    importance = {name: source.importance or 1.0 for name, source in sources.items()}
+    if len(set(importance.values())) > 1:
+        floor, most = threshold("lambda_start"), max(importance.values())
+        weights = {name: round(max(floor, value / most), 2) for name, value in importance.items()}
+        because = f"the most important source whole, the others by their importance, none below {floor:g}"
+        fired.append(_rule("weights_by_importance", because, "your scenario; " + _MEASURED))
+    if (name := favoured(scenario)) in weights and len(weights) > 1:
+        beside = _summed_start(len(weights))
+        weights = {other: 1.0 if other == name else beside for other in weights}
+        because = f"{name} is favoured: it stays whole (lambda 1), the others go in at {beside:g}, where a balanced plan has all"
+        fired.append(_rule("weights_favour", because, _MEASURED))
+    return weights, fired
+
+
+def _summed_start(count: int) -> float:
+    """How much of each of `count` sources a balanced sum takes."""
+    return min(threshold("lambda_start"), round(threshold("lambda_total") / max(count, 1), 2))
 
 
 def shares(scenario: Scenario) -> tuple[dict[str, float], list[FiredRule]]:
@@ -64,7 +103,10 @@ def _can_divide(sources: Iterable[ScenarioSource]) -> bool:
 
 
 def scaled(shares: dict[str, float], strategy: Strategy) -> dict[str, float]:
-    """The weights that the recipe states, rounded to two decimals (more where a weight would vanish) with the sum kept."""
+    """Shares as the recipe states them, rounded to two decimals (more where one would vanish) with the sum kept.
+
+    A sum of deltas takes shares that a user chose times the number of sources, so that equal shares are whole sources.
+    """
     if strategy.weights == "none" or not shares:
         return {}
     total = 1.0 if strategy.weights == "sum_one" else float(len(shares))
@@ -79,8 +121,8 @@ def scaled(shares: dict[str, float], strategy: Strategy) -> dict[str, float]:
     return {name: value / unit for name, value in rounded.items()}
 
 
-def starting_parameters(strategy: Strategy, weights: dict[str, float], count: int) -> dict[str, Any]:
-    """What a plan begins with: each parameter's `start`, t from the weights, lambda by the number of sources."""
+def starting_parameters(strategy: Strategy, weights: dict[str, float], count: int, favouring: bool = False) -> dict[str, Any]:
+    """What a plan begins with: each parameter's `start`, t from the weights, lambda by the sources (1 to favour one)."""
     parameters: dict[str, Any] = {}
     for parameter in strategy.parameters:
         if parameter.name == "weight":
@@ -89,7 +131,7 @@ def starting_parameters(strategy: Strategy, weights: dict[str, float], count: in
             parameters["t"] = list(weights.values())[-1] if len(weights) == 2 else parameter.start
         elif parameter.start_total is not None:
             start = min(float(parameter.start), round(parameter.start_total / max(count, 1), 2))
-            parameters[parameter.name] = parameter.default if count == 1 else start
+            parameters[parameter.name] = parameter.default if count == 1 or favouring else start
         elif parameter.start is not None:
             parameters[parameter.name] = parameter.start
     return parameters

@@ -7,7 +7,7 @@ from typing import Final
 from mcp_server.catalog.models import Strategy
 from mcp_server.schemas.plan import Plan, StrategyChoice
 from mcp_server.schemas.scenario import Scenario, ScenarioSource
-from mcp_server.steps.recommend.weights import scaled, shares, starting_parameters
+from mcp_server.steps.recommend.weights import starting_parameters, weights_for
 
 EXAMPLE: Final = Scenario(
     sources=[
@@ -23,7 +23,7 @@ def example_plan(strategy: Strategy) -> Plan:
     """The example's plan for one strategy, cut to as many sources as it takes."""
     wanted = strategy.inputs.max or 2
     scenario = EXAMPLE.model_copy(update={"sources": (EXAMPLE.sources or [])[:wanted]})
-    weights = scaled(shares(scenario)[0], strategy)
+    weights, _ = weights_for(scenario, strategy)
     parameters = starting_parameters(strategy, weights, len(scenario.sources or []))
     return Plan(
         verdict="merge",

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from mcp_server import catalog
 from mcp_server.catalog.models import Parameter, Strategy
-from mcp_server.catalog.signals import source_names
+from mcp_server.catalog.signals import favoured, source_names, trained
 from mcp_server.errors import BadInput, did_you_mean
 from mcp_server.schemas.plan import Plan, StrategyChoice
-from mcp_server.steps.recommend.weights import scaled, shares, starting_parameters
+from mcp_server.steps.recommend.weights import scaled, starting_parameters, weights_for
 from mcp_server.steps.render.intent import DTYPES
 from mcp_server.steps.scenario import scenario_from
 from mcp_server.system.yaml_io import load_yaml
@@ -68,10 +68,12 @@ def _switch(plan: Plan, name: str) -> Plan:
     strategy = catalog.strategy(name)
     if plan.strategy and plan.strategy.id == name:
         return plan
-    portions = _shares_of(plan)
-    weights = scaled(portions, strategy)
+    own = _own_shares(plan)
+    weights = scaled(own, strategy) if own else weights_for(plan.scenario, strategy)[0]
     proposed = next((r.parameters for r in plan.runner_up if r.strategy == name), None)
-    parameters = proposed if proposed is not None else starting_parameters(strategy, weights, len(portions))
+    favouring = not own and favoured(plan.scenario) in weights
+    start = starting_parameters(strategy, weights, len(trained(plan.scenario)), favouring)
+    parameters = proposed if proposed is not None else start
     kept = {
         source: {key: value for key, value in own.items() if key == "layer_range" or strategy.parameter(key)}
         for source, own in plan.source_parameters.items()
@@ -85,13 +87,12 @@ def _switch(plan: Plan, name: str) -> Plan:
     )
 
 
-def _shares_of(plan: Plan) -> dict[str, float]:
-    """The plan's shares; unrounded where its weights are the scenario's own."""
-    exact, total = shares(plan.scenario)[0], sum(plan.weights.values())
-    own = plan.strategy is not None and plan.weights != scaled(exact, catalog.strategy(plan.strategy.id))
-    if plan.weights and own and total > 0:
-        return {name: weight / total for name, weight in plan.weights.items()}
-    return exact
+def _own_shares(plan: Plan) -> dict[str, float] | None:
+    """The shares that the plan's weights were set to, or None where its weights are what its scenario gives."""
+    total = sum(plan.weights.values())
+    if plan.strategy is None or total <= 0 or plan.weights == weights_for(plan.scenario, catalog.strategy(plan.strategy.id))[0]:
+        return None
+    return {name: weight / total for name, weight in plan.weights.items()}
 
 
 def _apply(plan: Plan, key: str, value: Any) -> Plan:

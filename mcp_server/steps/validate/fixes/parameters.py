@@ -76,7 +76,7 @@ def _equal_share(context: Context) -> float:
     """1 where weights are normalised or summed as deltas of one source; equal shares otherwise."""
     method, groups = context.method, context.recipe.groups()
     count = max((len(group.others) for group in groups), default=1)
-    if method is None or method.weights == "mean_one" or method.parameter("normalize") is not None:
+    if method is None or method.weights == "whole" or method.parameter("normalize") is not None:
         return 1.0
     return round(1 / max(1, count), 4)
 
