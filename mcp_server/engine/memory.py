@@ -32,7 +32,8 @@ class MergeShape:
 
     `deltas`: sources without the base. `row`: the longest last dimension of any tensor. `largest`: elements of the largest
     tensor. `factors`: the most float32 values that the low-rank factors of one tensor hold together, Σ rank·(rows + columns).
-    `stored_bytes`, `out_bytes`: the widest element among the inputs, and in the output.
+    `stored_bytes`, `out_bytes`: the widest element among the inputs, and in the output. `held`: bytes that packed weights keep in
+    memory while a tensor is merged (scales; codes that lie across its rows).
     """
 
     method: str
@@ -43,6 +44,7 @@ class MergeShape:
     factors: int = 0
     stored_bytes: int = 4
     out_bytes: int = 4
+    held: int = 0
 
 
 def peak_anon(shape: MergeShape) -> dict[str, int]:
@@ -73,6 +75,7 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
         "write buffers": (shape.threads + _WRITE_BUFFERS_AHEAD) * shape.out_bytes * block,
         "selection": max(shape.threads * cuts * _COUNTS_BYTES, _COUNTS_BYTES + 4 * collected),
         "adapter factors": _WHOLE_COPIES * 4 * shape.factors,
+        **({"packed weights": shape.held} if shape.held else {}),
     }
 
 
@@ -91,6 +94,12 @@ def shape_of(plan: MergePlan, threads: int) -> MergeShape:
         ),
         stored_bytes=max(ITEM_BYTES[stored.dtype] for stored in inputs),
         out_bytes=max(4 if tensor.dtype == "float32" else 2 for tensor in plan.tensors),
+        held=max(
+            sum(
+                packed.held_bytes for packed in {id(p): p for p in (entry.stored.packed for entry in tensor.inputs) if p}.values()
+            )
+            for tensor in plan.tensors
+        ),
     )
 
 

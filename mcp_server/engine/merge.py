@@ -137,7 +137,8 @@ class _Run:
         self.check(tensor, tensor.nonfinite_factors(), evidence)
         merge_block = prepare(self.plan.recipe.method, tensor, self.pool, self.seed)
         stored = STORED[plan.dtype]
-        same_grid = tensor.reference is not None and tensor.reference.stored.dtype == stored and not tensor.reference.low_rank
+        known = tensor.reference
+        same_grid = known is not None and known.stored.dtype == stored and not known.stored.packed and not known.low_rank
 
         def work(workspace: Workspace, block: Block) -> tuple[list[list[float]], dict[str, int]]:
             reference, deltas, bad = tensor.load_checked(workspace, block)

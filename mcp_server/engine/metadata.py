@@ -20,6 +20,7 @@ from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.lineage import source_records
 from mcp_server.formats.provenance import Provenance, identify, write_model_card, write_provenance
+from mcp_server.formats.quantised import without_quantisation
 from mcp_server.formats.recipe import parse_ref, read_recipe
 
 
@@ -51,7 +52,7 @@ def write_metadata(
 
 def output_config(plan: MergePlan) -> dict[str, Any]:
     """The donor's config with dtype and number of layers corrected, and the head marked untied when it is."""
-    config = dict(plan.sources[plan.recipe.donor].checkpoint.config)
+    config = without_quantisation(plan.sources[plan.recipe.donor].checkpoint.config)
     dtypes = [tensor.dtype for tensor in plan.tensors]
     config["dtype" if "dtype" in config else "torch_dtype"] = max(set(dtypes), key=dtypes.count)
     if plan.layer_count is not None and (key := layers.layer_key(config)):

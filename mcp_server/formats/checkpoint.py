@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import Malformed, NotAModel, NotFound, Unsupported
+from mcp_server.formats.quantised import Packing, Stored, find_weights
 from mcp_server.formats.refs import cached_snapshot, is_hub_id, split_revision
 from mcp_server.formats.safetensors import Header, read_header
 from mcp_server.formats.tensors import read_json
@@ -19,16 +21,22 @@ ITEM_BYTES: Final = {"BF16": 2, "F16": 2, "F32": 4}
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """`count` elements of `dtype` at byte `offset` of `file`."""
+    """`count` elements of `dtype` at byte `offset` of `file`.
+
+    With `packed` they are codes of another format, that stand for `count` elements: `shape` and `dtype` are those of the numbers.
+    """
 
     file: Path
     offset: int
     dtype: str
     shape: tuple[int, ...]
     count: int
+    packed: Packing | None = None
 
     @property
     def nbytes(self) -> int:
+        if self.packed is not None:
+            return sum(part.nbytes for part in self.packed.parts)
         return self.count * ITEM_BYTES[self.dtype]
 
 
@@ -56,15 +64,9 @@ def locate(ref: str) -> Path:
 
 
 def open_checkpoint(ref: str) -> Checkpoint:
-    """Read config, index and headers of a model. Pickle and quantised checkpoints are refused by name."""
+    """Read config, index and headers of a model. Pickle is refused by name, and packed weights whose format is not read."""
     folder = locate(ref)
     config = read_json(folder / "config.json")
-    if quantised := config.get("quantization_config"):
-        scheme = quantised.get("quant_method", "an unnamed scheme") if isinstance(quantised, dict) else quantised
-        raise Unsupported(
-            f"{ref} is quantised ({scheme}); its weights cannot be averaged",
-            "merge the unquantised original, quantise the result",
-        )
     headers = {file: read_header(file) for file in shards(folder)}
     tensors: dict[str, StoredTensor] = {}
     for file, header in headers.items():
@@ -74,7 +76,21 @@ def open_checkpoint(ref: str) -> Checkpoint:
                     f"{name!r} is in both {tensors[name].file.name} and {file.name} of {folder}", "remove stale shards"
                 )
             tensors[name] = StoredTensor(file, header.data_start + info.begin, info.dtype, info.shape, info.elements)
-    return Checkpoint(folder, config, tensors, headers)
+    return Checkpoint(folder, config, _unpacked(tensors, Stored.of(str(folder), headers, config)), headers)
+
+
+def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, StoredTensor]:
+    """The tensors that a model has, in stored order: packed weights stand where the first of their parts does."""
+    weights = find_weights(stored)
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        if (weight := weights.replaced.get(name)) is None:
+            if name not in weights.dropped:
+                found[name] = tensor
+        elif weight not in found:
+            packed = weights.packed[weight]
+            found[weight] = StoredTensor(tensor.file, tensor.offset, packed.dtype, packed.shape, math.prod(packed.shape), packed)
+    return found
 
 
 def shards(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp_server.formats.tensors import FLOATS, StoredTensors, read_json
+from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.inspect import Kind
 
 SAFE = "convert it to safetensors first: load it where you trust it and save_pretrained(..., safe_serialization=True)"
@@ -22,7 +22,7 @@ class FolderKind:
 
 
 def classify(path: Path) -> FolderKind:
-    """Look at names only; `quantisation` looks further into what seems a full model."""
+    """Look at names only; whether the weights are packed, their headers say."""
     if path.is_file():
         return _file(path)
     names = sorted(entry.name for entry in path.iterdir())
@@ -47,20 +47,6 @@ def classify(path: Path) -> FolderKind:
     return FolderKind(
         "not_a_model", f"it holds {found}; a model has config.json and model.safetensors, an adapter adapter_config.json"
     )
-
-
-def quantisation(config: dict[str, Any], stored: StoredTensors) -> str | None:
-    """How a model is quantised, or None. Its packed integers cannot be averaged, whatever their names say."""
-    declared = config.get("quantization_config")
-    if isinstance(declared, dict):
-        method = declared.get("quant_method", declared.get("load_in_4bit") and "bitsandbytes 4-bit")
-        return f"its weights are quantised ({method or 'quantization_config'}); {UNQUANTISED}"
-    total = sum(tensor.nbytes for tensor in stored.tensors.values())
-    packed = {t.dtype for t in stored.tensors.values() if t.dtype not in FLOATS}
-    packed_bytes = sum(t.nbytes for t in stored.tensors.values() if t.dtype in packed)
-    if total and packed_bytes * 2 > total:
-        return f"most of its weights are {', '.join(sorted(packed))}, not floating point; {UNQUANTISED}"
-    return None
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:

@@ -6,19 +6,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import NotAModel, NotFound
+from mcp_server.errors import NotAModel, NotFound, Unsupported
 from mcp_server.formats.adapter import describe_adapter
-from mcp_server.formats.folder import FolderKind, adapter_config, classify, quantisation
+from mcp_server.formats.folder import FolderKind, adapter_config, classify
 from mcp_server.formats.identity import architecture_hash, architecture_name, chat_template_hash, config_field, tokenizer_hash
 from mcp_server.formats.licence import read_licence
+from mcp_server.formats.quantised import Packing, Stored, Weights, find_weights
 from mcp_server.formats.recipe.refs import parse_ref
 from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision
-from mcp_server.formats.tensors import DTYPES, StoredTensor, StoredTensors, read_json, read_tensors
+from mcp_server.formats.safetensors import DTYPE_BITS, read_header
+from mcp_server.formats.tensors import DTYPES, FLOATS, StoredTensor, StoredTensors, read_json, read_tensors
 from mcp_server.schemas.inspect import AdapterInfo, SourceInfo
 
 
@@ -30,6 +33,8 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     stored: StoredTensors
+    packings: tuple[Packing, ...] = ()
+    """How its packed weights are packed; `stored` describes them as they are unpacked."""
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -82,15 +87,34 @@ def locate(ref: str, relative_to: Path | None = None) -> Path:
 
 
 def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
-    """A full, unquantised safetensors model. Raises `NotFound`, `NotAModel` or `Malformed`."""
+    """A full safetensors model; packed weights whose format is read count. Raises `NotFound`, `NotAModel` or `Malformed`."""
     path = locate(ref, relative_to)
     holding = classify(path)
     if holding.kind != "full":
         raise _not_a(ref, path, holding, "a full model")
     config, stored = read_json(path / "config.json"), read_tensors(path)
-    if reason := quantisation(config, stored):
-        raise _not_a(ref, path, FolderKind("quantised", reason), "a full model")
-    return Checkpoint(ref, path, config, stored)
+    try:
+        unpacked, weights = _unpacked(path, config, stored)
+    except Unsupported as unread:
+        raise _not_a(ref, path, FolderKind("quantised", f"{unread.message}; {unread.next_step}"), "a full model") from unread
+    return Checkpoint(ref, path, config, unpacked, tuple(weights.packed.values()))
+
+
+def _unpacked(path: Path, config: dict[str, Any], stored: StoredTensors) -> tuple[StoredTensors, Weights]:
+    """The tensors as the numbers that they stand for: packed weights by their own name, shape, and the dtype they unpack to."""
+    plain = all(tensor.dtype in FLOATS for tensor in stored.tensors.values())
+    headers = {} if plain else {path / name: read_header(path / name) for name in stored.files}
+    weights = find_weights(Stored.of(str(path), headers, config))
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in stored.tensors.items():
+        if (weight := weights.replaced.get(name)) is None:
+            if name not in weights.dropped:
+                tensors[name] = tensor
+        elif weight not in tensors:
+            packed = weights.packed[weight]
+            count = math.prod(packed.shape)
+            tensors[weight] = StoredTensor(packed.dtype, packed.shape, count, count * DTYPE_BITS[packed.dtype] // 8, tensor.file)
+    return StoredTensors(tensors, stored.files, stored.shadowed_by), weights
 
 
 def open_adapter(ref: str, relative_to: Path | None = None) -> Adapter:
@@ -119,19 +143,26 @@ def inspect_source(ref: str, relative_to: Path | None = None) -> SourceInfo:
     if holding.kind != "full":
         return SourceInfo(ref=ref, path=str(path), kind=holding.kind, detail=holding.detail)
     config, stored = read_json(path / "config.json"), read_tensors(path)
-    return _model_source(Checkpoint(ref, path, config, stored), quantisation(config, stored))
+    try:
+        unpacked, weights = _unpacked(path, config, stored)
+    except Unsupported as unread:
+        detail = f"{unread.message}; {unread.next_step}"
+        return SourceInfo(ref=ref, path=str(path), kind="quantised", detail=detail, **_shape(config), **_sizes(stored.tensors))
+    return _model_source(Checkpoint(ref, path, config, unpacked), weights.kinds, stored.tensors)
 
 
-def _model_source(model: Checkpoint, quantised: str | None) -> SourceInfo:
+def _model_source(model: Checkpoint, packed: tuple[str, ...], on_disk: dict[str, StoredTensor]) -> SourceInfo:
     config, folder = model.config, model.folder
+    sizes = _sizes(model.tensors) | {"bytes": sum(tensor.nbytes for tensor in on_disk.values())}
+    quantised = f"its weights are quantised ({', '.join(packed)}); they are unpacked to {sizes['dtype']} as they are read"
     return SourceInfo(
         ref=model.ref,
         path=str(folder),
-        kind="quantised" if quantised else "full",
-        detail=quantised or _stray(model.stored),
+        kind="quantised" if packed else "full",
+        detail=quantised if packed else _stray(model.stored),
         **_shape(config),
         architecture_hash=architecture_hash(config, model.tensors),
-        **_sizes(model.tensors),
+        **sizes,
         tied_embeddings=model.tied,
         tokenizer_hash=tokenizer_hash(folder),
         chat_template_hash=chat_template_hash(folder),

@@ -52,6 +52,11 @@ def choose(request: MergeRequest) -> Choice:
     wanted: list[EngineId] = ["stream", "mergekit"] if request.engine == "auto" else [request.engine]
     engines = [engine for engine in wanted if engine in costs.engines and costs.engines[engine].covers]
     if not engines:
+        why = [f"{name}: {reason}" for name in wanted if name in costs.engines for reason in costs.engines[name].why_not]
+        if why:
+            raise Unsupported(
+                f"no engine does this: {'; '.join(why)}", "merge unquantised models, or change what the stream engine lacks"
+            )
         raise Unsupported(f"the {request.engine} engine does not make adapters", "use engine 'stream' or 'auto'")
     for engine in engines:
         cost = costs.engines[engine]

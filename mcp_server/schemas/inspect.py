@@ -48,6 +48,11 @@ class SourceInfo(Frozen):
     licence: str | None = None
     adapter: AdapterInfo | None = None
 
+    @property
+    def is_model(self) -> bool:
+        """Whether its tensors can be read as a full model's: plain, or packed in a format that is unpacked here."""
+        return self.kind == "full" or (self.kind == "quantised" and self.architecture_hash is not None)
+
 
 class Difference(Frozen):
     field: str

@@ -27,7 +27,7 @@ from mcp_server.engine.codecs import encode
 from mcp_server.engine.deltas import Factors
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.thread_pool import Workspace
-from mcp_server.errors import DiskFull
+from mcp_server.errors import DiskFull, Unsupported
 from mcp_server.formats.checkpoint import ITEM_BYTES, Checkpoint, StoredTensor, open_checkpoint
 from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.lora import Change, open_adapter
@@ -42,6 +42,11 @@ _CARRIED: Final = (*TOKENIZER_FILES, "generation_config.json", "config.json", "m
 def folded(base: str, adapter: str, report: Report) -> Path:
     """The folder of `base` with `adapter` folded in, made now or found in the cache. `report(done, total)` counts tensors."""
     checkpoint = open_checkpoint(base)
+    if packed := next((tensor.packed for tensor in checkpoint.tensors.values() if tensor.packed is not None), None):
+        raise Unsupported(
+            f"{base} is quantised ({packed.kind}), and a folded copy keeps the base's own form",
+            "use the stream engine, which unpacks it as it reads",
+        )
     changes = open_adapter(adapter, checkpoint.tensors)
     key = content_key([*checkpoint.headers, *changes.headers, changes.folder / "adapter_config.json"])
     target = paths.cache_dir() / "folded" / key[:32]

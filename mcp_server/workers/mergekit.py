@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import InputChanged, RunFailed
+from mcp_server.errors import InputChanged, RunFailed, Unsupported
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.lineage import source_records
 from mcp_server.formats.provenance import Provenance, SourceRecord, identify, write_model_card, write_provenance
@@ -107,7 +107,12 @@ def _identify(recipe: Recipe, hash: Any) -> list[SourceRecord]:
     records = source_records(recipe, hash)
     for record in records:
         if record.role != "adapter" and record.identity is not None:
-            open_checkpoint(record.ref)
+            tensors = open_checkpoint(record.ref).tensors.values()
+            if packed := next((tensor.packed for tensor in tensors if tensor.packed is not None), None):
+                raise Unsupported(
+                    f"{record.ref} is quantised ({packed.kind}), and mergekit would average its codes as numbers",
+                    "use engine 'stream', which unpacks it as it reads",
+                )
     return records
 
 

@@ -187,9 +187,11 @@ def test_pickle_is_refused_with_the_command_that_converts(models: Path, tmp_path
     assert "save_pretrained" in caught.value.next_step
 
 
-def test_quantised_checkpoints_are_refused_by_scheme(models: Path, tmp_path: Path) -> None:
-    write_model(tmp_path / "small", random_tensors(3), config={"quantization_config": {"quant_method": "gptq"}})
-    refused(models, Unsupported, "quantised .gptq.", recipe(models, sources=("one", "small")))
+def test_packed_weights_of_an_unknown_form_are_refused_by_scheme(models: Path, tmp_path: Path) -> None:
+    packed = write_model(tmp_path / "small", random_tensors(3), config={"quantization_config": {"quant_method": "vptq"}})
+    file = packed / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"BF16"', b'"I16" '))  # the same bytes, as codes
+    refused(models, Unsupported, "quantised .vptq.", recipe(models, sources=("one", "small")))
 
 
 def test_a_model_that_is_not_there(models: Path) -> None:

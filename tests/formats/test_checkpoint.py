@@ -77,17 +77,27 @@ def test_what_is_no_model_is_named_with_what_to_do(tmp_path: Path, file: str, ki
     assert (found.kind, says in found.detail) == (kind, True), found.detail
 
 
-@pytest.mark.parametrize("quantisation", [{"quant_method": "gptq"}, {"load_in_4bit": True}, {}])
-def test_a_quantised_model_is_not_a_full_one(tmp_path: Path, quantisation: dict[str, object]) -> None:
-    folder = write_model(tmp_path / "q", quantization_config=quantisation)
+@pytest.mark.parametrize("quantisation", [{"quant_method": "hqq"}, {}, None])
+def test_packed_codes_of_an_unknown_form_are_no_full_model(tmp_path: Path, quantisation: dict[str, object] | None) -> None:
+    folder = write_model(tmp_path / "q", dtype="U8", quantization_config=quantisation)
     assert inspect_source(str(folder)).kind == "quantised"
     with pytest.raises(NotAModel, match="quantised") as raised:
         open_checkpoint(str(folder))
     assert "unquantised" in raised.value.next_step
 
 
-def test_packed_integers_count_as_quantised_without_any_declaration(tmp_path: Path) -> None:
-    assert inspect_source(str(write_model(tmp_path / "q", dtype="U8"))).kind == "quantised"
+def test_one_packed_tensor_among_many_plain_ones_is_enough(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "q", add={"model.layers.1.self_attn.q_proj.weight": [8, 8]})
+    file = folder / "model.safetensors"
+    name = b'"model.layers.1.self_attn.q_proj.weight": {"dtype": '
+    file.write_bytes(file.read_bytes().replace(name + b'"BF16"', name + b'"U16" '))
+    found = inspect_source(str(folder))
+    assert (found.kind, found.is_model, "q_proj.weight" in found.detail) == ("quantised", False, True)
+
+
+def test_plain_numbers_are_a_full_model_whatever_a_left_over_config_says(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    assert inspect_source(str(folder)).kind == "full"
 
 
 def test_a_missing_path_names_what_is_beside_it(tmp_path: Path) -> None:

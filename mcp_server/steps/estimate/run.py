@@ -102,15 +102,19 @@ def mergekit_cost(work: Work, ram: float | None, free: int | None, shard_size: i
     constants = costs().mergekit
     table = mergekit.working_set(work.method)
     scale = max(1.0, (work.inputs - 1) / 2)
+    kinds = sorted({packing.kind for packing in work.packings})
+    why_not = [f"it would average the codes of packed weights ({', '.join(kinds)}) as numbers"] if kinds else []
     settings = {} if size == SHARD_SIZE else {"--out-shard-size": str(size)}
     return EngineEstimate(
         peak_anon_bytes=sum(parts.values()),
         page_cache_bytes=work.read_bytes + work.out_bytes + copies,
         disk_bytes=disk,
         seconds=_seconds(work, constants.start_seconds, table.ns_per_element * scale, passes=1 + work.adapters),
-        fits=fits(sum(parts.values()), disk, ram, free),
+        fits=fits(sum(parts.values()), disk, ram, free) if not why_not else False,
         breakdown=parts,
         settings=settings,
+        covers=not why_not,
+        why_not=why_not,
     )
 
 

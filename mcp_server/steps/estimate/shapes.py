@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import Field
 
 from mcp_server.errors import NotFound
+from mcp_server.formats.quantised import Packing
 from mcp_server.schemas.base import Frozen
 from mcp_server.steps.inspect import Checkpoint, open_checkpoint
 from mcp_server.system import paths
@@ -62,6 +63,12 @@ class ModelShape:
     tensors: tuple[TensorSize, ...]
     origin: str
     folder: Path | None = None
+    packings: tuple[Packing, ...] = ()
+
+    @property
+    def held(self) -> int:
+        """Bytes that the largest of its packed weights keeps in memory while it is read."""
+        return max((packing.held_bytes for packing in self.packings), default=0)
 
     @property
     def nbytes(self) -> int:
@@ -84,7 +91,7 @@ def model_shape(ref: str, folder: Path | None = None) -> ModelShape:
 
 def from_checkpoint(model: Checkpoint) -> ModelShape:
     sizes = tuple(TensorSize(name, tensor.shape, tensor.nbytes) for name, tensor in model.tensors.items())
-    return ModelShape(sizes, "headers", model.folder)
+    return ModelShape(sizes, "headers", model.folder, model.packings)
 
 
 def known_shape(name: str) -> KnownShape | None:

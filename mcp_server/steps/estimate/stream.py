@@ -24,6 +24,16 @@ THINNING = {
     "della": "random_numbers.keep_with_probability",
 }
 """A method's way of thinning deltas → a kernel that every such merge calls. A test holds them to it."""
+UNPACKING = {
+    "Codebook": "codebook",
+    "RowScaledInt8": "row_scaled",
+    "Scaled": "by_byte",
+    "Float4": "nibbles",
+    "TurnedFloat4": "nibbles_turned",
+    "PackedRows": "words_along_rows",
+    "PackedColumns": "words_down_columns",
+}
+"""A layout of packed weights → a kernel that reads it."""
 CODECS = {2: ("_widen_bf16", "_narrow_bf16")}
 """Stored bytes per element → the kernels that read and write it; float32 needs none."""
 
@@ -39,9 +49,11 @@ def breakdown(work: Work, threads: int | None) -> dict[str, int]:
         factors=work.factors,
         stored_bytes=max((width for tensor in work.tensors for width in tensor.stored_bytes), default=4),
         out_bytes=max((tensor.out_bytes // max(1, tensor.elements) for tensor in work.tensors), default=4),
+        held=work.held,
     )
     widths = {width for tensor in work.tensors for width in (*tensor.stored_bytes, tensor.work_bytes)}
-    kernels = [*codecs_of(widths), *kernels_of(work.method), "codecs.count_nonfinite"]
+    unpacking = {f"unpack/kernels.{UNPACKING[type(packing).__name__]}" for packing in work.packings}
+    kernels = [*codecs_of(widths), *kernels_of(work.method), *unpacking, "codecs.count_nonfinite"]
     return named(peak_anon(shape) | compiling(kernels))
 
 
@@ -69,8 +81,9 @@ def kernels_of(method: str) -> list[str]:
 
 def compiled(kernel: str) -> bool:
     """Whether numba's cache holds `module.function`, compiled from the source as it is now."""
-    source = Path(engine.__file__).parent / f"{kernel.partition('.')[0]}.py"
+    module, _, function = kernel.partition(".")
+    source = Path(engine.__file__).parent / f"{module}.py"
     configured = os.environ.get("NUMBA_CACHE_DIR")
     cache = [Path(configured)] if configured else [source.parent / "__pycache__"]
     written = source.stat().st_mtime
-    return any(index.stat().st_mtime >= written for folder in cache for index in folder.rglob(f"{kernel}-*.nbi"))
+    return any(index.stat().st_mtime >= written for folder in cache for index in folder.rglob(f"{source.stem}.{function}-*.nbi"))

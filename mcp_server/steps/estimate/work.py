@@ -11,6 +11,7 @@ from typing import Final
 from mcp_server.engine.memory import factors_of
 from mcp_server.errors import MergingError
 from mcp_server.formats.identity import token_ids
+from mcp_server.formats.quantised import Packing
 from mcp_server.formats.recipe import ModelRef, Recipe
 from mcp_server.steps.estimate.shapes import DTYPE_BYTES, ModelShape, TensorSize, model_shape
 from mcp_server.steps.inspect import Adapter, factors, open_adapter
@@ -56,6 +57,10 @@ class Work:
     origins: tuple[str, ...]
     views: bool = False
     """Outputs are the inputs' own mapped bytes (passthrough without scale), so an unwritten shard holds no memory."""
+    packings: tuple[Packing, ...] = ()
+    """How the packed weights of its sources are packed."""
+    held: int = 0
+    """Bytes that the packed weights of one tensor keep in memory while it is merged, at most."""
     resident_bytes: int = 0
     """A whole model that is loaded while gates are computed (a mixture with hidden gates)."""
 
@@ -109,6 +114,8 @@ def work_of(recipe: Recipe, folder: Path | None = None) -> Work:
         model_bytes=max(models.values()),
         origins=tuple(dict.fromkeys(shape.origin for shape in shapes.values())),
         views=recipe.method == "passthrough" and not any(_scaled(recipe)),
+        packings=tuple(packing for shape in set(shapes.values()) for packing in shape.packings),
+        held=sum(shape.held for shape in {ref.base_ref: shapes[ref] for ref in shapes}.values()),
     )
 
 

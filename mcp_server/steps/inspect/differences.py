@@ -79,7 +79,7 @@ def _through_base(source: SourceInfo, base: SourceInfo | None) -> SourceInfo:
             found = inspect_source(source.adapter.base)
         except NotFound:
             return source
-    if found is None or found.kind != "full":
+    if found is None or not found.is_model:
         return source
     fields = (
         "architecture",
@@ -106,7 +106,7 @@ def _differences(sources: list[SourceInfo], base: SourceInfo | None) -> list[Dif
         for field, why in FATAL.items()
         if (difference := _field(models, field, "fatal", why, getattr_of(field))) is not None
     ]
-    found += _tensors([model for model in models if model.kind == "full"])
+    found += _tensors([model for model in models if model.is_model])
     found += _misfits(models, base)
     found += base_differences(models, base)
     if not any(d.meaning == "fatal" for d in found):
@@ -197,7 +197,7 @@ def _tensors(models: list[SourceInfo]) -> list[Difference]:
 
 def _misfits(models: list[SourceInfo], base: SourceInfo | None) -> list[Difference]:
     """Adapters whose factors do not match the base they would be put on."""
-    if base is None or base.kind != "full" or base.path is None:
+    if base is None or not base.is_model or base.path is None:
         return []
     target = open_checkpoint(base.path)
     values = {}
@@ -211,7 +211,7 @@ def _misfits(models: list[SourceInfo], base: SourceInfo | None) -> list[Differen
 
 
 def _config_cautions(sources: list[SourceInfo]) -> list[Difference]:
-    configs = {s.ref: read_json(Path(s.path) / "config.json") for s in sources if s.kind == "full" and s.path}
+    configs = {s.ref: read_json(Path(s.path) / "config.json") for s in sources if s.is_model and s.path}
     found = []
     for key, why in CONFIG_CAUTION.items():
         values = {ref: _config_value(config, key) for ref, config in configs.items()}
@@ -230,7 +230,7 @@ def _config_value(config: dict[str, Any], key: str) -> Any:
 def _verdict(sources: list[SourceInfo], differences: list[Difference]) -> bool | None:
     if any(difference.meaning == "fatal" for difference in differences):
         return False
-    if any(source.kind not in ("full", "lora") for source in sources):
+    if any(source.kind != "lora" and not source.is_model for source in sources):
         return False
     if any(source.architecture is None for source in sources):
         return None

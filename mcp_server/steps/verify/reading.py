@@ -51,6 +51,12 @@ def read_rows(tensor: StoredTensor, first: int, last: int) -> Array:
     """Rows `first` to `last` (exclusive) as float32, shape (rows, width)."""
     import numpy as np
 
+    if tensor.packed is not None:
+        from mcp_server.steps.verify.packed import unpacked_rows
+
+        width = rows_of(tensor)[1] // tensor.shape[-1]
+        values: Array = unpacked_rows(tensor.packed, first * width, last * width)
+        return values.reshape(last - first, -1)
     raw = raw_rows(tensor, first, last)
     _, width = rows_of(tensor)
     if tensor.dtype == "BF16":

@@ -1,0 +1,101 @@
+"""Packed weights: which tensors of a checkpoint stand for one weight, how it is packed, and its true shape. Headers only.
+
+A checkpoint counts as quantised by its tensors, whatever its config says and whatever their share of the file. One file a format;
+`engine.unpack` turns codes into numbers. What no format explains is refused by name: packed bytes are never averaged as numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mcp_server.errors import Malformed, Unsupported
+from mcp_server.formats.quantised import bitsandbytes, fp4, integers, scaled
+from mcp_server.formats.quantised.part import Found, Packing, Part, Stored
+
+__all__ = ["Packing", "Part", "Stored", "Weights", "find_weights", "without_quantisation"]
+
+_FORMATS: Final[tuple[Callable[[Stored], Found], ...]] = (bitsandbytes.find, fp4.find, integers.find, scaled.find)
+_PACKED_DTYPES: Final = {"U8", "I8", "U16", "I16", "U32", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"}
+_BUFFER: Final = re.compile(
+    r"(?:position_ids|token_type_ids|num_batches_tracked|relative_position_index|masked_bias|attn\.bias|attention\.bias|tid2eid|mask)$"
+)
+_UNREAD: Final = (
+    (re.compile(r"\.(?:W_q|meta)$"), "HQQ", "dequantise it with hqq"),
+    (re.compile(r"\.(?:codebooks|codes)$"), "AQLM", "dequantise it with aqlm"),
+    (re.compile(r"\.(?:centroids|indices|res_centroids)$"), "VPTQ", "dequantise it with vptq"),
+    (re.compile(r"\.weight\._(?:data|scale|shift)$"), "optimum-quanto", "dequantise it with optimum-quanto"),
+    (re.compile(r"_weight_(?:qdata|scale|zero_point)$|:_?\w+$"), "torchao", "dequantise it with torchao"),
+    (re.compile(r"\.(?:Qidxs|SU|SV|trellis)$"), "QuIP# or EXL3", "use the unquantised model"),
+    (re.compile(r"\.(?:q_weight|q_scale|q_groups|q_invperm)$"), "EXL2", "use the unquantised model"),
+)
+_UNQUANTISED: Final = "merge the unquantised model that it was made from, and quantise the result"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a checkpoint's tensors stand for: `packed` weights by name, and which stored names are `replaced` by them."""
+
+    packed: dict[str, Packing]
+    replaced: dict[str, str]
+    dropped: frozenset[str]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The formats, the most frequent first."""
+        counts: dict[str, int] = {}
+        for packing in self.packed.values():
+            counts[packing.kind] = counts.get(packing.kind, 0) + 1
+        return tuple(sorted(counts, key=lambda kind: -counts[kind]))
+
+
+def find_weights(stored: Stored) -> Weights:
+    """Every packed weight of a checkpoint; none for a plain one.
+
+    Raises `Malformed` when the parts of a weight do not fit together, `Unsupported` for a packing that is not read.
+    """
+    if not any(part.dtype in _PACKED_DTYPES for part in stored.parts.values()):
+        return Weights({}, {}, frozenset())
+    packed: dict[str, Packing] = {}
+    replaced: dict[str, str] = {}
+    for find in _FORMATS:
+        for name, (packing, parts) in find(stored).items():
+            if taken := [part for part in parts if part in replaced]:
+                raise Malformed(f"{stored.where}: {taken[0]} belongs to {replaced[taken[0]]} and to {name}", _UNQUANTISED)
+            packed[name] = packing
+            replaced |= dict.fromkeys(parts, name)
+    for name, part in stored.parts.items():
+        if name not in replaced and part.dtype in _PACKED_DTYPES and not _BUFFER.search(name):
+            _refuse(stored, part)
+    modules = {name.rpartition(".")[0] for name in packed}
+    dropped = frozenset(
+        name
+        for name in stored.parts
+        if name not in replaced and name.rpartition(".")[2] in scaled.ACTIVATION_SCALES and _beside(name, modules)
+    )
+    return Weights(packed, replaced, dropped)
+
+
+def _beside(name: str, modules: set[str]) -> bool:
+    """Whether a scale belongs to a packed module, or to the attention block around one (k_scale, v_scale)."""
+    owner = name.rpartition(".")[0]
+    return owner in modules or any(module.startswith(f"{owner}.") for module in modules)
+
+
+def _refuse(stored: Stored, part: Part) -> None:
+    named = str(stored.settings.get("quant_method", "")) if stored.settings else ""
+    for pattern, scheme, tool in _UNREAD:
+        if any(pattern.search(name) for name in stored.parts):
+            raise Unsupported(
+                f"{stored.where} is quantised by {named or scheme}, which is not read here: {part}", f"{tool}, or {_UNQUANTISED}"
+            )
+    said = f"quantised ({named})" if named else "quantised in a way that is not known here"
+    raise Unsupported(f"{stored.where} is {said}: {part} holds packed codes, not numbers", _UNQUANTISED)
+
+
+def without_quantisation(config: dict[str, Any]) -> dict[str, Any]:
+    """A config that says nothing of packed weights: what a merge of unpacked ones needs."""
+    kept = {key: value for key, value in config.items() if key not in ("quantization_config", "compression_config")}
+    return {key: without_quantisation(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -1,0 +1,174 @@
+"""Integer codes packed into 32-bit words, with a scale and a zero point for each group of inputs: three layouts of one idea.
+
+value = (code − zero) · scale. The weight is (out, in); a word holds 32 / bits codes, the first in its lowest bits.
+
+  compressed-tensors  weight_packed (out, in·bits/32), weight_scale (out, groups), weight_zero_point (out·bits/32, groups) packed
+                      down the rows, weight_g_idx (in), weight_shape = (out, in); codes and zero points are stored plus 2^(bits−1)
+  GPTQ                qweight (in·bits/32, out), scales (groups, out), qzeros (groups, out·bits/32), g_idx (in); the stored zero
+                      is one too small, except with checkpoint_format gptq_v2
+  AWQ                 qweight (in, out·bits/32), scales (groups, out), qzeros (groups, out·bits/32); within a word the codes of
+                      columns 0 … 7 lie at places 0, 4, 1, 5, 2, 6, 3, 7
+
+Source: compressed-tensors (pack-quantized), AutoGPTQ and GPTQModel (dequantize_weight), AutoAWQ (WQLinear_GEMM, packing order).
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from mcp_server.errors import Malformed, Unsupported
+from mcp_server.formats.quantised.part import AGAIN, SCALES, Found, Packing, Part, Stored, ceil, read_bytes
+
+WORD: Final = 32
+BITS: Final = (2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows(Packing):
+    """compressed-tensors: words along the rows."""
+
+    bits: int
+    codes: Part
+    scale: Part
+    zero: Part | None
+    order: Part | None
+
+    scheme: ClassVar[str] = "compressed-tensors"
+
+    @property
+    def kind(self) -> str:
+        return f"compressed-tensors int{self.bits}"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.codes, self.scale, *(part for part in (self.zero, self.order) if part))
+
+    @property
+    def held_bytes(self) -> int:
+        return 4 * 4 * self.scale.elements + 12 * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class PackedColumns(Packing):
+    """GPTQ and AWQ: words across the rows of the weight, so all of a weight's codes are held while it is read.
+
+    `added` is what the stored zero point lacks; `interleaved` says AWQ: words along the outputs, in its order.
+    """
+
+    bits: int
+    codes: Part
+    scale: Part
+    zero: Part
+    order: Part | None
+    added: int
+    interleaved: bool
+
+    scheme: ClassVar[str] = "GPTQ"
+
+    @property
+    def kind(self) -> str:
+        return f"{'AWQ' if self.interleaved else 'GPTQ'} int{self.bits}"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.codes, self.scale, self.zero, *([self.order] if self.order else []))
+
+    @property
+    def held_bytes(self) -> int:
+        return self.codes.nbytes + 4 * 4 * self.scale.elements + 12 * self.columns
+
+
+def find(stored: Stored) -> Found:
+    found: Found = {}
+    for name, part in stored.parts.items():
+        if name.endswith(".weight_packed") and part.dtype == "I32":
+            found[name.removesuffix("_packed")] = _rows(stored, part)
+        elif name.endswith(".qweight"):
+            found[name.removesuffix("qweight") + "weight"] = _columns(stored, part)
+    return found
+
+
+def _rows(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
+    name, why = codes.name.removesuffix("_packed"), f"{codes.name} holds packed integers"
+    scale = stored.need(f"{name}_scale", why)
+    declared = stored.need(f"{name}_shape", why)
+    if declared.dtype not in ("I64", "I32") or declared.shape != (2,) or len(codes.shape) != 2:
+        raise stored.wrong(declared, f"I64 [2], the weight's rows and columns, and {codes} a matrix")
+    width = declared.nbytes // 2
+    raw = read_bytes(declared, 16)
+    rows, columns = (int.from_bytes(raw[i * width : (i + 1) * width], "little", signed=True) for i in (0, 1))
+    fits = [bits for bits in BITS if columns > 0 and codes.shape == (rows, ceil(columns * bits, WORD))]
+    if not fits:
+        odd = [bits for bits in range(1, 9) if bits not in BITS and codes.shape == (rows, ceil(columns * bits, WORD))]
+        if odd:
+            raise Unsupported(f"{stored.where}: {codes} holds integers of {odd[0]} bits; 2, 4 and 8 are read", AGAIN)
+        raise stored.wrong(codes, f"[{rows}, columns/(32/bits)] for the {rows} × {columns} weight that {declared.name} gives")
+    bits = fits[0]
+    if scale.dtype not in SCALES or len(scale.shape) != 2 or scale.shape[0] not in (1, rows) or not scale.shape[1]:
+        raise stored.wrong(scale, f"({rows}, groups), floating point")
+    zero = stored.parts.get(f"{name}_zero_point")
+    if zero is not None:
+        packed = (ceil(rows * bits, WORD), scale.shape[1])
+        if not ((zero.dtype == "I32" and zero.shape == packed) or (zero.dtype == "I8" and zero.shape == scale.shape)):
+            raise stored.wrong(zero, f"I32 {list(packed)}, packed down the rows, or I8 {list(scale.shape)}")
+    order = stored.parts.get(f"{name}_g_idx")
+    if order is not None:
+        order = _order(stored, order, columns, scale.shape[1])
+    if order is None and columns % scale.shape[1]:
+        raise stored.wrong(scale, f"({rows}, groups), and {scale.shape[1]} groups do not divide {columns} columns")
+    packing = PackedRows((rows, columns), stored.dtype, bits, codes, scale, zero, order)
+    named = (codes, scale, declared, stored.parts.get(f"{name}_zero_point"), stored.parts.get(f"{name}_g_idx"))
+    return packing, tuple(part.name for part in named if part)
+
+
+def _order(stored: Stored, order: Part, columns: int, groups: int) -> Part | None:
+    """The group of each input, if one is given: compressed-tensors fills it with −1 where the groups are in order."""
+    stored.expect(order, ("I32", "I64"), (columns,), "the group of each input")
+    numbers = array("i" if order.dtype == "I32" else "q", read_bytes(order, 8 * columns))
+    low, high = min(numbers), max(numbers)
+    if (low, high) == (-1, -1):
+        return None
+    if low < 0 or high >= groups:
+        raise Malformed(f"{stored.where}: {order} names groups {low} to {high}, and there are scales for {groups}", AGAIN)
+    return order
+
+
+def _columns(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
+    stem, why = codes.name.removesuffix("qweight"), f"{codes.name} holds packed integers"
+    scale, zero = stored.need(f"{stem}scales", why), stored.need(f"{stem}qzeros", why)
+    order = stored.parts.get(f"{stem}g_idx")
+    if codes.dtype != "I32" or len(codes.shape) != 2:
+        raise Unsupported(
+            f"{stored.where}: {codes} is neither GPTQ's nor AWQ's packing, which is I32 in two dimensions",
+            "convert it to one of them with GPTQModel, or merge the unquantised model",
+        )
+    if scale.dtype not in SCALES or len(scale.shape) != 2 or not scale.elements:
+        raise stored.wrong(scale, "(groups, out), floating point")
+    groups, out = scale.shape
+    if zero.dtype != "I32" or len(zero.shape) != 2 or zero.shape[0] != groups or (zero.shape[1] * WORD) % out:
+        raise stored.wrong(zero, f"I32 ({groups}, {out}·bits/32), one zero point for each scale of {scale}")
+    bits = zero.shape[1] * WORD // out
+    if bits not in BITS:
+        raise Unsupported(
+            f"{stored.where}: {codes.name} holds integers of {bits} bits; 2, 4 and 8 are read", "merge the unquantised model"
+        )
+    per_word = WORD // bits
+    if codes.shape[1] == out:
+        interleaved, columns = False, codes.shape[0] * per_word
+    elif codes.shape[1] * per_word == out and bits == 4:
+        interleaved, columns = True, codes.shape[0]
+    else:
+        raise stored.wrong(codes, f"(in·{bits}/32, {out}) as GPTQ has it, or (in, {out}·{bits}/32) as AWQ does")
+    if order is not None:
+        order = _order(stored, order, columns, groups)
+    if order is None and columns % groups:
+        raise stored.wrong(scale, f"{columns} inputs in equal groups; {groups} does not divide it")
+    form = stored.settings.get("checkpoint_format", "gptq")
+    if not interleaved and form not in ("gptq", "gptq_v2"):
+        raise Malformed(f"{stored.where}: checkpoint_format {form!r} is neither gptq nor gptq_v2", "save it in one of them")
+    added = 0 if interleaved or form == "gptq_v2" else 1
+    packing = PackedColumns((out, columns), stored.dtype, bits, codes, scale, zero, order, added, interleaved)
+    named = (codes, scale, zero, stored.parts.get(f"{stem}g_idx"))
+    return packing, tuple(part.name for part in named if part)

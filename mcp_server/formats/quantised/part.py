@@ -1,0 +1,136 @@
+"""What every packed format is described with: its stored parts, and the matrix that they stand for. Imports no numpy.
+
+A description is a frozen value: it takes part in the fingerprint of a merge, and equal descriptions are the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from mcp_server.errors import Malformed
+from mcp_server.formats.safetensors import Header
+
+COMPUTE_DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+SCALES: Final = ("F32", "BF16", "F16")
+AGAIN: Final = "download or save the checkpoint again, or merge the unquantised model that it was made from"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stored tensor: `nbytes` bytes at byte `offset` of `file`. `dtype` is the format's name (`U8`)."""
+
+    name: str
+    file: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.dtype} {list(self.shape)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How one weight is packed. `shape` is the weight's own (out, in); `dtype` is what it is computed in (`BF16`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    scheme: ClassVar[str] = ""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Every stored tensor that the weight is made of."""
+        raise NotImplementedError
+
+    @property
+    def held_bytes(self) -> int:
+        """Upper bound of what stays in memory while the weight is read: its scales, and codes that lie across the rows."""
+        raise NotImplementedError
+
+    @property
+    def kind(self) -> str:
+        """The scheme as a person names it."""
+        return self.scheme
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+
+Found = dict[str, tuple[Packing, tuple[str, ...]]]
+"""Weight's name → its packing, and the names of the stored tensors that it replaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The tensors of a folder as they lie on disk, and the config beside them."""
+
+    where: str
+    parts: dict[str, Part]
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, where: str, headers: dict[Path, Header], config: dict[str, Any]) -> Stored:
+        parts = {
+            name: Part(name, file, header.data_start + info.begin, info.dtype, info.shape, info.nbytes)
+            for file, header in headers.items()
+            for name, info in header.tensors.items()
+        }
+        return cls(where, parts, config)
+
+    @property
+    def dtype(self) -> str:
+        """What the model is computed in: as config.json says, else bfloat16."""
+        named = str(self.config.get("dtype", self.config.get("torch_dtype", "bfloat16"))).removeprefix("torch.")
+        return COMPUTE_DTYPES.get(named, "BF16")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The quantization_config, or an empty table."""
+        text = self.config.get("text_config")
+        for place in (self.config, text if isinstance(text, dict) else {}):
+            for key in ("quantization_config", "compression_config"):
+                if isinstance(found := place.get(key), dict):
+                    return found
+        return {}
+
+    def need(self, name: str, why: str) -> Part:
+        """The part of that name. Raises `Malformed` when it is not stored."""
+        if name not in self.parts:
+            raise Malformed(f"{self.where}: {why}, but {name} is not there", AGAIN)
+        return self.parts[name]
+
+    def wrong(self, part: Part, wanted: str) -> Malformed:
+        return Malformed(f"{self.where}: {part} should be {wanted}", AGAIN)
+
+    def expect(self, part: Part, dtypes: tuple[str, ...], shape: tuple[int, ...], why: str) -> Part:
+        """`part`, if it has one of the dtypes and that shape. Raises `Malformed` with what it should be."""
+        if part.dtype not in dtypes or part.shape != shape:
+            raise self.wrong(part, f"{' or '.join(dtypes)} {list(shape)}: {why}")
+        return part
+
+
+def read_bytes(part: Part, most: int) -> bytes:
+    """The bytes of a small part. Raises `Malformed` when it is larger than `most`."""
+    if part.nbytes > most:
+        raise Malformed(f"{part} has {part.nbytes} bytes, {most} is the most that it may have", AGAIN)
+    with part.file.open("rb") as stream:
+        stream.seek(part.offset)
+        return stream.read(part.nbytes)
+
+
+def ceil(number: int, divisor: int) -> int:
+    return -(-number // divisor)

@@ -1,0 +1,113 @@
+"""FP8 with scales, and int8 with scales: one code a byte, value = code · scale (int8: (code − zero point) · scale).
+
+The scale is one for the tensor, for each row, or for each block of rows × columns: `weight_scale_inv` (DeepSeek, Qwen; despite
+its name it multiplies) and `weight_scale` (compressed-tensors, fbgemm, modelopt). A scale in F8_E8M0 is 2^(byte − 127).
+
+Source: transformers.integrations.finegrained_fp8 (Fp8Dequantize), compressed-tensors (naive-quantized, float-quantized,
+int-quantized), the OCP 8-bit floating point specification.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from mcp_server.errors import Malformed
+from mcp_server.formats.quantised.part import AGAIN, SCALES, Found, Packing, Part, Stored, ceil
+
+FLOAT8: Final = ("F8_E4M3", "F8_E5M2")
+_SUFFIXES: Final = ("_scale_inv", "_scale")
+_USUAL_BLOCK: Final = 128
+ACTIVATION_SCALES: Final = (
+    "input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "input_scale_ub", "activation_scale", "input_zero_point",
+    "input_global_scale", "kv_scale",
+)  # fmt: skip
+"""Scales of what flows through a layer; they belong to the quantised layer and mean nothing for the unpacked weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled(Packing):
+    """Codes (…, out, in); `scale` has one value for each `block` = (rows, columns) of every matrix, partial blocks counted."""
+
+    codes: Part
+    scale: Part
+    zero: Part | None
+    block: tuple[int, int]
+
+    scheme: ClassVar[str] = "scaled"
+
+    @property
+    def kind(self) -> str:
+        names = {"F8_E4M3": "FP8 (e4m3)", "F8_E5M2": "FP8 (e5m2)", "I8": "int8"}
+        return names[self.codes.dtype]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.codes, self.scale, *([self.zero] if self.zero else []))
+
+    @property
+    def held_bytes(self) -> int:
+        return 3 * 4 * self.scale.elements + 2048
+
+
+def find(stored: Stored) -> Found:
+    found: Found = {}
+    for name, codes in stored.parts.items():
+        scale = next((stored.parts[name + suffix] for suffix in _SUFFIXES if name + suffix in stored.parts), None)
+        if codes.dtype not in FLOAT8 and not (codes.dtype == "I8" and scale is not None and not _is_packed_fp4(codes, scale)):
+            continue
+        if name.endswith(_SUFFIXES):
+            continue  # an FP8 scale of 4-bit codes
+        if scale is None:
+            raise Malformed(
+                f"{stored.where}: {codes} has no {name}_scale or {name}_scale_inv beside it: what its codes mean is not known",
+                AGAIN,
+            )
+        if scale.dtype not in (*SCALES, "F8_E8M0"):
+            raise stored.wrong(scale, f"{', '.join(SCALES)} or F8_E8M0")
+        zero = stored.parts.get(f"{name}_zero_point") if codes.dtype == "I8" else None
+        if zero is not None:
+            stored.expect(zero, ("I8",), scale.shape, "one for each scale")
+        shape = codes.shape
+        packing = Scaled(shape, stored.dtype, codes, scale, zero, _block(stored, codes, scale))
+        found[name] = (packing, tuple(part.name for part in packing.parts))
+    return found
+
+
+def _is_packed_fp4(codes: Part, scale: Part) -> bool:
+    """DeepSeek stores 4-bit floats in int8: two codes a byte, E8M0 scales."""
+    return scale.dtype in ("F8_E8M0", "U8") and codes.dtype == "I8"
+
+
+def _block(stored: Stored, codes: Part, scale: Part) -> tuple[int, int]:
+    """Rows and columns that share a scale, from the two shapes and the config. Raises `Malformed` when none explains them."""
+    if len(codes.shape) < 2:
+        raise stored.wrong(codes, "a matrix, as it has scales")
+    *lead, rows, columns = codes.shape
+    if scale.elements == 1:
+        if math.prod(lead) != 1:
+            raise stored.wrong(scale, f"one for each matrix of {codes}")
+        return rows, columns
+    shape = scale.shape
+    if lead and math.prod(shape) == math.prod(lead):  # one for each expert
+        return rows, columns
+    if shape == (*lead, rows):
+        return 1, columns
+    if len(shape) != len(codes.shape) or shape[:-2] != tuple(lead):
+        raise stored.wrong(scale, f"one for the tensor, for each row, or for each block of {codes}")
+    declared = _declared(stored.settings)
+    choices = [declared] if declared else [(_USUAL_BLOCK, _USUAL_BLOCK), (1, columns)]
+    for high, wide in choices:
+        if shape[-2:] == (ceil(rows, high), ceil(columns, wide)):
+            return high, wide
+    if rows % shape[-2] == 0 and columns % shape[-1] == 0:
+        return rows // shape[-2], columns // shape[-1]
+    raise stored.wrong(scale, f"as many as there are blocks in {codes}; {list(shape[-2:])} does not divide it")
+
+
+def _declared(settings: dict[str, Any]) -> tuple[int, int] | None:
+    size = settings.get("weight_block_size")
+    if isinstance(size, list) and len(size) == 2 and all(type(v) is int and v > 0 for v in size):
+        return size[0], size[1]
+    return None

@@ -1,0 +1,148 @@
+"""Packed weights as float32, for checking merges of them: plain numpy, element by element, from the formats' own formulas.
+
+The engine's compiled loops are what is checked, so nothing of them is used here; only the description of the stored parts is
+shared (`formats.quantised`, whose docstrings give formulas and sources).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mcp_server.formats.quantised import Packing, Part
+from mcp_server.formats.quantised.bitsandbytes import Codebook, RowScaledInt8
+from mcp_server.formats.quantised.fp4 import Float4, TurnedFloat4
+from mcp_server.formats.quantised.integers import PackedColumns, PackedRows
+from mcp_server.formats.quantised.scaled import Scaled
+
+Array = Any
+"""A numpy array. (numpy's own types say Any of half the operations here.)"""
+
+_E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+_PLAIN: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8"}
+
+
+def unpacked_rows(packing: Packing, first: int, last: int) -> Array:
+    """Rows of the weight's last dimension, (last − first, columns) float32."""
+    row, column = np.meshgrid(np.arange(first, last), np.arange(packing.columns), indexing="ij")
+    return _values(packing, row, column).astype(np.float32)
+
+
+def _values(packing: Packing, row: Array, column: Array) -> Array:
+    if isinstance(packing, Codebook):
+        return _codebook(packing, row * packing.columns + column)
+    if isinstance(packing, RowScaledInt8):
+        codes: Array = _stored(packing.codes)[row, column].astype(np.float64)
+        return codes * _stored(packing.scale)[row] / 127
+    if isinstance(packing, Scaled):
+        return _scaled(packing, row, column)
+    if isinstance(packing, Float4):
+        return _float4(packing, row, column)
+    if isinstance(packing, TurnedFloat4):
+        expert, inner = np.divmod(row, packing.shape[1])
+        byte = _stored(packing.codes).reshape(*packing.codes.shape[:2], -1)[expert, column, inner // 2]
+        return _e2m1(np.where(inner % 2, byte >> 4, byte & 15)) * 2.0 ** (
+            _stored(packing.scale, "U8")[expert, column, inner // 32].astype(np.float64) - 127
+        )
+    if isinstance(packing, PackedRows):
+        return _packed_rows(packing, row, column)
+    if isinstance(packing, PackedColumns):
+        return _packed_columns(packing, row, column)
+    raise TypeError(type(packing).__name__)
+
+
+def _stored(part: Part, dtype: str | None = None) -> Array:
+    """A mapped view, so that only the pages that are indexed are read; bf16 and 8-bit floats become float64."""
+    kind = dtype or part.dtype
+    width = _PLAIN.get(kind, "<u2" if kind == "BF16" else "u1")
+    raw: Array = np.memmap(part.file, dtype=width, mode="r", offset=part.offset, shape=part.shape or (1,))
+    if kind == "BF16":
+        return (np.asarray(raw).astype(np.uint32) << 16).view(np.float32)
+    if kind == "F8_E8M0":
+        return 2.0 ** (np.asarray(raw).astype(np.float64) - 127)
+    return raw
+
+
+def _codebook(packing: Codebook, element: Array) -> Array:
+    byte = _stored(packing.codes).reshape(-1)[element // 2]
+    code = np.where(element % 2, byte & 15, byte >> 4)
+    group = element // packing.block
+    absmax = _stored(packing.absmax)[group]
+    if (nested := packing.nested) is not None:
+        absmax = _stored(nested.table)[absmax] * _stored(nested.absmax)[group // nested.block] + np.float32(nested.offset)
+    return np.asarray(_stored(packing.table)[code] * absmax)
+
+
+def _float8(codes: Array, dtype: str) -> Array:
+    bits = np.asarray(codes).astype(np.int64)
+    width, bias = (3, 7) if dtype == "F8_E4M3" else (2, 15)
+    exponent, fraction = (bits & 127) >> width, (bits & ((1 << width) - 1)) / (1 << width)
+    size = np.where(exponent == 0, fraction * 2.0 ** (1 - bias), (1 + fraction) * 2.0 ** (exponent - float(bias)))
+    if dtype == "F8_E4M3":
+        size = np.where((bits & 127) == 127, np.nan, size)
+    else:
+        size = np.where(exponent == 31, np.where(fraction == 0, np.inf, np.nan), size)
+    return np.where(bits & 128, -size, size)
+
+
+def _e2m1(code: Array) -> Array:
+    return np.where(code & 8, -1.0, 1.0) * _E2M1[code & 7]
+
+
+def _scaled(packing: Scaled, row: Array, column: Array) -> Array:
+    height = packing.shape[-2]
+    grid = (-1, -(-height // packing.block[0]), -(-packing.columns // packing.block[1]))
+    where = (row // height, row % height // packing.block[0], column // packing.block[1])
+    scale = _stored(packing.scale).reshape(grid)[where].astype(np.float64)
+    dtype = packing.codes.dtype
+    codes = _stored(packing.codes, "I8" if dtype == "I8" else "U8").reshape(-1, packing.columns)[row, column]
+    if dtype != "I8":
+        return _float8(codes, dtype) * scale
+    zero = _stored(packing.zero).reshape(grid)[where].astype(np.float64) if packing.zero else 0.0
+    return (codes.astype(np.float64) - zero) * scale
+
+
+def _float4(packing: Float4, row: Array, column: Array) -> Array:
+    byte = _stored(packing.codes)[row, column // 2]
+    stored = _stored(packing.scale, "U8")[row, column // packing.group]
+    if packing.overall is None:
+        scale = 2.0 ** (stored.astype(np.float64) - 127)
+    else:
+        overall = float(_stored(packing.overall).reshape(-1)[0])
+        scale = _float8(stored, "F8_E4M3") * (1 / overall if packing.divides else overall)
+    return _e2m1(np.where(column % 2, byte >> 4, byte & 15)) * scale
+
+
+def _bits(words: Array, place: Array, bits: int) -> Array:
+    return (words.astype(np.int64) >> (place * bits)) & ((1 << bits) - 1)
+
+
+def _group(order: Part | None, column: Array, columns: int, groups: int) -> Array:
+    return column // (columns // groups) if order is None else np.asarray(_stored(order)).astype(np.int64)[column]
+
+
+def _packed_rows(packing: PackedRows, row: Array, column: Array) -> Array:
+    per, middle = 32 // packing.bits, 1 << (packing.bits - 1)
+    group = _group(packing.order, column, packing.columns, packing.scale.shape[1])
+    code = _bits(_stored(packing.codes)[row, column // per], column % per, packing.bits) - middle
+    where = (np.minimum(row, packing.scale.shape[0] - 1), group)
+    zero: Any = 0
+    if packing.zero is not None and packing.zero.dtype == "I8":
+        zero = _stored(packing.zero)[where].astype(np.int64)
+    elif packing.zero is not None:
+        zero = _bits(_stored(packing.zero)[where[0] // per, group], where[0] % per, packing.bits) - middle
+    return (code - zero) * _stored(packing.scale)[where].astype(np.float64)
+
+
+def _packed_columns(packing: PackedColumns, row: Array, column: Array) -> Array:
+    per, limit = 32 // packing.bits, (1 << packing.bits) - 1
+    group = _group(packing.order, column, packing.columns, packing.scale.shape[0])
+    if packing.interleaved:
+        place = np.array([0, 4, 1, 5, 2, 6, 3, 7])[row % 8]
+        code = _bits(_stored(packing.codes)[column, row // 8], place, 4)
+        zero = _bits(_stored(packing.zero)[group, row // 8], place, 4)
+    else:
+        code = _bits(_stored(packing.codes)[column // per, row], column % per, packing.bits)
+        zero = (_bits(_stored(packing.zero)[group, row // per], row % per, packing.bits) + packing.added) & limit
+    return (code - zero) * _stored(packing.scale)[group, row].astype(np.float64)
