@@ -13,12 +13,31 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict
 
 from mcp_server import errors
+from mcp_server.schemas.job import JobKind, JobRequest, ModelName, Names
 from mcp_server.workers.protocol import Job, run_worker
 
 FAKE = "tests.fake_worker"
+
+
+class Scripted(JobRequest):
+    """Parameters are whatever a test wants; those that are named here mean what they mean elsewhere."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    base: ModelName | None = None
+    output: Annotated[str | None, Names.OUTPUT] = None
+
+
+def scripted(kind: JobKind = "verify", **parameters: Any) -> JobRequest:
+    made: type[Scripted] = type("Scripted", (Scripted,), {"kind": kind, "__module__": __name__, "__annotations__": {}})
+    return made(**parameters)
+
+
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 
 
@@ -145,6 +164,9 @@ def main(job: Job) -> dict[str, Any]:
         partial.mkdir(parents=True, exist_ok=True)
         (partial / "config.json").write_text("{}", encoding="utf-8")
         (partial / "model.safetensors").write_bytes(b"whole")
+        record = {"created": "2026-01-01", "job_id": job.parameters["job_id"], "product": "model-merging", "engine": "stream"}
+        record |= {"engine_version": "fake", "method": "linear", "recipe": "", "sources": []}
+        (partial / "merge_provenance.json").write_text(json.dumps(record), encoding="utf-8")
         return {"seed": job.parameters["seed"], "tensors": 1, "bytes": 5}
     return {"ok": True}
 

@@ -80,6 +80,19 @@ def write_adapter(folder: Path, base: Path, rank: int = 2, seed: int = 1) -> Pat
     return folder
 
 
+MERGE = {
+    "merge_provenance.json": json.dumps(
+        {
+            "created": "2026-01-01", "job_id": "merge-20260101-000000-aaaa", "product": "model-merging", "engine": "stream",
+            "engine_version": "1", "method": "linear", "recipe": "", "sources": [],
+        }
+    ),
+    "config.json": "{}",
+    "model.safetensors": "",
+}  # fmt: skip
+"""The files of an earlier merge of ours, which may be replaced."""
+
+
 def linear_recipe(*models: Path | str, script: list[dict[str, Any]] | None = None) -> str:
     comment = f"# script: {json.dumps(script)}\n" if script else ""
     entries = "".join(f"  - model: {model}\n    parameters: {{weight: {1 / len(models)}}}\n" for model in models)

@@ -157,9 +157,9 @@ def finished_job(home: Path) -> str:
     """A job to ask about."""
     os.environ["MODEL_MERGING_HOME"] = str(home)
     from mcp_server import jobs
-    from mcp_server.schemas.job import JobRequest
+    from tests.fake_worker import scripted
 
-    started = jobs.start(JobRequest(kind="verify", parameters={"script": []}), worker="tests.fake_worker")
+    started = jobs.start(scripted("verify", script=[]), worker="tests.fake_worker")
     return jobs.wait(started.job_id, 60).job_id
 
 

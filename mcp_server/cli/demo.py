@@ -23,7 +23,7 @@ from mcp_server.schemas.comparison import Comparison
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.evidence import Evaluation, Verification
 from mcp_server.schemas.inspect import Inspection
-from mcp_server.schemas.job import MergeRequest, MergeResult
+from mcp_server.schemas.job import CompareRequest, EvaluateRequest, MergeRequest, MergeResult, PrepareRequest, VerifyRequest
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.validation import Validation
 from mcp_server.steps.estimate import estimate
@@ -78,7 +78,7 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
 
     with tell.step("base") as said:
         if not (demo_base_dir() / "config.json").is_file():
-            run_job("prepare", {"out": str(demo_base_dir())}, quiet=quiet)
+            run_job(PrepareRequest(), quiet=quiet)
         said.append(f"SmolLM2-135M-Instruct in {demo_base_dir()}")
     with tell.step("inspect") as said:
         refs = [str(example / "persona"), str(example / "tools")]
@@ -111,13 +111,13 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
         merged = MergeResult.model_validate(ended.result)
         said.append(f"{merged.engine} engine, peak memory {size(merged.peak_anon_bytes)} → {merged.output}")
     with tell.step("verify") as said:
-        verification = Verification.model_validate(run_job("verify", {"out": str(paths["model"])}, quiet=quiet))
+        verification = Verification.model_validate(run_job(VerifyRequest(out=str(paths["model"])), quiet=quiet))
         landed = ", ".join(f"{name} {share:.2f}" for name, share in verification.landed.items() if share is not None)
         said.append(f"{verification.verdict}, {len(verification.checks)} checks; landed: {landed or 'unknown'}")
     with tell.step("evaluate") as said:
         limit = int(threshold("demo_evaluation_limit"))
         request_: dict[str, Any] = {"out": str(paths["model"]), "suites": SUITES, "limit": limit, "split": "test"}
-        evaluation = Evaluation.model_validate(run_job("evaluate", request_, quiet=quiet))
+        evaluation = Evaluation.model_validate(run_job(EvaluateRequest.of(request_), quiet=quiet))
         said.append(f"{evaluation.verdict}; base, sources and merge on {limit} prompts a suite")
     with tell.step("report") as said:
         write_report(paths["model"], paths["report"])
@@ -147,7 +147,7 @@ def _recommended(scenario: Path, file: Path) -> Plan:
 
 def _compare(refs: list[str], file: Path, *, quiet: bool) -> str:
     """Compare the sources into `file`, where the report finds it; what stands out in a line."""
-    found = Comparison.model_validate(run_job("compare", {"base": str(demo_base_dir()), "refs": refs}, quiet=quiet))
+    found = Comparison.model_validate(run_job(CompareRequest(base=str(demo_base_dir()), refs=refs), quiet=quiet))
     write_text(file, Path(found.path).read_text(encoding="utf-8"))
     (pair,) = found.pairs
     return f"cosine {pair.cosine:.3f}, sign disagreement {pair.sign_disagreement:.3f}, norm ratio {pair.norm_ratio:.2f}"

@@ -13,7 +13,7 @@ from mcp_server.formats.refs import anchor_ref
 from mcp_server.formats.suites import SIDECAR
 from mcp_server.schemas.comparison import Comparison, PairRelation
 from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
-from mcp_server.schemas.job import JobKind, JobRequest
+from mcp_server.schemas.job import CompareRequest, EvaluateRequest, JobRequest, SweepRequest, VerifyRequest
 from mcp_server.steps.report import write_report
 from mcp_server.system.files import write_json, write_text
 
@@ -26,9 +26,9 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def run_job(kind: JobKind, parameters: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+def run_job(request: JobRequest, *, quiet: bool) -> dict[str, Any]:
     """Run a worker in the foreground and return its result."""
-    ended = foreground(JobRequest(kind=kind, parameters=parameters), kind, quiet=quiet)
+    ended = foreground(request, request.kind, quiet=quiet)
     if code := finish(ended):
         raise typer.Exit(code)
     return ended.result or {}
@@ -40,10 +40,10 @@ def anchored(ref: str) -> str:
     return "+".join(anchor_ref(part, Path.cwd()) for part in parts)
 
 
-def anchored_pair(text: str) -> str:
-    """`NAME=REF`, or a ref alone."""
+def anchored_pair(text: str) -> tuple[str, str]:
+    """`NAME=REF`; a ref alone is called after its folder."""
     name, sign, ref = text.partition("=")
-    return f"{name}={anchored(ref)}" if sign else anchored(text)
+    return (name, anchored(ref)) if sign else (Path(text.rpartition("+")[2]).name, anchored(text))
 
 
 def anchored_suite(name: str) -> str:
@@ -71,7 +71,7 @@ def compare(
     import json as encoder
 
     parameters = {"base": anchored(base), "refs": [anchored(ref) for ref in refs], "sample": sample}
-    result = run_job("compare", parameters, quiet=json)
+    result = run_job(CompareRequest.of(parameters), quiet=json)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, Path(result["path"]).read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def verify(
 ) -> int:
     """Whether a merge is what its recipe says: structure, weights, provenance, loading."""
     parameters = {"out": str(out.resolve()), "full": full, "recipe": recipe and str(recipe.resolve())}
-    found = Verification.model_validate(run_job("verify", parameters, quiet=json))
+    found = Verification.model_validate(run_job(VerifyRequest.of(parameters), quiet=json))
     emit(found, json, lambda: show_verification(found))
     return EXIT_OF_VERIFICATION[found.verdict]
 
@@ -135,7 +135,7 @@ def evaluate(
     parameters: dict[str, Any] = {
         "out": out and str(out.resolve()),
         "suites": [anchored_suite(name) for name in suite or []],
-        "against": [anchored_pair(pair) for pair in against or []],
+        "against": dict(anchored_pair(pair) for pair in against or []),
         "cross": cross,
         "limit": limit,
         "quick": quick,
@@ -145,7 +145,7 @@ def evaluate(
     if endpoint:
         names = dict(pair.partition("=")[::2] for pair in served or [])
         parameters |= {"backend": "openai", "endpoint": endpoint, "served": names, "tokenizer": tokenizer and anchored(tokenizer)}
-    found = Evaluation.model_validate(run_job("evaluate", parameters, quiet=json))
+    found = Evaluation.model_validate(run_job(EvaluateRequest.of(parameters), quiet=json))
     if output is not None:
         write_json(output, found.model_dump(mode="json"))
     emit(found, json, lambda: show_evaluation(found))
@@ -217,7 +217,7 @@ def sweep(
         "gpus": gpus,
         "seed": seed,
     }
-    found = Sweep.model_validate(run_job("sweep", parameters, quiet=json))
+    found = Sweep.model_validate(run_job(SweepRequest.of(parameters), quiet=json))
     emit(found, json, lambda: show_sweep(found))
     return 0 if found.winner else 1
 

@@ -86,7 +86,7 @@ def merge(
     json: Json = False,
 ) -> int:
     """Run a recipe as a background job; the output appears only when it is whole."""
-    request = MergeRequest.model_validate(
+    request = MergeRequest.of(
         {
             "recipe": read_text(recipe, "recipe"),
             "recipe_folder": str(recipe.resolve().parent),

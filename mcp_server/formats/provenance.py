@@ -17,12 +17,14 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from mcp_server.errors import Malformed, NotAModel, NotFound
+from mcp_server.errors import Malformed, MergingError, NotAModel, NotFound
+from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.base import EngineId, Frozen
 from mcp_server.schemas.faults import first_fault
 from mcp_server.system.files import write_json, write_text
+from mcp_server.system.outputs import RECORD
 from mcp_server.system.yaml_io import read_text
 
 PROVENANCE_FILE: Final = "merge_provenance.json"
@@ -30,6 +32,16 @@ RECIPE_FILE: Final = "mergekit_config.yml"
 CARD_FILE: Final = "README.md"
 _CONFIGS: Final = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
 _BLOCK: Final = 1 << 22
+_LEFT_BEHIND: Final = frozenset(
+    {
+        *TOKENIZER_FILES, "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json",
+        "adapter_model.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
+        "video_preprocessor_config.json",
+        PROVENANCE_FILE, RECIPE_FILE, CARD_FILE, "evaluation.json", "evaluation.md", "verification.json", "comparison.json",
+        "estimate.json", "report.html", "report.md", RECORD, ".gitattributes", ".DS_Store",
+    }
+)  # fmt: skip
+"""What a merge, its evidence and the places where it is published leave in its folder, beside weights."""
 
 
 class FileIdentity(Frozen):
@@ -133,6 +145,25 @@ def read_provenance(folder: Path) -> Provenance | None:
         raise Malformed(
             f"{path} is not a record of a merge: {first_fault(error, Provenance)}", "restore it, or remove it"
         ) from error
+
+
+def not_ours(folder: Path) -> str | None:
+    """Why a folder is not a merge of ours and nothing else, or None when it is: only that is ever removed for a new one.
+
+    Its record has to name it as ours, and everything in it has to be a file that a merge or its evidence leaves there.
+    """
+    try:
+        record = read_provenance(folder)
+    except MergingError:
+        record = None
+    if record is None:
+        return f"holds no {PROVENANCE_FILE} of ours (a merge of this tool has one)"
+    known = _LEFT_BEHIND | {file.name for file in (record.output.files if record.output else ())}
+    for entry in sorted(folder.iterdir()):
+        weights = entry.suffix == ".safetensors" and entry.is_file()
+        if not weights and not (entry.name in known and not entry.is_dir()):
+            return f"holds {entry.name!r}, which is not part of a merge"
+    return None
 
 
 def read_recipe_text(folder: Path) -> str | None:

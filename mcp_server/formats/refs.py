@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.errors import BadInput, did_you_mean
-from mcp_server.system import paths
+from mcp_server.system import guard, paths
 
 _COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
 _REVISION: Final = re.compile(r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
@@ -36,17 +36,22 @@ def resolve_ref(ref: str, relative_to: Path, revision: str | None = None) -> str
     """An absolute folder, or the hub id unchanged when no copy of it (at that revision) is in the local cache.
 
     A folder wins over a hub id of the same spelling, as in transformers. A ref that looks like a path is made absolute even if
-    nothing is there, so that the message of whoever opens it shows the whole path. Raises `BadInput` for an unknown alias.
+    nothing is there, so that the message of whoever opens it shows the whole path. Raises `BadInput` for an unknown alias and
+    `NotAllowed` for a path that the policy of this call or job does not let be read.
     """
     if ref.startswith("demo:"):
         known = demo_aliases()
         if ref not in known:
             raise BadInput(f"{ref!r} is not an alias that is known.{did_you_mean(ref, known)}", f"known: {', '.join(known)}")
-        return str(known[ref].resolve())
+        return str(guard.check_read(known[ref].resolve()))
     anchored = anchor_ref(ref, relative_to)
     if not is_hub_id(anchored):
+        return str(guard.check_read(anchored))
+    snapshot = cached_snapshot(anchored, revision)
+    if snapshot is None:
         return anchored
-    return str(snapshot) if (snapshot := cached_snapshot(anchored, revision)) else anchored
+    guard.check_read(snapshot)
+    return str(snapshot)  # under its own name: its files are links into the cache's blobs
 
 
 def anchor_ref(ref: str, relative_to: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mcp_server.errors import RunFailed, from_dict
 from mcp_server.jobs.process import worker_environment
-from mcp_server.system import paths
+from mcp_server.system import guard, paths
 from mcp_server.system.files import scratch_folder
 
 SECONDS: Final = 300
@@ -24,7 +24,10 @@ SECONDS: Final = 300
 def ask(worker: str, parameters: dict[str, Any], *, seconds: float = SECONDS) -> dict[str, Any]:
     """The result of `mcp_server.workers.<worker>` for these parameters. Raises the worker's own error, or `RunFailed`."""
     with scratch_folder(paths.home() / "asks", "ask-") as folder:
-        (folder / "request.json").write_text(json.dumps({"kind": worker, "parameters": parameters}), encoding="utf-8")
+        policy = guard.current()
+        roots = None if policy is None or policy.roots is None else list(map(str, policy.roots))
+        request = {"kind": worker, "parameters": parameters, "roots": roots}
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         command = [sys.executable, "-P", "-m", f"mcp_server.workers.{worker}", str(folder)]
         try:
             done = subprocess.run(

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import re
+import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.errors import BadInput, NotAllowed, NotFound, OutputExists
-from mcp_server.formats.provenance import PROVENANCE_FILE
+from mcp_server.errors import MergingError, NotAllowed, NotFound
+from mcp_server.formats.provenance import not_ours
 from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.formats.recipe.refs import rewrite_refs
-from mcp_server.formats.refs import cached_snapshot, is_hub_id, resolve_ref
+from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision
 from mcp_server.jobs import engines, queue, store
 from mcp_server.jobs import locks as claims
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
-from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest
+from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, Names, SweepRequest
 from mcp_server.steps.validate import require_valid
 from mcp_server.system import files, policy, settings
 from mcp_server.system.machine import GIB
+from mcp_server.system.outputs import require_apart, require_folder, require_place
 from mcp_server.system.policy import Policy
 
-_CHECKPOINT_FILES: Final = ("config.json", "adapter_config.json", PROVENANCE_FILE)
 WORKERS: Final = {
     "compare": "mcp_server.workers.compare",
     "verify": "mcp_server.workers.verify",
@@ -35,23 +36,23 @@ WORKERS: Final = {
 def start(request: JobRequest, *, policy: Policy | None = None, worker: str | None = None) -> JobStatus:
     """Start a job of any kind but a merge (those go through `start_merge`) and return at once.
 
-    Every absolute path among the parameters must lie under the policy's roots. `worker` names another worker module, for
-    work that is not ours; faces never pass it on. Raises `BadInput`, `NotAllowed`, `DiskFull`.
+    Everything that the request names must lie under the policy's roots. `worker` names another worker module, for work that is
+    not ours; faces never pass it on. Raises `BadInput`, `NotAllowed`, `OutputExists`, `DiskFull`.
     """
-    if request.kind == "merge":
-        return start_merge(MergeRequest.model_validate(request.parameters), policy=policy)
+    if isinstance(request, MergeRequest):
+        return start_merge(request, policy=policy, worker=worker)
     rules = policy or _default_policy()
-    refs = list(_strings(request.parameters))
-    for text in refs:
-        for part in (text, *re.split(r"[+=]", text)):  # base+adapter, NAME=REF
-            if part.startswith("/"):
-                rules.check_read(part)
-    check_suites(request.parameters, rules)
-    writes = request.kind in store.WRITING and request.parameters.get("out")
-    out = Path(request.parameters["out"]).resolve() if writes else None
+    reads, online = check_names(request, rules)
+    outputs = [rules.check_write(text) for role, text in request.named() if role is Names.OUTPUT]
+    out = outputs[0] if outputs else None
+    if isinstance(request, SweepRequest):
+        check_sweep(request, rules, reads)
+    if out is not None:
+        keep_off(out, reads)
+        require_place(out)
+    parameters = request.model_dump(mode="json")
     with store.creating(request.kind) as new:
-        online = not rules.offline and any(_must_be_fetched(text) for text in refs)
-        _write_request(new, request.kind, request.parameters, worker or WORKERS[request.kind], rules, online=online)
+        _write_request(new, request.kind, parameters, worker or WORKERS[request.kind], rules, online=online, reads=reads)
         record = Record(job_id=new.name, kind=request.kind, state="queued", created=store.now(), output=out and str(out))
         store.write(new, record)
         folder = store.settle(new)
@@ -62,6 +63,62 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
     return status(folder.name)
 
 
+def check_names(request: JobRequest, rules: Policy) -> tuple[set[str], bool]:
+    """What the job reads on this machine, and whether it must go online for hub ids that are not in the local cache.
+
+    Raises `NotAllowed` for what lies outside the roots, by the kind of each field.
+    """
+    reads: set[str] = set()
+    online = False
+    for role, text in request.named():
+        if role is Names.MODEL:
+            for part in [text] if Path(text).exists() else text.split("+"):
+                folder = resolve_model(part, Path.cwd())
+                if Path(folder).is_absolute():
+                    reads.add(str(rules.check_read(folder)))
+                else:
+                    online |= not rules.offline and is_hub_id(folder) and "/" in folder
+        elif role in (Names.FILE, Names.FOLDER):
+            reads.add(str(rules.check_read(text)))
+        elif role in (Names.SUITE, Names.SUITES):
+            check_suite(text, rules)
+    return reads, online
+
+
+def resolve_model(text: str, folder: Path) -> str:
+    """`NAME@REVISION` as the folder that it names here, or the hub id when it is not in the local cache."""
+    name, revision = split_revision(text, folder)
+    return resolve_ref(name, folder, revision)
+
+
+def check_suite(text: str, rules: Policy) -> None:
+    """A suite in a folder may bring Python code. Under roots only the operator lets code run that is not shipped with us.
+
+    Raises `NotAllowed`. Suites by name are ours or lm-eval's.
+    """
+    if rules.roots is None or rules.trust_remote_code:
+        return
+    if "/" in text or "\\" in text or text.startswith((".", "~")):
+        raise NotAllowed(
+            f"the suite {text!r} is a folder, which may hold Python code that an evaluation runs",
+            "name a shipped suite, or ask the operator to run it from the command line",
+        )
+
+
+def check_sweep(request: SweepRequest, rules: Policy, reads: set[str]) -> None:
+    """Every model of every candidate, whether the plan or the grid names it, and the folder that the sweep is written to.
+
+    Adds what the candidates read to `reads`.
+    """
+    from mcp_server.steps.sweep import from_grid, opened_plan, require_sweep_place  # only sweeps pay for rendering
+
+    plan, near = opened_plan(request)
+    for candidate in from_grid(plan, request.grid, near, request.tries):
+        recipe, _ = resolve(candidate.recipe, near, rules)
+        reads.update(os.path.realpath(folder) for folder in local_sources(recipe))
+    require_sweep_place(Path(request.out).resolve())
+
+
 def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: str | None = None) -> JobStatus:
     """Start a merge and return at once. The recipe's paths become absolute, `auto` becomes an engine, a missing seed a number.
 
@@ -70,9 +127,11 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
     """
     rules = policy or _default_policy()
     out = rules.check_write(request.out)
-    check_output(out, overwrite=request.overwrite)
     recipe, online = resolve(request.recipe, Path(request.recipe_folder or Path.cwd()), rules)
-    keep_off_sources(out, recipe)
+    sources = [os.path.realpath(folder) for folder in local_sources(recipe)]
+    keep_off(out, sources)
+    require_folder(out, overwrite=request.overwrite, not_ours=not_ours)
+    require_place(out)
     require_valid(recipe.text)
     seed = request.seed if request.seed is not None else secrets.randbelow(1 << 31)
     request = request.model_copy(update={"recipe": recipe.text, "recipe_folder": None, "out": str(out), "seed": seed})
@@ -86,7 +145,7 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
             "job_id": new.name,
             "shard_size": choice.shard_size,
         }
-        _write_request(new, "merge", parameters, worker or choice.worker, rules, online=online)
+        _write_request(new, "merge", parameters, worker or choice.worker, rules, online=online, reads=sources)
         record = Record(
             job_id=new.name,
             kind="merge",
@@ -107,43 +166,27 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
     return status(folder.name)
 
 
-def check_suites(parameters: dict[str, Any], rules: Policy) -> None:
-    """A suite in a folder may bring Python code. Under roots only the operator lets code run that is not shipped with us.
+def keep_off(out: Path, sources: Iterable[str]) -> None:
+    """Raise `BadInput` where an output would meet what is read: the sources of this job, and whatever active jobs read or write.
 
-    Raises `NotAllowed`. Suites by name are ours or lm-eval's.
+    Two jobs for the very same output are told apart by its claim, which knows other stores as well.
     """
-    if rules.roots is None or rules.trust_remote_code:
-        return
-    for text in _strings([parameters.get("suites"), parameters.get("suite_folders")]):
-        if "/" in text or "\\" in text or text.startswith((".", "~")):
-            raise NotAllowed(
-                f"the suite {text!r} is a folder, which may hold Python code that an evaluation runs",
-                "name a shipped suite, or ask the operator to run it from the command line",
-            )
+    require_apart(out, map(Path, sources), "the source")
+    for folder in store.active():
+        try:
+            record, request = store.read(folder), store.read_request(folder)
+        except (MergingError, OSError):
+            continue  # a job whose files are damaged is in nobody's way
+        if record.state in store.TERMINAL:
+            continue
+        require_apart(out, map(Path, request.get("reads", [])), f"what job {record.job_id} reads,")
+        if record.output is not None and Path(record.output) != out:
+            require_apart(out, [Path(record.output)], f"the output of job {record.job_id},")
 
 
-def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raise `OutputExists` unless `out` may be written: absent, empty, or a model that the user gave up.
-
-    Only what looks like a checkpoint is ever replaced: a mistyped path must not cost somebody a home folder.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir():
-        raise OutputExists(f"{out} is a file", "name a folder as the output")
-    if not overwrite:
-        raise OutputExists(f"{out} exists", "name another output folder, or ask for it to be overwritten")
-    if not any((out / name).is_file() for name in _CHECKPOINT_FILES) and not any(out.glob("*.safetensors")):
-        raise OutputExists(f"{out} holds no model, so it is not replaced", "name another output folder, or remove it yourself")
-
-
-def keep_off_sources(out: Path, recipe: Recipe) -> None:
-    """Raise `BadInput` when the output is a source, lies inside one, or holds one: replacing it would destroy what is read."""
-    for ref in recipe.references():
-        for text in filter(None, (ref.base, ref.adapter)):
-            source = Path(text)
-            if source.is_absolute() and (out.is_relative_to(source.resolve()) or source.resolve().is_relative_to(out)):
-                raise BadInput(f"the output {out} and the source {source} are one inside the other", "name another output folder")
+def local_sources(recipe: Recipe) -> list[str]:
+    """The folders that a recipe with absolute paths reads."""
+    return [p for ref in recipe.references() for p in (ref.base, ref.adapter) if p is not None and Path(p).is_absolute()]
 
 
 def resolve(text: str, folder: Path, rules: Policy) -> tuple[Recipe, bool]:
@@ -178,12 +221,9 @@ def resolve(text: str, folder: Path, rules: Policy) -> tuple[Recipe, bool]:
     return read_recipe(rewrite_refs(text, absolute)), online
 
 
-def _must_be_fetched(text: str) -> bool:
-    """Is this parameter a hub id of the form owner/name that is not in the local cache? (A bare word may be anything.)"""
-    return "/" in text and is_hub_id(text) and not Path(text).exists() and cached_snapshot(text) is None
-
-
-def _write_request(folder: Path, kind: str, parameters: dict[str, Any], worker: str, rules: Policy, *, online: bool) -> None:
+def _write_request(
+    folder: Path, kind: str, parameters: dict[str, Any], worker: str, rules: Policy, *, online: bool, reads: Iterable[str]
+) -> None:
     files.write_json(
         folder / "request.json",
         {
@@ -191,19 +231,11 @@ def _write_request(folder: Path, kind: str, parameters: dict[str, Any], worker: 
             "parameters": parameters,
             "worker": worker,
             "online": online,
+            "reads": sorted(reads),
             "trust_remote_code": rules.trust_remote_code,
+            "roots": None if rules.roots is None else list(map(str, rules.roots)),
         },
     )
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in _strings(item)]
-    if isinstance(value, (list, tuple)):
-        return [text for item in value for text in _strings(item)]
-    return []
 
 
 def _default_policy() -> Policy:

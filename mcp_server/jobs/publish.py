@@ -2,11 +2,11 @@
 
     1  the worker ends; `done.json` notes that its work is whole
     2  everything is flushed to the disk
-    3  an output that may be replaced is moved aside
-    4  the partial folder is renamed to the output
-    5  `published.json` notes it, and what was moved aside is removed
+    3  the partial folder takes the output's place; what was there and may be replaced goes aside, in one step where it can be
+    4  `published.json` notes it, and what went aside is removed
 
-Each step can be repeated, so a job that is resumed goes on from whichever one it had reached.
+Each step can be repeated, so a job that is resumed goes on from whichever one it had reached: `done.json` names the finished
+folder by its inode, which a rename keeps, so that it is known under whichever name it lies.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import OutputExists, RunFailed
+from mcp_server.formats.provenance import not_ours
 from mcp_server.jobs.store import Record
 from mcp_server.system import files
+from mcp_server.system.outputs import is_free, replace_folder, require_folder
 
 
 def prepare(record: Record) -> None:
@@ -32,16 +34,26 @@ def prepare(record: Record) -> None:
 
 
 def is_worker_done(folder: Path, record: Record) -> bool:
-    return (folder / "done.json").is_file() and (record.partial is None or Path(record.partial).is_dir())
+    return (folder / "done.json").is_file() and (record.partial is None or _is_finished(folder, Path(record.partial)))
 
 
 def was_published(folder: Path, record: Record) -> bool:
     """True when a former attempt renamed the output and could not say so: its work was whole and the partial folder is gone."""
     if (folder / "published.json").is_file():
         return True
-    if not (folder / "done.json").is_file() or not record.output or not record.partial:
-        return False
-    return Path(record.output).is_dir() and not Path(record.partial).exists()
+    return record.output is not None and record.partial is not None and _is_finished(folder, Path(record.output))
+
+
+def _is_finished(folder: Path, place: Path) -> bool:
+    """Is the folder at `place` the one that the worker finished?"""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return bool(files.read_json(folder / "done.json")["folder"] == _inode(place))
+    return False
+
+
+def _inode(place: Path) -> list[int]:
+    status = place.lstat()
+    return [status.st_dev, status.st_ino]
 
 
 def note_worker_done(folder: Path, record: Record, result: dict[str, Any]) -> None:
@@ -54,23 +66,36 @@ def note_worker_done(folder: Path, record: Record, result: dict[str, Any]) -> No
             )
         files.sync_tree(partial)
     files.write_json(folder / "result.json", result)
-    files.write_json(folder / "done.json", {"attempt": record.attempt})
+    finished = None if record.partial is None else _inode(Path(record.partial))
+    files.write_json(folder / "done.json", {"attempt": record.attempt, "folder": finished})
 
 
 def move_into_place(folder: Path, record: Record, *, overwrite: bool) -> None:
     if record.partial is not None and record.output is not None:
         partial, out = Path(record.partial), Path(record.output)
-        aside = out.with_name(f"{out.name}.replaced-{record.job_id}")
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            if not overwrite:
+        if not _is_finished(folder, out):
+            if not is_free(out) and not overwrite:
                 raise OutputExists(
                     f"{out} appeared while the merge ran", "move it away and resume the job: the merge itself is done and kept"
                 )
-            out.rename(aside)
-        partial.rename(out)
-        files.sync_folder(out.parent)
-        files.write_json(folder / "published.json", {"output": str(out)})
-        shutil.rmtree(aside, ignore_errors=True)
+            require_folder(out, overwrite=overwrite, not_ours=not_ours)  # again: it may have changed since the start
+            replace_folder(partial, out, aside(record))
+            files.sync_folder(out.parent)
+        clear_away(folder, record)
+
+
+def clear_away(folder: Path, record: Record) -> None:
+    """Note that the output is in its place, then remove what it replaced (under either name that a stop can have left it)."""
+    files.write_json(folder / "published.json", {"output": record.output})
+    for left in (aside(record), Path(record.partial or "")):
+        if record.partial is not None and left.is_dir() and not _is_finished(folder, left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def aside(record: Record) -> Path:
+    """Where what is replaced lies until the new output is in its place."""
+    out = Path(record.output or "")
+    return out.with_name(f"{out.name}.replaced-{record.job_id}")
 
 
 def discard_useless(folder: Path, record: Record) -> None:
@@ -91,5 +116,5 @@ def discard(folder: Path, record: Record) -> None:
     if record.partial is not None and not keep:
         shutil.rmtree(record.partial, ignore_errors=True)
         with contextlib.suppress(OSError):
-            Path(f"{record.output}.replaced-{record.job_id}").rmdir()
+            aside(record).rmdir()
     (folder / "done.json").unlink(missing_ok=True)

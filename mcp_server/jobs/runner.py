@@ -63,6 +63,7 @@ def run(folder: Path, record: Record, settings: Settings, log: LogWriter, stop: 
     began = time.monotonic()
     request = store.read_request(folder)
     if publish.was_published(folder, record):
+        publish.clear_away(folder, record)
         return outcome.succeeded(record)
     if not publish.is_worker_done(folder, record):
         for name in ("result.json", "error.json"):

@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import functools
+from collections.abc import Iterator
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_type_hints
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from mcp_server.errors import BadInput
 from mcp_server.schemas.base import Engine, EngineId, Frozen
+from mcp_server.schemas.faults import first_fault
 
 JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "prepare"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
 
-class MergeRequest(Frozen):
+class Names(Enum):
+    """What a text in a request names. Whoever starts the job checks each by its kind, and the worker again where it opens it."""
+
+    MODEL = "a folder, a hub id, an alias such as demo:…, or BASE+ADAPTER, each perhaps with @REVISION"
+    FILE = "a file that is read"
+    FOLDER = "a folder that is read and may get a record of what was found"
+    OUTPUT = "a folder that is written"
+    SUITE = "the name of a suite, or a folder or file that is one"
+    SUITES = "a folder of suites"
+
+
+ModelName = Annotated[str, Names.MODEL]
+
+
+class JobRequest(Frozen):
+    """What one kind of job is asked to do: made by both faces, read by the worker. The fields are the kind's parameters."""
+
+    kind: ClassVar[JobKind]
+
+    @classmethod
+    def of(cls, parameters: dict[str, Any]) -> Self:
+        """The request that these parameters make. Raises `BadInput` that names the field."""
+        try:
+            return cls.model_validate(parameters)
+        except ValidationError as error:
+            raise BadInput(f"{cls.kind}: {first_fault(error, cls)}", f"see `model-merging {cls.kind} --help`") from error
+
+    @classmethod
+    @functools.cache
+    def roles(cls) -> dict[str, Names]:
+        """Field → what its texts name, for the fields that name something; a list's or table's values are named alike."""
+        hints = {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if name in cls.model_fields}
+        return {name: role for name, hint in hints.items() if (role := _role(hint)) is not None}
+
+    def named(self) -> Iterator[tuple[Names, str]]:
+        """Every text that names a model, file or folder, with what it names."""
+        for field, role in self.roles().items():
+            value = getattr(self, field)
+            texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            yield from ((role, text) for text in texts if text is not None)
+
+
+def _role(hint: Any) -> Names | None:
+    """The role that an annotation holds, at any depth: `list[ModelName] | None` names models."""
+    found = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Names)]
+    found += [role for part in get_args(hint) if (role := _role(part)) is not None]
+    return found[0] if found else None
+
+
+class MergeRequest(JobRequest):
     """Everything a merge needs; the same names in CLI and MCP."""
+
+    kind: ClassVar[JobKind] = "merge"
 
     recipe: str = Field(description="recipe text (YAML)")
     recipe_folder: str | None = Field(default=None, description="what relative paths in the recipe start from")
-    out: str = Field(description="output folder, absolute")
+    out: Annotated[str, Names.OUTPUT] = Field(description="output folder, absolute")
     engine: Engine = "auto"
     output: Literal["model", "adapter"] = "model"
     rank: int | None = Field(default=None, ge=1, description="for --output adapter with a method that needs an SVD")
@@ -31,9 +87,84 @@ class MergeRequest(Frozen):
     keep_partial: bool = False
 
 
-class JobRequest(Frozen):
-    kind: JobKind
-    parameters: dict[str, Any]
+class CompareRequest(JobRequest):
+    """Measure how the task vectors of several fine-tunes of one base relate."""
+
+    kind: ClassVar[JobKind] = "compare"
+
+    base: ModelName
+    refs: list[ModelName] = Field(min_length=1, description="full models, base+adapter, or adapters of the base")
+    sample: bool = Field(default=False, description="a part of every tensor only")
+    threads: int | None = Field(default=None, ge=1)
+
+
+class VerifyRequest(JobRequest):
+    """Check whether a merge is what its recipe says."""
+
+    kind: ClassVar[JobKind] = "verify"
+
+    out: Annotated[str, Names.FOLDER]
+    full: bool = Field(default=False, description="read every weight again and trust no provenance")
+    recipe: Annotated[str | None, Names.FILE] = Field(default=None, description="a file, when the folder does not hold its own")
+    load: bool = Field(default=True, description="also load it and generate")
+    base: ModelName | None = Field(default=None, description="of an adapter, when its config does not name it")
+    threads: int | None = Field(default=None, ge=1)
+
+
+class EvaluateRequest(JobRequest):
+    """Measure base, sources and merge on the same prompts."""
+
+    kind: ClassVar[JobKind] = "evaluate"
+
+    out: Annotated[str | None, Names.FOLDER] = Field(default=None, description="the merged folder; null: sources only")
+    suites: list[Annotated[str, Names.SUITE]] = Field(default_factory=list)
+    base: ModelName | None = None
+    sources: dict[str, ModelName] | None = None
+    against: dict[str, ModelName] = Field(
+        default_factory=dict, description="name → ref; `base` and sources' names replace what the merge says"
+    )
+    cross: bool = False
+    limit: int | None = Field(default=None, ge=1)
+    quick: bool = False
+    split: Literal["dev", "test"] = "test"
+    backend: Literal["hf", "openai"] = "hf"
+    endpoint: str | None = None
+    served: dict[str, str] = Field(default_factory=dict, description="label → model name at the endpoint")
+    tokenizer: ModelName | None = Field(default=None, description="for an endpoint")
+    batch_size: int = Field(default=16, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    suite_folders: list[Annotated[str, Names.SUITES]] = Field(default_factory=list)
+    offline: bool = True
+
+
+class SweepRequest(JobRequest):
+    """Merge and measure several candidates of one plan. The models are in the plan and in the grid's values."""
+
+    kind: ClassVar[JobKind] = "sweep"
+
+    plan: Annotated[str, Names.FILE] = Field(description="path of a plan")
+    out: Annotated[str, Names.OUTPUT]
+    suites: list[Annotated[str, Names.SUITE]] = Field(default_factory=list)
+    suite_folders: list[Annotated[str, Names.SUITES]] = Field(default_factory=list)
+    grid: list[str] = Field(default_factory=list, description="KEY=V1,V2 axes; default: the shortlist")
+    tries: list[str] = Field(default_factory=list, description="single candidates: KEY=VALUE KEY=VALUE")
+    limit: int | None = Field(default=None, ge=1, description="prompts per suite for the full measurement")
+    quick_limit: int = Field(default=20, ge=1, description="for the first look")
+    workers: int = Field(default=1, ge=1)
+    ray: str | None = None
+    cpus: float = Field(default=1, gt=0)
+    memory_gib: float = Field(default=2, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    test: bool = Field(default=True, description="measure the winner on the test split")
+
+
+class PrepareRequest(JobRequest):
+    """Make the demo's base model, into the store."""
+
+    kind: ClassVar[JobKind] = "prepare"
 
 
 class Progress(Frozen):

@@ -12,7 +12,7 @@ from typing import Any
 from mcp_server.errors import BadInput, Malformed, NotFound
 from mcp_server.formats.recipe import Recipe as ParsedRecipe
 from mcp_server.formats.recipe import parse_recipe
-from mcp_server.formats.refs import resolve_ref
+from mcp_server.formats.refs import resolve_ref, split_revision
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.scenario import Scenario
 from mcp_server.steps.scenario import read_plan
@@ -42,8 +42,9 @@ class Access:
         return "+".join(parts)
 
     def _one(self, text: str, folder: Path) -> str:
-        resolved = resolve_ref(text, folder)
-        return str(self.policy.check_read(resolved)) if Path(resolved).is_absolute() else resolved
+        name, revision = split_revision(text, folder)
+        resolved = resolve_ref(name, folder, revision)
+        return str(self.policy.check_read(resolved)) if Path(resolved).is_absolute() else text
 
     def file(self, text: str, what: str) -> Path:
         """A file to read."""
@@ -76,6 +77,12 @@ class Access:
             self._one(name, folder)
         return text, folder
 
+    def grid_value(self, name: str, value: float | str) -> str:
+        """A value of a sweep's grid: where it names a model, it becomes absolute and passes the policy."""
+        names_model = name in ("base_model", "tokenizer") or (name.startswith("sources.") and name.endswith((".ref", ".base")))
+        text = str(value)
+        return self.ref(text) if names_model and text not in TOKENIZER_WORDS else text
+
     def plan(self, table: dict[str, Any] | None, file: str | None) -> Plan:
         """The plan of a call that gives it as a table or as a file; exactly one of the two."""
         if (table is None) == (file is None):
@@ -88,7 +95,10 @@ class Access:
         else:
             path = self.file(file, "plan")
             plan, folder = read_plan(path), path.parent
-        return plan.model_copy(update={"scenario": self.scenario(plan.scenario, folder)})
+        tokenizer = plan.tokenizer
+        if tokenizer is not None and tokenizer not in TOKENIZER_WORDS:
+            tokenizer = self.ref(tokenizer, folder)
+        return plan.model_copy(update={"scenario": self.scenario(plan.scenario, folder), "tokenizer": tokenizer})
 
     def scenario(self, scenario: Scenario, folder: Path | None = None) -> Scenario:
         """The same scenario with every local path absolute and allowed."""

@@ -18,7 +18,9 @@ from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, ValidationError
 
 from mcp_server.errors import MergingError, did_you_mean
+from mcp_server.server.access import Access
 from mcp_server.server.bounds import MAX_CHARACTERS, ROOM_FOR_NOTE, compact, keep_whole_result, shorten
+from mcp_server.system import guard
 
 
 class CheckedTool(Tool):
@@ -32,7 +34,8 @@ class CheckedTool(Tool):
         except ValidationError as error:
             raise ToolError("\n".join(_problems(error, self.fn_metadata.arg_model))) from error
         try:
-            result = await super().run(arguments, context, convert_result=convert_result)
+            with guard.enforced(Access.now().policy):
+                result = await super().run(arguments, context, convert_result=convert_result)
         except UnexpectedToolError as error:
             if isinstance(cause := error.__cause__, MergingError):
                 raise ToolError(_limited(str(cause))) from cause

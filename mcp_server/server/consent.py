@@ -14,8 +14,10 @@ from mcp.server.mcpserver import Context, Elicit, Resolve
 from pydantic import BaseModel, Field
 
 from mcp_server.errors import NotAllowed, OutputExists
+from mcp_server.formats.provenance import not_ours
 from mcp_server.schemas.base import Verdict
 from mcp_server.server.access import Access
+from mcp_server.system.outputs import is_free, require_folder
 
 FIT_VERDICTS = frozenset({"merge", "merge_with_caution"})
 
@@ -31,16 +33,16 @@ class NothingToAsk(Consent):
 def reasons_to_ask(out: str, overwrite: bool, verdict: Verdict | None, proceed_anyway: bool) -> list[str]:
     """What stands against starting at once, in words for the user. Depends on nothing but the arguments and the output folder."""
     reasons = []
-    if not overwrite and is_occupied(Access.now().output(out)):
+    if not overwrite and not is_free(Access.now().output(out)):
         reasons.append(f"the output {out} exists already and would be replaced")
     if verdict is not None and verdict not in FIT_VERDICTS and not proceed_anyway:
         reasons.append(f"the recommendation for these sources is {verdict!r}, not a merge")
     return reasons
 
 
-def is_occupied(path: Path) -> bool:
-    """An empty folder may be written into unasked."""
-    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+def may_be_replaced(path: Path) -> bool:
+    """Nothing to be replaced is there, or a merge of ours: nobody is asked about what no answer would replace."""
+    return is_free(path) or (path.is_dir() and not_ours(path) is None)
 
 
 def ask_before_launch(
@@ -50,7 +52,7 @@ def ask_before_launch(
     reasons = reasons_to_ask(out, overwrite, verdict, proceed_anyway)
     if not reasons:
         return NothingToAsk(go_on=True)
-    if not can_ask(ctx):
+    if not can_ask(ctx) or not may_be_replaced(Access.now().output(out)):
         return NothingToAsk(go_on=False)
     return Elicit(f"Before the merge starts: {'; '.join(reasons)}. Go on?", Consent)
 
@@ -74,6 +76,8 @@ def require_consent(
     if isinstance(consent, AcceptedElicitation) and consent.data.go_on:
         return overwrite or not isinstance(consent.data, NothingToAsk)
     reasons = reasons_to_ask(out, overwrite, verdict, anyway)
+    if not overwrite:
+        require_folder(Access.now().output(out), overwrite=True, not_ours=not_ours)  # what no consent would replace
     said = "" if isinstance(consent, AcceptedElicitation) else f" (the user's answer: {consent.action})"
     if any("exists already" in reason for reason in reasons):
         raise OutputExists(

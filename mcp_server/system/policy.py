@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcp_server.errors import BadInput, NotAllowed
 from mcp_server.system import paths
-from mcp_server.system.settings import Settings
+
+if TYPE_CHECKING:
+    from mcp_server.system.settings import Settings  # reading settings takes longer than the start of a worker
 
 _KINDS = {
     stat.S_ISCHR: "a character device",
@@ -61,7 +64,17 @@ class Policy:
         with _refusals(path):
             if Path(path).is_symlink():
                 raise NotAllowed(f"{path} is a symbolic link to {Path(path).readlink()}", "name the folder itself as the output")
-            return self._check(path, "write")
+            resolved = self._check(path, "write")
+            self._keep_off_memory(resolved, str(path))
+            return resolved
+
+    @staticmethod
+    def _keep_off_memory(resolved: Path, text: str) -> None:
+        """The store of jobs and the hub cache may be read and are never an output: they are this program's own memory."""
+        for what, folder in (("the job store", paths.home()), ("the Hugging Face cache", paths.huggingface_cache())):
+            kept = Path(os.path.realpath(folder))
+            if resolved.is_relative_to(kept) or kept.is_relative_to(resolved):
+                raise NotAllowed(f"may not write {text}: it lies in {what} {kept}, or holds it", "name an output elsewhere")
 
     def _check(self, path: str | Path, verb: str) -> Path:
         text = str(path)

@@ -16,22 +16,23 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 
 from mcp_server.engine.compare import compare  # noqa: E402
 from mcp_server.schemas.comparison import Comparison  # noqa: E402
+from mcp_server.schemas.job import CompareRequest  # noqa: E402
 from mcp_server.workers.protocol import Job, run_worker  # noqa: E402
 
 
 def main(job: Job) -> Comparison:
-    parameters = job.parameters
+    request = job.request(CompareRequest)
 
     def report(stage: str, done: float, total: float, unit: str) -> None:
         job.progress(stage, done, total, unit=unit)
 
     return compare(
-        parameters["base"],
-        list(parameters["refs"]),
+        request.base,
+        list(request.refs),
         job.folder / "comparison.json",
         report,
-        sample=bool(parameters.get("sample")),
-        threads=parameters.get("threads") or os.cpu_count() or 1,
+        sample=request.sample,
+        threads=request.threads or os.cpu_count() or 1,
     )
 
 

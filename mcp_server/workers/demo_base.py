@@ -6,7 +6,7 @@ Why this route: the demo must run on a machine that reaches a package index and 
 What comes out is the *dequantised* model: near HuggingFaceTB/SmolLM2-135M-Instruct but not equal to it, because Q4_1
 rounding cannot be undone. The demo's adapters were trained on exactly these files, so do not exchange them for the originals.
 
-Worker inputs   request.json parameters: {"output": folder}; without it the store's cache folder is used
+Worker inputs   none: the model is made in the store's cache folder
 Worker outputs  result.json: `DemoBase`
 Not covered     other GGUF files, other architectures; no hub is ever contacted.
 """
@@ -155,9 +155,8 @@ this model is close to the original, not equal to it. Built by `model-merging de
 
 
 def main(job: Job) -> DemoBase:
-    """Build the base in the folder that the request names."""
-    output = Path(job.parameters.get("output") or paths.demo_base_dir())
-    return build_base(output, lambda stage, done, total: job.progress(stage, done, total, unit="step"))
+    """Build the base in the store's cache."""
+    return build_base(paths.demo_base_dir(), lambda stage, done, total: job.progress(stage, done, total, unit="step"))
 
 
 if __name__ == "__main__":

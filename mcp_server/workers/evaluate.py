@@ -5,7 +5,7 @@ Worker inputs   request.json parameters:
     suites          names, folders, text files or lm-eval tasks; default: perplexity, suites that are about a source by its name,
                     and for `cross` one that is about none
     base, sources   refs; default: what the merged folder's own record says
-    against         NAME=REF: replaces `base` or a source, or measures one more model
+    against         name → ref: replaces `base` or a source, or measures one more model
     cross           also count each source's own behaviour on every other source's prompts
     limit           prompts per suite; `quick: true` takes each suite's own small number
     split           test (default) or dev
@@ -22,17 +22,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from mcp_server.errors import BadInput, NotAModel
 from mcp_server.formats.lineage import Lineage, read_lineage
 from mcp_server.formats.suites import Suite, find_suite, list_suites
 from mcp_server.schemas.evidence import Evaluation, Generation
-from mcp_server.schemas.faults import first_fault
+from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
 from mcp_server.steps.evaluate.assemble import Measured, assemble
 from mcp_server.steps.inspect import inspect_source
-from mcp_server.workers.evaluating.request import Request, quiet
+from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker, write_json
 
 RESULT_FILE = "evaluation.json"
@@ -41,14 +39,10 @@ NEUTRAL = "refusals"
 
 
 def main(job: Job) -> Evaluation:
-    try:
-        request = Request.model_validate(job.parameters)
-    except ValidationError as error:
-        raise BadInput(first_fault(error, Request), "see `model-merging evaluate --help`") from error
-    return measure(request, job)
+    return measure(job.request(EvaluateRequest), job)
 
 
-def measure(request: Request, job: Job) -> Evaluation:
+def measure(request: EvaluateRequest, job: Job) -> Evaluation:
     """Measure every model on every suite, then score. A model is loaded at most once, and not at all if its answers are known."""
     start = time.monotonic()
     rules = load_thresholds()
@@ -122,15 +116,17 @@ def measure(request: Request, job: Job) -> Evaluation:
     return evaluation
 
 
-def _models(request: Request, lineage: Lineage) -> dict[str, str]:
+def _models(request: EvaluateRequest, lineage: Lineage) -> dict[str, str]:
     """label → ref, in the order in which they are measured: base, sources, others, merge."""
-    base = _against(request).get("base") or request.base or lineage.base
+    base = request.against.get("base") or request.base or lineage.base
     sources = request.sources if request.sources is not None else lineage.sources
     if reserved := {"base", "merged"} & set(sources):
         raise BadInput(f"a source is called {sorted(reserved)[0]!r}, which has a meaning here", "rename that source")
     found = {"base": base} if base else {}
     found |= {name: _with_base(ref, base) for name, ref in sources.items()}
-    for name, ref in _against(request).items():
+    if "merged" in request.against:
+        raise BadInput("--against names a model 'merged', which is the one that is evaluated", "choose another name")
+    for name, ref in request.against.items():
         if name != "base":
             found[name] = _with_base(ref, base)
     if request.out:
@@ -149,24 +145,13 @@ def _check_models(refs: dict[str, str]) -> None:
                 raise NotAModel(f"{label}: {part} cannot be measured ({found.kind}); {found.detail}", "name a model's folder")
 
 
-def _against(request: Request) -> dict[str, str]:
-    """`NAME=REF` pairs; a ref without a name is called after its folder."""
-    pairs = {}
-    for text in request.against:
-        name, sign, ref = text.partition("=")
-        pairs[name if sign else Path(text.rpartition("+")[2]).name] = ref if sign else text
-    if "merged" in pairs:
-        raise BadInput("--against names a model 'merged', which is the one that is evaluated", "choose another name")
-    return pairs
-
-
-def _sources(request: Request, lineage: Lineage, refs: dict[str, str]) -> list[str]:
+def _sources(request: EvaluateRequest, lineage: Lineage, refs: dict[str, str]) -> list[str]:
     """The labels that count as sources. Where nothing says which they are, every named model but base and merge does."""
     named = set(request.sources if request.sources is not None else lineage.sources)
     return [name for name in refs if name not in ("base", "merged") and (not named or name in named)]
 
 
-def _suites(request: Request, labels: list[str]) -> list[Suite]:
+def _suites(request: EvaluateRequest, labels: list[str]) -> list[Suite]:
     if request.suites:
         return [find_suite(name, request.suite_folders) for name in request.suites]
     known = list_suites(request.suite_folders)
@@ -181,7 +166,7 @@ def _with_base(ref: str, base: str | None) -> str:
     return ref
 
 
-def _limit(request: Request, suite: Suite) -> int | None:
+def _limit(request: EvaluateRequest, suite: Suite) -> int | None:
     return request.limit or (suite.demo_limit if request.quick else None)
 
 

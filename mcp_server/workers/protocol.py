@@ -24,12 +24,15 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 
 from mcp_server.errors import BadInput, DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed
+from mcp_server.schemas.job import JobRequest
+from mcp_server.system import guard, paths
 from mcp_server.system.files import write_json, write_json_at_last
+from mcp_server.system.policy import Policy
 from mcp_server.system.redaction import redact, redact_all, secrets_of
 
 __all__ = ["EXIT_BUG", "Job", "die_with_parent", "run_worker", "tie_to_runner", "write_json"]
@@ -38,6 +41,7 @@ EXIT_BUG: Final = 70
 _EVENTS_BYTES: Final = 4_000_000
 _SPARE: Final = ".spare-worker"
 _PR_SET_PDEATHSIG: Final = 1
+R = TypeVar("R", bound=JobRequest)
 RUNNER_PID: Final = "MODEL_MERGING_RUNNER_PID"
 """Set by the runner; a worker that a person starts by hand has none and is tied to nothing."""
 
@@ -52,8 +56,20 @@ class Job:
         self.parameters: dict[str, Any] = request["parameters"]
         self.trust_remote_code: bool = bool(request.get("trust_remote_code", False))
         """The operator's word; False unless the settings say otherwise."""
+        self.roots: list[str] | None = request.get("roots")
+        """The folders under which this job may read; None: everywhere. `run_worker` holds the whole process to it."""
         self._last = 0.0
         self._secrets = secrets_of(os.environ)
+
+    def request(self, kind: type[R]) -> R:
+        """The typed request. Raises `BadInput` that names the field."""
+        return kind.of(self.parameters)
+
+    def keep_to_roots(self) -> None:
+        """From here on this process opens nothing outside the job's roots, the store and the hub cache."""
+        if self.roots is not None:
+            folders = [*map(Path, self.roots), self.folder, paths.home(), paths.huggingface_cache()]
+            guard.enforce(Policy(tuple(Path(os.path.realpath(folder)) for folder in folders)))
 
     def event(self, event: str, **fields: Any) -> None:
         """Append one line. The file is bounded: when it is full it starts again, because only the end is ever read."""
@@ -122,6 +138,7 @@ def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
     """`sys.exit(run_worker(main))` is the last line of every worker; argv[1] is the job folder."""
     tie_to_runner()
     job = Job(Path(sys.argv[1]))
+    job.keep_to_roots()
     try:
         result = work(job)
         data = result.model_dump(mode="json") if isinstance(result, BaseModel) else result

@@ -17,6 +17,7 @@ Not covered     tuning inside a candidate; candidates are independent and a reru
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -26,22 +27,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
 
-from mcp_server.errors import BadInput, from_dict
+from mcp_server.errors import from_dict
 from mcp_server.formats.lineage import lineage_of
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.formats.refs import resolve_ref
-from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.evidence import Capability, Evaluation, Sweep, SweepCandidate
-from mcp_server.schemas.faults import first_fault
+from mcp_server.schemas.job import SweepRequest
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.evaluate import Thresholds, load_thresholds
 from mcp_server.steps.report import sweep_section
-from mcp_server.steps.scenario import read_plan
 from mcp_server.steps.sweep import Candidate, choose, from_grid, hopeless, pareto_front
-from mcp_server.system.files import write_json, write_text
+from mcp_server.steps.sweep.place import MERGED, opened_plan, require_sweep_place
 from mcp_server.system.machine import GIB
+from mcp_server.system.outputs import Kept
 from mcp_server.workers.protocol import Job, run_worker
 from mcp_server.workers.sweeping.executors import Executor, LocalExecutor, RayExecutor
 from mcp_server.workers.sweeping.progress import Progress
@@ -50,30 +49,8 @@ from mcp_server.workers.sweeping.tasks import Step, Task
 EVALUATE = "mcp_server.workers.evaluate"
 
 
-class Request(Frozen):
-    plan: str | dict[str, Any]
-    out: str
-    suites: list[str] = Field(default_factory=list)
-    suite_folders: list[str] = Field(default_factory=list)
-    grid: list[str] = Field(default_factory=list)
-    tries: list[str] = Field(default_factory=list, description="single candidates: KEY=VALUE KEY=VALUE")
-    limit: int | None = Field(default=None, ge=1)
-    quick_limit: int = Field(default=20, ge=1)
-    workers: int = Field(default=1, ge=1)
-    ray: str | None = None
-    cpus: float = Field(default=1, gt=0)
-    memory_gib: float = Field(default=2, gt=0)
-    gpus: float = Field(default=0, ge=0)
-    seed: int = 0
-    dtype: str = "auto"
-    test: bool = Field(default=True, description="measure the winner on the test split")
-
-
 def main(job: Job) -> Sweep:
-    try:
-        request = Request.model_validate(job.parameters)
-    except ValidationError as error:
-        raise BadInput(first_fault(error, Request), "see `model-merging sweep --help`") from error
+    request = job.request(SweepRequest)
     executor: Executor = RayExecutor(request.ray) if request.ray else LocalExecutor(request.workers)
     try:
         return sweep(request, job, executor)
@@ -81,17 +58,17 @@ def main(job: Job) -> Sweep:
         executor.close()
 
 
-def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
+def sweep(request: SweepRequest, job: Job, executor: Executor) -> Sweep:
     start = time.monotonic()
     limits = load_thresholds()
-    file = Path(request.plan) if isinstance(request.plan, str) and "\n" not in request.plan else None
-    plan = read_plan(file or request.plan)
-    near = file.parent if file else Path.cwd()
+    plan, near = opened_plan(request)
     candidates = from_grid(plan, request.grid, near, request.tries)
-    bench = Bench(request, candidates, Path(request.out), _names(plan, near))
-    bench.out.mkdir(parents=True, exist_ok=True)
+    out = Path(request.out)
+    require_sweep_place(out)
+    out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(request, candidates, Kept(out), _names(plan, near), job.roots)
     saved = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-    write_text(bench.out / "plan.yaml", saved)
+    bench.kept.write("plan.yaml", saved)
     progress = Progress(job)
     progress.tell("base and sources", 0, len(candidates), f"{len(candidates)} candidates")
     sources = bench.sources(executor, progress)
@@ -111,8 +88,8 @@ def sweep(request: Request, job: Job, executor: Executor) -> Sweep:
     if winner is not None:
         result = _finish(result, bench, executor, progress)
     result = result.model_copy(update={"seconds": round(time.monotonic() - start, 1)})
-    write_json(bench.out / "sweep.json", result.model_dump(mode="json"))
-    write_text(bench.out / "sweep.md", sweep_section(result))
+    bench.kept.write("sweep.json", json.dumps(result.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n")
+    bench.kept.write("sweep.md", sweep_section(result))
     return result
 
 
@@ -168,9 +145,8 @@ def _judged(candidate: Candidate, answer: dict[str, Any]) -> SweepCandidate:
 def _finish(result: Sweep, bench: Bench, executor: Executor, progress: Progress) -> Sweep:
     """Write the winner's recipe and model, and measure it on the test split, which the choice did not use."""
     candidate = next(c for c in bench.candidates if c.name == result.winner)
-    recipe = bench.out / "recipe.yml"
-    write_text(recipe, candidate.recipe)
-    model = bench.out / "merged"
+    recipe = bench.kept.write("recipe.yml", candidate.recipe)
+    model = bench.out / MERGED
     progress.tell("winner", 0, 1, f"merging {candidate.name} and measuring it on the test split")
     with progress.following([task := bench.final(candidate, model)]):
         ((_, answer),) = list(executor.run([task]))
@@ -185,8 +161,10 @@ def _finish(result: Sweep, bench: Bench, executor: Executor, progress: Progress)
 class Bench:
     """Makes the tasks of one sweep. Folders are named by content, so a rerun finds what it measured before."""
 
-    def __init__(self, request: Request, candidates: Sequence[Candidate], out: Path, names: dict[str, str]) -> None:
-        self.request, self.candidates, self.out = request, candidates, out
+    def __init__(
+        self, request: SweepRequest, candidates: Sequence[Candidate], kept: Kept, names: dict[str, str], roots: list[str] | None
+    ) -> None:
+        self.request, self.candidates, self.kept, self.out, self.roots = request, candidates, kept, kept.folder, roots
         lineage = lineage_of(read_recipe(candidates[0].recipe, "the first candidate"), names)
         self.base = lineage.base
         self.refs = lineage.sources
@@ -247,7 +225,12 @@ class Bench:
 
     def _declared(self) -> dict[str, Any]:
         request = self.request
-        return {"cpus": request.cpus, "gpus": request.gpus, "memory_bytes": int(request.memory_gib * GIB)}
+        return {
+            "cpus": request.cpus,
+            "gpus": request.gpus,
+            "memory_bytes": int(request.memory_gib * GIB),
+            "roots": self.roots,
+        }
 
 
 def _engine(candidate: Candidate) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.lineage import read_lineage
 from mcp_server.schemas.evidence import Check, Verification
+from mcp_server.schemas.job import VerifyRequest
 from mcp_server.steps.verify import verify, with_check
 from mcp_server.system.files import write_json
 from mcp_server.workers.protocol import Job, run_worker
@@ -27,13 +28,13 @@ LOAD_SECONDS = 1800
 
 
 def main(job: Job) -> Verification:
-    wanted = job.parameters
-    out = Path(wanted["out"])
+    wanted = job.request(VerifyRequest)
+    out = Path(wanted.out)
     job.progress("headers and weights", 0, 2, unit="steps")
-    found = verify(out, full=bool(wanted.get("full")), recipe=_recipe_text(wanted.get("recipe")))
-    if found.verdict != "unreadable" and wanted.get("load", True):
+    found = verify(out, full=wanted.full, recipe=_recipe_text(wanted.recipe))
+    if found.verdict != "unreadable" and wanted.load:
         job.progress("load and generate", 1, 2, unit="steps")
-        found = with_check(found, _loads(out, wanted, job))
+        found = with_check(found, _loads(out, wanted.base, job))
     job.progress("done", 2, 2, unit="steps")
     write_json(out / RESULT_FILE, found.model_dump(mode="json"))
     return found
@@ -47,14 +48,15 @@ def _recipe_text(recipe: str | None) -> str | None:
     return Path(recipe).read_text(encoding="utf-8")
 
 
-def _loads(out: Path, wanted: dict[str, Any], job: Job) -> Check:
+def _loads(out: Path, base: str | None, job: Job) -> Check:
     folder = job.folder / "load"
     folder.mkdir(exist_ok=True)
     try:
-        base = wanted.get("base") or read_lineage(out).base
+        base = base or read_lineage(out).base
     except Malformed:
         base = None
-    write_json(folder / "request.json", {"kind": "load_check", "parameters": {"out": str(out), "base": base}})
+    asked = {"kind": "load_check", "parameters": {"out": str(out), "base": base}, "roots": job.roots}
+    write_json(folder / "request.json", asked)
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         try:
             ended = subprocess.run(

@@ -10,9 +10,9 @@ from mcp_server import jobs
 from mcp_server.errors import DiskFull, DoesNotFit, NotAllowed
 from mcp_server.formats.safetensors import read_header
 from mcp_server.jobs import store as stored
-from mcp_server.schemas.job import JobRequest, MergeRequest
+from mcp_server.schemas.job import MergeRequest
 from tests import tiny
-from tests.fake_worker import FAKE
+from tests.fake_worker import FAKE, scripted
 from tests.jobs.watching import reports_progress, until
 
 MIB = 1 << 20
@@ -77,7 +77,7 @@ def test_starting_with_the_store_on_a_full_disk_says_so_and_leaves_nothing(disk,
     stored.paths.jobs_dir().mkdir(parents=True)
     fill(small)
     with pytest.raises(DiskFull, match="job store"):
-        jobs.start(JobRequest(kind="verify", parameters={}), worker=FAKE)
+        jobs.start(scripted("verify"), worker=FAKE)
     assert [p.name for p in stored.paths.jobs_dir().iterdir() if p.name.startswith("verify")] == []
 
 
@@ -86,7 +86,7 @@ def test_a_store_whose_disk_fills_up_still_learns_how_its_job_ended(disk, monkey
     small = disk(MIB)
     monkeypatch.setenv("MODEL_MERGING_HOME", str(small / "home"))
     script = [{"do": "wait_for", "path": str(tmp_path / "go")}, {"do": "fail", "message": "told to"}]
-    started = jobs.start(JobRequest(kind="verify", parameters={"script": script}), worker=FAKE)
+    started = jobs.start(scripted("verify", script=script), worker=FAKE)
     until(started.job_id, reports_progress)
     fill(small)
     (tmp_path / "go").touch()
@@ -98,7 +98,7 @@ def test_a_store_whose_disk_fills_up_still_learns_how_its_job_ended(disk, monkey
 def test_a_read_only_target_is_refused_before_anything_starts(merge, disk):
     target = disk(60 * MIB)
     subprocess.run(["mount", "-o", "remount,ro", str(target)], check=True)
-    with pytest.raises(NotAllowed, match="Read-only"):
+    with pytest.raises(NotAllowed, match="read-only file system"):
         merge(out=str(target / "out"))
     assert jobs.list_jobs().total == 0
 

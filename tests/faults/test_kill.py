@@ -105,7 +105,7 @@ def test_a_runner_killed_while_it_publishes_goes_on_where_it_was(step, merge, tm
     assert jobs.status(first.job_id).state == "interrupted"
     again = jobs.wait(jobs.resume(first.job_id).job_id, 30)
     assert (again.state, again.result) == ("succeeded", first.result)
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "merge_provenance.json", "model.safetensors"]
     assert not Path(record.partial).exists()
 
 
@@ -113,9 +113,9 @@ def test_a_client_that_lives_on_collects_no_zombies(store):
     code = """
 from pathlib import Path
 from mcp_server import jobs
-from mcp_server.schemas.job import JobRequest
+from tests.fake_worker import scripted
 for _ in range(3):
-    jobs.wait(jobs.start(JobRequest(kind="verify", parameters={}), worker="tests.fake_worker").job_id, 30)
+    jobs.wait(jobs.start(scripted("verify"), worker="tests.fake_worker").job_id, 30)
 import os, time
 deadline = time.monotonic() + 5
 def children():

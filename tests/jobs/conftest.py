@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mcp_server import jobs
-from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest
+from mcp_server.schemas.job import JobStatus, MergeRequest
 from tests import tiny
-from tests.fake_worker import FAKE
+from tests.fake_worker import FAKE, scripted
 
 StartMerge = Callable[..., JobStatus]
 StartJob = Callable[..., JobStatus]
@@ -37,7 +37,7 @@ def job(store: Path) -> StartJob:
     """job(step, step, ...) starts a fake job that is no merge."""
 
     def start(*script: dict[str, Any], kind: str = "verify", **parameters: Any) -> JobStatus:
-        request = JobRequest(kind=kind, parameters={"script": list(script), **parameters})  # type: ignore[arg-type]
+        request = scripted(kind, script=list(script), **parameters)  # type: ignore[arg-type]
         return jobs.start(request, worker=FAKE)
 
     return start

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcp_server import jobs
-from mcp_server.errors import RunFailed
+from mcp_server.errors import BadInput
 from mcp_server.jobs.ask import ask
 from mcp_server.jobs.process import _wait_gone, identify, tree
 
@@ -22,7 +22,7 @@ def questions(store: Path) -> list[Path]:
 
 
 def test_a_question_that_fails_leaves_nothing(store):
-    with pytest.raises(RunFailed, match="the compare worker ended with status 70"):
+    with pytest.raises(BadInput, match="the field 'base' is missing"):
         ask("compare", {})
     assert questions(store) == []
 

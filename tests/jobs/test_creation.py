@@ -12,8 +12,7 @@ from mcp_server import jobs
 from mcp_server.errors import OutputExists
 from mcp_server.jobs import launch, process, queue
 from mcp_server.jobs import store as stored
-from mcp_server.schemas.job import JobRequest
-from tests.fake_worker import FAKE
+from tests.fake_worker import FAKE, scripted
 from tests.jobs.watching import reports_progress, until
 
 
@@ -114,7 +113,7 @@ def test_a_runner_that_has_only_just_been_started_can_be_ended(job):
 
 @pytest.mark.parametrize("kind", ["sweep", "merge"])
 def test_a_sweep_has_its_output_for_itself(kind, store, merge, tmp_path):
-    request = JobRequest(kind="sweep", parameters={"out": str(tmp_path / "out"), "script": [{"do": "block"}]})
+    request = scripted("sweep", output=str(tmp_path / "out"), script=[{"do": "block"}])
     first = jobs.start(request, worker=FAKE)
     with pytest.raises(OutputExists, match=first.job_id):
         jobs.start(request, worker=FAKE) if kind == "sweep" else merge()

@@ -7,7 +7,7 @@ import pytest
 from mcp_server import jobs
 from mcp_server.errors import BadInput, DoesNotFit, Malformed, NotAllowed, NotAModel, NotFound, OutputExists, Unsupported
 from mcp_server.jobs import store as stored
-from mcp_server.schemas.job import MergeRequest
+from mcp_server.schemas.job import CompareRequest, EvaluateRequest, MergeRequest, SweepRequest, VerifyRequest
 from mcp_server.system.policy import Policy
 from tests import tiny
 from tests.fake_worker import FAKE
@@ -99,17 +99,58 @@ def test_a_file_in_the_place_of_the_output_is_not_overwritten(model, tmp_path):
     assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
 
 
-def test_overwriting_replaces_models_only(model, tmp_path):
-    (tmp_path / "home-of-somebody").mkdir()
-    (tmp_path / "home-of-somebody" / "thesis.tex").touch()
-    with pytest.raises(OutputExists, match="holds no model"):
-        start(tiny.linear_recipe(model), tmp_path / "home-of-somebody", overwrite=True)
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": ""},
+        {"config.json": '{"name": "webapp"}', "src/thesis.txt": "", ".git/HEAD": "ref: refs/heads/main"},
+        {"config.json": "{}", "model.safetensors": ""},  # a fine-tune that somebody trained
+        {"merge_provenance.json": '{"of": "another tool"}', "model.safetensors": ""},
+        {**tiny.MERGE, "notes.txt": "measured for a week"},
+        {**tiny.MERGE, ".git/HEAD": "ref: refs/heads/main"},
+        {**tiny.MERGE, "model.safetensors.d/thesis.txt": ""},
+    ],
+)
+def test_overwriting_replaces_nothing_but_our_own_merges(files, model, tmp_path):
+    out = tmp_path / "somebodys"
+    for name, text in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text, encoding="utf-8")
+    with pytest.raises(OutputExists, match="so it is not replaced"):
+        start(tiny.linear_recipe(model), out, overwrite=True)
+    assert all((out / name).read_text(encoding="utf-8") == text for name, text in files.items())
+
+
+def test_the_programs_own_memory_is_no_place_for_an_output(model, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    inside = [store / "settings.toml", store / "jobs/merge-20261122-000000-aaaa", store / "cache/base/smollm2-135m-instruct"]
+    for out in (*inside, store, store.parent, tmp_path / "hub/models--org--name/snapshots/0"):
+        for overwrite in (False, True):
+            with pytest.raises((NotAllowed, BadInput)):
+                start(tiny.linear_recipe(model), out, overwrite=overwrite)
+
+
+def test_a_name_that_is_too_long_for_the_folder_beside_it_is_refused_at_the_start(model, tmp_path):
+    with pytest.raises(BadInput, match="too long"):
+        start(tiny.linear_recipe(model), tmp_path / ("n" * 240))
+
+
+def test_an_output_in_or_around_another_jobs_is_refused_at_the_start(model, tmp_path):
+    other = tiny.linear_recipe(tiny.write_model(tmp_path / "elsewhere" / "other"))
+    first = start(tiny.linear_recipe(model, script=[{"do": "block"}]), tmp_path / "place" / "out")
+    try:
+        for out in ("place/out/inner", "place"):
+            with pytest.raises(BadInput, match=f"the output of job {first.job_id}"):
+                start(other, tmp_path / out)
+        with pytest.raises(BadInput, match=f"what job {first.job_id} reads"):
+            start(other, model / "sub")
+    finally:
+        jobs.cancel(first.job_id)
 
 
 @pytest.mark.parametrize("out", ["model", "model/inside", "."])
 def test_an_output_at_inside_or_around_a_source_is_refused(out, model, tmp_path):
-    (tmp_path / "config.json").touch()
-    with pytest.raises(BadInput, match="one inside the other"):
+    with pytest.raises((BadInput, NotAllowed), match=r"one inside the other|the job store"):
         start(tiny.linear_recipe(model), tmp_path / out, overwrite=True)
     assert (model / "model.safetensors").is_file()
 
@@ -146,10 +187,8 @@ def test_a_job_folder_can_be_read_by_its_owner_only(model, tmp_path):
 
 @pytest.mark.parametrize("suites", [{"suites": ["./mine"]}, {"suites": ["ok", "{root}/mine"]}, {"suite_folders": ["{root}"]}])
 def test_a_suite_that_brings_code_is_the_operators_word_too(suites, store, tmp_path):
-    from mcp_server.schemas.job import JobRequest
-
     parameters = {key: [text.format(root=tmp_path) for text in texts] for key, texts in suites.items()}
-    request = JobRequest(kind="evaluate", parameters=parameters)
+    request = EvaluateRequest(**parameters)
     with pytest.raises(NotAllowed, match="Python code"):
         jobs.start(request, policy=Policy(roots=(tmp_path,)), worker=FAKE)
     for rules in (Policy(), Policy(roots=(tmp_path,), trust_remote_code=True)):
@@ -157,14 +196,20 @@ def test_a_suite_that_brings_code_is_the_operators_word_too(suites, store, tmp_p
 
 
 def test_what_an_other_kind_of_job_reads_passes_the_policy_too(store, tmp_path):
-    from mcp_server.schemas.job import JobRequest
-
     rules = Policy(roots=(tmp_path,))
-    for parameters in ({"models": {"a": "/etc"}}, {"against": ["base=/etc"]}, {"refs": [f"{tmp_path}+/etc"]}):
+    outside = (
+        VerifyRequest(out="/etc"),
+        VerifyRequest(out=str(tmp_path), recipe="/etc/passwd"),
+        EvaluateRequest(against={"base": "/etc"}),
+        EvaluateRequest(sources={"x": "/etc@main"}),
+        CompareRequest(base=str(tmp_path), refs=[f"{tmp_path}+/etc"]),
+        SweepRequest(plan="/etc/passwd", out=str(tmp_path / "out")),
+    )
+    for request in outside:
         with pytest.raises(NotAllowed):
-            jobs.start(JobRequest(kind="evaluate", parameters=parameters), policy=rules, worker=FAKE)
+            jobs.start(request, policy=rules, worker=FAKE)
     with pytest.raises(BadInput):
-        jobs.start(JobRequest(kind="verify", parameters={"out": "/tmp/a\x00"}), policy=rules, worker=FAKE)
+        jobs.start(VerifyRequest(out="/tmp/a\x00"), policy=rules, worker=FAKE)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_a_merge_ends_as_a_whole_folder_and_leaves_nothing_else(merge, tmp_path)
         "warnings": [],
     }
     assert beside(tmp_path) == ["out"]
-    assert names(tmp_path / "out") == ["config.json", "model.safetensors"]
+    assert names(tmp_path / "out") == ["config.json", "merge_provenance.json", "model.safetensors"]
 
 
 def test_the_output_is_not_there_before_it_is_whole(merge, tmp_path):
@@ -61,9 +61,9 @@ def test_a_job_outlives_the_client_that_started_it(how, merge, store, tmp_path):
     code = f"""
 import os, signal, sys
 from mcp_server import jobs
-from mcp_server.schemas.job import JobRequest
+from tests.fake_worker import scripted
 script = [{{"do": "wait_for", "path": {str(tmp_path / "go")!r}}}]
-print(jobs.start(JobRequest(kind="verify", parameters={{"script": script}}), worker="tests.fake_worker").job_id, flush=True)
+print(jobs.start(scripted("verify", script=script), worker="tests.fake_worker").job_id, flush=True)
 if {how == "is killed"}: os.kill(os.getpid(), signal.SIGKILL)
 """
     client = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -133,9 +133,9 @@ def test_an_interrupted_job_goes_on_when_it_is_resumed(merge, tmp_path):
 def test_ctrl_c_in_the_foreground_interrupts_and_does_not_lose_the_job(store, tmp_path):
     code = f"""
 from mcp_server import jobs
-from mcp_server.schemas.job import JobRequest
+from tests.fake_worker import scripted
 script = [{{"do": "block", "once": {str(tmp_path / "blocked")!r}}}]
-started = jobs.start(JobRequest(kind="verify", parameters={{"script": script}}), worker="tests.fake_worker")
+started = jobs.start(scripted("verify", script=script), worker="tests.fake_worker")
 told = []
 def tell(status):
     if status.progress and not told:
@@ -159,13 +159,13 @@ def test_an_output_that_exists_is_not_touched(merge, tmp_path, store):
 
 
 def test_overwrite_replaces_the_output_only_when_the_new_one_is_whole(merge, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").touch()
-    (tmp_path / "out" / "mine").touch()
+    assert jobs.wait(merge().job_id, 30).state == "succeeded"
+    old = (tmp_path / "out" / "merge_provenance.json").read_bytes()
     failed = jobs.wait(merge({"do": "fail"}, overwrite=True).job_id, 30)
-    assert (failed.state, names(tmp_path / "out")) == ("failed", ["config.json", "mine"])
+    assert (failed.state, (tmp_path / "out" / "merge_provenance.json").read_bytes()) == ("failed", old)
     assert jobs.wait(merge(overwrite=True).job_id, 30).state == "succeeded"
-    assert names(tmp_path / "out") == ["config.json", "model.safetensors"]
+    assert (tmp_path / "out" / "merge_provenance.json").read_bytes() != old
+    assert names(tmp_path / "out") == ["config.json", "merge_provenance.json", "model.safetensors"]
     jobs.prune()
     assert beside(tmp_path) == ["out"]
 

@@ -7,10 +7,10 @@ import pytest
 
 from mcp_server import jobs
 from mcp_server.errors import NotFound
-from mcp_server.schemas.job import JobRequest, MergeRequest
+from mcp_server.schemas.job import MergeRequest
 from mcp_server.system.policy import Policy
 from tests import tiny
-from tests.fake_worker import FAKE
+from tests.fake_worker import FAKE, scripted
 
 TOKEN, PASSWORD = "hf_" + "Abc123xyz" * 4, "correct horse battery staple"
 
@@ -31,7 +31,7 @@ def tellers(*folders) -> list[str]:
 @pytest.mark.parametrize("name", ["HF_TOKEN", "MODEL_MERGING_DATABASE_PASSWORD"])
 def test_a_worker_that_tells_a_secret_in_every_way_it_can_is_not_written_down(name, secrets, store):
     """It may fetch a hub id, so it has the token. (A variable of ours is passed on whatever it is called.)"""
-    request = JobRequest(kind="verify", parameters={"out": "owner/name", "script": [{"do": "leak", "name": name}]})
+    request = scripted(base="owner/name", script=[{"do": "leak", "name": name}])
     ended = jobs.wait(jobs.start(request, worker=FAKE, policy=Policy()).job_id, 30)
     assert ended.error["message"] == "the error: [secret]"
     assert (ended.error["next_step"], ended.error["details"]) == ("the next step: [secret]", {"detail": {"deep": ["[secret]"]}})

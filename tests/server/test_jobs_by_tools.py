@@ -16,9 +16,10 @@ BLOCKED = [{"do": "say", "text": "here I stand"}, {"do": "block"}]
 
 
 def earlier_merge(workspace: Path) -> None:
-    """An output that may be replaced: it holds a model."""
-    tiny.write_model(workspace / "merged")
-    (workspace / "merged" / "old.txt").write_text("old", encoding="utf-8")
+    """An output that may be replaced: a merge of ours."""
+    (workspace / "merged").mkdir()
+    for name, text in {**tiny.MERGE, "evaluation.json": "{}"}.items():
+        (workspace / "merged" / name).write_text(text, encoding="utf-8")
 
 
 async def launched(call, *, script=QUICK, **more):
@@ -79,7 +80,7 @@ async def test_an_existing_output_is_not_replaced_unasked(call, workspace):
     (workspace / "merged").mkdir()
     (workspace / "merged" / "precious.txt").write_text("mine", encoding="utf-8")
     result = await call("launch_merge", recipe=recipe_of("code", "chat"), out="./merged")
-    assert result.is_error and "pass overwrite=true" in text_of(result)
+    assert result.is_error and "is not replaced" in text_of(result)
     assert (workspace / "merged" / "precious.txt").read_text(encoding="utf-8") == "mine"
     assert data_of(await call("list_merges"))["total"] == 0
 
@@ -88,7 +89,7 @@ async def test_a_folder_that_holds_no_model_is_never_replaced(call, workspace):
     (workspace / "photos").mkdir()
     (workspace / "photos" / "me.jpg").write_text("mine", encoding="utf-8")
     result = await call("launch_merge", recipe=recipe_of("code", "chat"), out="./photos", overwrite=True)
-    assert result.is_error and "holds no model" in text_of(result)
+    assert result.is_error and "holds no merge_provenance.json of ours" in text_of(result)
     assert (workspace / "photos" / "me.jpg").is_file()
 
 
@@ -96,7 +97,7 @@ async def test_overwrite_says_yes_beforehand(call, workspace):
     earlier_merge(workspace)
     started = await launched(call, overwrite=True)
     assert data_of(await call("merge_status", job_id=started["job_id"], wait_seconds=30))["state"] == "succeeded"
-    assert not (workspace / "merged" / "old.txt").exists()
+    assert not (workspace / "merged" / "evaluation.json").exists()
 
 
 async def test_a_merge_that_the_recommendation_opposes_is_not_started_unasked(call):

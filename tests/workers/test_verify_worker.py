@@ -27,7 +27,7 @@ def loaded(job: Job, monkeypatch: pytest.MonkeyPatch, script: str) -> Check:
     program.write_text(f'#!/bin/sh\nDIR="$4"\n{script}\n', encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    return verify._loads(Path(job.parameters["out"]), job.parameters, job)
+    return verify._loads(Path(job.parameters["out"]), job.parameters.get("base"), job)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pydantic import Field
 from mcp_server import jobs
 from mcp_server.errors import BadInput
 from mcp_server.schemas.evidence import ReportResult
-from mcp_server.schemas.job import JobRequest, JobStatus
+from mcp_server.schemas.job import EvaluateRequest, JobStatus, VerifyRequest
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.inputs import REPEATABLE, STARTS, Limit, Out, Recipe, Ref, Suites
@@ -33,12 +33,12 @@ def verify_merge(
     inconclusive. Follow it with merge_status.
     """
     access = Access.now()
-    parameters = {
-        "out": str(access.existing_folder(out)),
-        "full": full,
-        "recipe": str(access.file(recipe, "recipe")) if recipe is not None else None,
-    }
-    return jobs.start(JobRequest(kind="verify", parameters=parameters), policy=access.policy)
+    request = VerifyRequest(
+        out=str(access.existing_folder(out)),
+        full=full,
+        recipe=str(access.file(recipe, "recipe")) if recipe is not None else None,
+    )
+    return jobs.start(request, policy=access.policy)
 
 
 def evaluate_merge(
@@ -67,16 +67,15 @@ def evaluate_merge(
     access = Access.now()
     if out is None and not against:
         raise BadInput("there is nothing to measure: neither `out` nor `against` was given", "name a merge, or base and sources")
-    parameters = {
-        "out": str(access.existing_folder(out)) if out is not None else None,
-        "suites": suites or [],
-        "against": [f"{name}={access.ref(ref)}" for name, ref in (against or {}).items()],
-        "cross": cross,
-        "limit": limit,
-        "split": split,
-        "endpoint": None,
-    }
-    return jobs.start(JobRequest(kind="evaluate", parameters=parameters), policy=access.policy)
+    request = EvaluateRequest(
+        out=str(access.existing_folder(out)) if out is not None else None,
+        suites=suites or [],
+        against={name: access.ref(ref) for name, ref in (against or {}).items()},
+        cross=cross,
+        limit=limit,
+        split=split,
+    )
+    return jobs.start(request, policy=access.policy)
 
 
 def write_report(

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mcp_server import jobs
 from mcp_server.schemas.base import Engine, Verdict
-from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest
+from mcp_server.schemas.job import CompareRequest, JobStatus, MergeRequest, SweepRequest
 from mcp_server.schemas.plan import Plan
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
@@ -37,8 +37,8 @@ def compare_models(
     Follow it with merge_status.
     """
     access = Access.now()
-    parameters = {"base": access.ref(base), "refs": [access.ref(ref) for ref in refs], "sample": sample}
-    return jobs.start(JobRequest(kind="compare", parameters=parameters), policy=access.policy)
+    request = CompareRequest(base=access.ref(base), refs=[access.ref(ref) for ref in refs], sample=sample)
+    return jobs.start(request, policy=access.policy)
 
 
 def launch_merge(
@@ -119,15 +119,15 @@ def sweep_merges(
     access = Access.now()
     target = access.output(out)
     source = saved_plan(access.plan(plan, plan_file))
-    parameters = {
-        "plan": source,
-        "out": str(target),
-        "suites": suites or [],
-        "grid": [f"{name}={','.join(map(str, values))}" for name, values in (grid or {}).items()],
-        "limit": limit,
-        "ray": None,
-    }
-    return jobs.start(JobRequest(kind="sweep", parameters=parameters), policy=access.policy)
+    axes = {name: [access.grid_value(name, value) for value in values] for name, values in (grid or {}).items()}
+    request = SweepRequest(
+        plan=source,
+        out=str(target),
+        suites=suites or [],
+        grid=[f"{name}={','.join(values)}" for name, values in axes.items()],
+        limit=limit,
+    )
+    return jobs.start(request, policy=access.policy)
 
 
 def saved_plan(plan: Plan) -> str:

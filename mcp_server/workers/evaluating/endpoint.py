@@ -26,10 +26,10 @@ from lm_eval.api.model import TemplateLM
 
 from mcp_server.errors import BadInput, RunFailed, Unsupported
 from mcp_server.formats.refs import resolve_ref
+from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.workers.evaluating import models as loading
 from mcp_server.workers.evaluating.harness import WINDOW_TOKENS
 from mcp_server.workers.evaluating.local import Opened
-from mcp_server.workers.evaluating.request import Request
 from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore
 
 TIMEOUT_S: Final = 300.0
@@ -271,7 +271,7 @@ def _served(url: str) -> str:
     return f"; it serves {', '.join(names[:10])}" if names else ""
 
 
-def served_models(request: Request, refs: Mapping[str, str], folder: Path) -> dict[str, Opened]:
+def served_models(request: EvaluateRequest, refs: Mapping[str, str], folder: Path) -> dict[str, Opened]:
     """One client per label; `served` names the model at the endpoint, else the label does. Raises `BadInput` without endpoint."""
     if not request.endpoint:
         raise BadInput("backend=openai needs an endpoint", "give its URL, such as http://localhost:8000/v1")

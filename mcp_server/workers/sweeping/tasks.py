@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import MergingError, RunFailed, from_dict
+from mcp_server.formats.provenance import not_ours
 from mcp_server.system.files import write_json
+from mcp_server.system.outputs import replace_folder, require_folder
 from mcp_server.system.paths import PACKAGE
 from mcp_server.workers.protocol import RUNNER_PID
 
@@ -36,7 +38,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Task:
-    """`cpus`, `memory_bytes` and `gpus` are what the task declares to a scheduler; `folder` holds its files."""
+    """`cpus`, `memory_bytes` and `gpus` are what the task declares to a scheduler; `folder` holds its files, `roots` are the
+    folders under which its steps may read (null: everywhere)."""
 
     name: str
     folder: str
@@ -45,6 +48,7 @@ class Task:
     gpus: float = 0
     memory_bytes: int = 0
     remove: list[str] = field(default_factory=list)
+    roots: list[str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,7 +82,7 @@ def run_task(data: dict[str, Any], environment: dict[str, str] | None = None) ->
     try:
         result: dict[str, Any] = {}
         for place, step in zip(places(task), task.steps, strict=True):
-            result = _run_step(place, step, environment or {})
+            result = _run_step(place, step, task.roots, environment or {})
         answer: dict[str, Any] = {"result": result}
     except MergingError as error:
         return {"error": error.as_dict(), "attempts": attempts}
@@ -88,7 +92,7 @@ def run_task(data: dict[str, Any], environment: dict[str, str] | None = None) ->
     return {**answer, "attempts": attempts}
 
 
-def _run_step(folder: Path, step: Step, environment: dict[str, str]) -> dict[str, Any]:
+def _run_step(folder: Path, step: Step, roots: list[str] | None, environment: dict[str, str]) -> dict[str, Any]:
     output = Path(step.output) if step.output else None
     if output is not None and output.is_dir() and (folder / "result.json").is_file():
         return _result(folder)
@@ -105,7 +109,7 @@ def _run_step(folder: Path, step: Step, environment: dict[str, str]) -> dict[str
         parameters |= {"out": str(output), "partial": str(partial)}
     for name in ("result.json", "error.json"):
         (folder / name).unlink(missing_ok=True)
-    write_json(folder / "request.json", {"kind": step.module, "parameters": parameters})
+    write_json(folder / "request.json", {"kind": step.module, "parameters": parameters, "roots": roots})
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         ended = subprocess.run(
             [sys.executable, "-P", "-m", step.module, str(folder)],
@@ -120,8 +124,11 @@ def _run_step(folder: Path, step: Step, environment: dict[str, str]) -> dict[str
             raise from_dict(json.loads(error.read_text(encoding="utf-8")))
         raise RunFailed(f"{step.module} ended with status {ended.returncode}", f"read {folder / 'log.txt'}")
     if partial is not None and output is not None:
-        shutil.rmtree(output, ignore_errors=True)
-        partial.rename(output)
+        require_folder(output, overwrite=True, not_ours=not_ours)
+        aside = output.with_name(f"{output.name}.replaced")
+        shutil.rmtree(aside, ignore_errors=True)
+        replace_folder(partial, output, aside)
+        shutil.rmtree(aside, ignore_errors=True)
     return _result(folder)
 
 

@@ -1,0 +1,100 @@
+"""Whose policy holds now, and the last line of defence: what is opened is checked at the moment when it is opened.
+
+A call of the server and a worker's whole process run under one policy. Names are checked where they become paths (`check_read`
+below, used by everything that resolves a reference); behind that an audit hook of the interpreter looks at every file that Python
+opens, so that a path which no check has met (a provenance, a record, a link that was swapped meanwhile) does not lead out either.
+Libraries that open files in native code are handed folders that were checked before.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.errors import NotAllowed
+from mcp_server.system import paths
+from mcp_server.system.policy import Policy
+
+_SYSTEM: Final = ("/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/Library")
+_call: ContextVar[Policy | None] = ContextVar("policy of this call", default=None)
+_process: Policy | None = None
+_watching = False
+
+
+def current() -> Policy | None:
+    """The policy of this call or process; None where nothing is restricted."""
+    return _call.get() or _process
+
+
+def check_read(path: str | Path) -> Path:
+    """The resolved path, if the policy that holds now lets it be read. Raises `NotAllowed` or `BadInput`."""
+    policy = current()
+    return Path(path) if policy is None or policy.roots is None else policy.check_read(path)
+
+
+@contextmanager
+def enforced(policy: Policy) -> Iterator[None]:
+    """Hold this policy during one call, in the threads that inherit its context."""
+    _watch()
+    token = _call.set(policy)
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
+def enforce(policy: Policy) -> None:
+    """Hold this policy in the whole process, for good."""
+    global _process  # noqa: PLW0603 - a process has one policy
+    _watch()
+    _process = policy
+
+
+def _watch() -> None:
+    global _watching  # noqa: PLW0603 - an audit hook cannot be removed
+    if not _watching:
+        _watching = True
+        sys.addaudithook(_opened)
+
+
+def _opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "open":
+        return
+    policy = _call.get() or _process
+    if policy is None or policy.roots is None or not isinstance(arguments[0], str | bytes):
+        return
+    name = os.fsdecode(arguments[0])
+    if "/" not in name:
+        return  # relative to a folder that is open already, as in the removal of a tree
+    resolved = os.path.realpath(name)
+    if not _lies_in(resolved, [str(root) for root in policy.roots]) and not _lies_in(resolved, _program()):
+        raise NotAllowed(
+            f"may not open {resolved}: it is outside {', '.join(map(str, policy.roots))}",
+            "use files inside these folders, or ask the operator to add its folder to MODEL_MERGING_ROOTS",
+        )
+
+
+def _lies_in(path: str, folders: list[str]) -> bool:
+    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
+
+
+@cache
+def _program() -> list[str]:
+    """Where the program itself and its libraries live and keep their caches: no place for anybody's models."""
+    libraries = [
+        sys.prefix,
+        sys.base_prefix,
+        *(entry for entry in sys.path if entry),
+        str(paths.PACKAGE),
+        str(paths.PACKAGE.parent),
+    ]
+    home = os.path.expanduser("~")  # noqa: PTH111 - as it is where nobody has a home
+    caches = [str(paths.huggingface_cache().parent), *(f"{home}/{name}" for name in (".cache", ".config", ".local"))]
+    found = {os.path.realpath(folder) for folder in (*_SYSTEM, *libraries, *caches)}
+    return sorted(found - {"/"})
