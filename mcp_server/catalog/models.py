@@ -119,6 +119,16 @@ class Strategy(Frozen):
     weights: Literal["sum_one", "whole", "none"] = Field(
         description="shares with a sum of one (averages), or every source whole (sums of deltas, which lambda scales)"
     )
+    deltas: Literal["added", "elected", "none"] = Field(
+        default="none",
+        description="the sources' weighted changes are added up, added where they agree with an elected sign, or neither: "
+        "averages on a sphere, selections, copies",
+    )
+    sparsify: Literal["none", "magnitude", "random", "outliers", "della"] = Field(
+        default="none",
+        description="which entries of each change are dropped first: the smallest, random ones, both ends, by rank",
+    )
+    sweep_lambda: bool = Field(default=False, description="a sweep tries it over several values of lambda")
     when: list[str] = Field(min_length=1)
     when_not: list[str] = Field(min_length=1)
     cost: Cost

@@ -17,7 +17,6 @@ from mcp_server.formats import recipe
 Kind = Literal["number", "flag"]
 REQUIRED = object()
 
-_TRUE, _FALSE = {"true", "yes", "on", "1", "t", "y"}, {"false", "no", "off", "0", "f", "n"}
 _LIKE: dict[Kind, str] = {"number": "write a number such as 0.5", "flag": "write true or false"}
 
 
@@ -30,11 +29,11 @@ def as_number(value: object) -> float:
 
 
 def as_flag(value: object) -> bool:
-    """True and false as pydantic reads them for mergekit. Raises `ValueError` for anything else."""
-    word = str(int(value) if isinstance(value, float) and value.is_integer() else value).lower()
-    if word in _TRUE or word in _FALSE:
-        return word in _TRUE
-    raise ValueError(f"{value!r}, neither true nor false")
+    """Raises `ValueError` for anything that is neither true nor false."""
+    flag = recipe.as_flag(value)
+    if flag is None:
+        raise ValueError(f"{value!r}, neither true nor false")
+    return flag
 
 
 _CONVERT: dict[Kind, Callable[[object], Any]] = {"number": as_number, "flag": as_flag}

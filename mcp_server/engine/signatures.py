@@ -96,13 +96,13 @@ SIGNATURES: dict[str, Signature] = {
 
 
 def check_values(method: str, shared: dict[str, Any], per_source: dict[str, dict[str, Any]], tensor: str) -> None:
-    """Raise `Malformed` for values that the method cannot mean: a density outside (0, 1], weights that divide by zero."""
+    """Raise `Malformed` for values that the method cannot mean: a density outside [0, 1], weights that divide by zero."""
     weights = [values["weight"] for values in per_source.values() if "weight" in values]
     for ref, values in per_source.items():
         density, epsilon = values.get("density", 1.0), values.get("epsilon")
-        if not 0 < density <= 1:
-            raise Malformed(f"density {density:g} of {ref} at {tensor} is outside (0, 1]", "use for instance 0.5")
-        if epsilon is not None and density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
+        if not 0 <= density <= 1:
+            raise Malformed(f"density {density:g} of {ref} at {tensor} is outside [0, 1]", "use for instance 0.5")
+        if epsilon is not None and 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             raise Malformed(
                 f"density {density:g} ± epsilon {epsilon:g} of {ref} at {tensor} leaves (0, 1)", "lower epsilon, for instance 0.1"
             )

@@ -1,5 +1,7 @@
 """Sparsification: which elements of a delta a method keeps, and by how much the kept ones are scaled up.
 
+At density 0 nothing of a delta is kept, at 1 all of it, by every method.
+
 magnitude   ties          the k = max(1, floor(density·n)) largest of the tensor
 outliers    breadcrumbs   the largest but for the top gamma·n
 random      dare          each with probability density
@@ -25,6 +27,8 @@ from mcp_server.engine.thread_pool import ThreadPool, Workspace
 
 Array = np.ndarray[Any, Any]
 
+NOTHING = 1 << 31
+"""A threshold above every pattern of a float32's magnitude: nothing of the delta is kept."""
 _NEGLIGIBLE = 1e-7
 """Below this L1 norm mergekit does not rescale."""
 
@@ -42,6 +46,8 @@ class Sparsifier(ABC):
         """Write to `kept` what stays of delta `index`, zero elsewhere."""
         if self.densities[index] >= 1:
             kept[:] = delta
+        elif self.densities[index] <= 0:
+            kept[:] = 0
         else:
             self.sparsify(index, block, delta, kept)
 
@@ -78,7 +84,7 @@ class Largest(Sparsifier):
     def __init__(self, tensor: OpenTensor, pool: ThreadPool) -> None:
         super().__init__(tensor)
         count = tensor.plan.count
-        wanted = [(i, max(1, int(d * count))) for i, d in enumerate(self.densities) if d < 1 and count]
+        wanted = [(i, max(1, int(d * count))) for i, d in enumerate(self.densities) if 0 < d < 1 and count]
         self.cuts = dict(zip([i for i, _ in wanted], largest(tensor, wanted, pool) if wanted else [], strict=True))
 
     def sparsify(self, index: int, block: Block, delta: Array, kept: Array) -> None:
@@ -89,6 +95,7 @@ class Largest(Sparsifier):
         thresholds, ties = self._nothing.copy(), self._nothing.copy()
         for index, cut in self.cuts.items():
             thresholds[index], ties[index] = cut.pattern, cut.ties_in(block)
+        thresholds[[density <= 0 for density in self.densities]] = NOTHING
         return deltas, thresholds, ties
 
 
@@ -100,7 +107,7 @@ class WithoutOutliers(Sparsifier):
         count = tensor.plan.count
         wanted, self.cuts = [], {}
         for i, (density, values) in enumerate(zip(self.densities, tensor.parameters, strict=True)):
-            if density >= 1:
+            if density >= 1 or density <= 0:
                 continue
             target = int(density * count)
             bottom = max(0, count - target - int(values["gamma"] * count))
@@ -151,7 +158,7 @@ class ByRank(Random):
 
 def _restore_norms(sparsifier: Sparsifier, tensor: OpenTensor, pool: ThreadPool) -> None:
     """Set `scales` so that each sparsified delta has the L1 norm of the whole one. One reading pass."""
-    sparsified = [i for i, density in enumerate(sparsifier.densities) if density < 1]
+    sparsified = [i for i, density in enumerate(sparsifier.densities) if 0 < density < 1]
     if not sparsified:
         return
     need = any(tensor.needs_reference(i) for i in sparsified)

@@ -67,7 +67,12 @@ def test_a_threshold_is_its_number() -> None:
         ("strategies/ties.yaml", "idea:", "ideea:", "the field 'idea' is missing"),
         ("strategies/ties.yaml", "base: required", "base: needed", "inputs.base: Input should be 'required'"),
         ("strategies/ties.yaml", "id: ties", "id: tie", "its id is 'tie'; name it like the file: ties"),
-        ("strategies/ties.yaml", "range: {above: 0, at_most: 1}", "range: {above: 0.6, at_most: 1}", "0.5 is outside (0.6, 1]"),
+        (
+            "strategies/ties.yaml",
+            "range: {at_least: 0, at_most: 1}",
+            "range: {above: 0.6, at_most: 1}",
+            "0.5 is outside (0.6, 1]",
+        ),
         ("strategies/ties.yaml", "id: ties", "id: ties\nid: ties", "line 2, column 1): the key 'id' appears twice"),
         (
             "strategies/ties.yaml",
@@ -131,9 +136,9 @@ def test_an_unknown_strategy_says_what_was_probably_meant() -> None:
     [
         (0.5, ""),
         (1, ""),
-        (0, "0 is outside (0, 1]"),
-        (1.5, "1.5 is outside (0, 1]"),
-        ([0.2, 1.2], "1.2 is outside (0, 1]"),
+        (-0.1, "-0.1 is outside [0, 1]"),
+        (1.5, "1.5 is outside [0, 1]"),
+        ([0.2, 1.2], "1.2 is outside [0, 1]"),
         ([], "the list is empty"),
         (True, "True is not a number"),
         ("0.5", "'0.5' is not a number"),

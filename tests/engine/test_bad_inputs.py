@@ -100,7 +100,7 @@ def test_a_layer_range_past_the_end(models: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("density", [0, -0.1, 1.5, "half"])
+@pytest.mark.parametrize("density", [-0.1, 1.5, "half"])
 def test_densities_out_of_range(models: Path, density: object) -> None:
     refused(models, Malformed, "outside|is not a number", recipe(models, one={"density": density}))
 

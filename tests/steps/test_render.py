@@ -212,8 +212,8 @@ def test_a_path_with_a_plus_or_an_at_goes_in_table_form() -> None:
     [
         (["strategy=slrp"], "there is no strategy 'slrp'. Did you mean 'slerp'"),
         (["parameters.denisty=0.5"], "ties has no parameter 'denisty'. Did you mean 'density'"),
-        (["parameters.density=1.5"], "density: 1.5 is outside (0, 1]"),
-        (["parameters.density=[0.5, 0]"], "density: 0 is outside (0, 1]"),
+        (["parameters.density=1.5"], "density: 1.5 is outside [0, 1]"),
+        (["parameters.density=[0.5, -1]"], "density: -1 is outside [0, 1]"),
         (["parameters.density=[{filter: mlp}]"], "a filter is {filter: NAME, value: VALUE}"),
         (["parameters.normalize=maybe"], "'maybe' is not true or false"),
         (["parameters.weight=0.5"], "weights are set per source"),

@@ -15,9 +15,9 @@ from tests.checkpoints import cache_model, write_lora, write_model
 
 CASES: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "recipes" / "bad.yaml").read_text(encoding="utf-8"))
 TOKENS = ["<s>", "</s>", *(f"t{n}" for n in range(14))]
-ELSEWHERE = {"MM501", "MM502", "MM503", "MM504", "MM701"}
-"""Tested with an output, a budget or a planner in test_validate_resources.py."""
-READER = {"MM101", "MM105", "MM106", "MM108", "MM109", "MM112", "MM701"}
+ELSEWHERE = {"MM116", "MM501", "MM502", "MM503", "MM504", "MM701"}
+"""Tested with an output, a budget or a planner in test_validate_resources.py; sizes in test_validate_bounds.py."""
+READER = {"MM101", "MM105", "MM106", "MM108", "MM109", "MM112", "MM116", "MM701"}
 """Reported by the reader or the planner rather than by a check."""
 
 
@@ -28,11 +28,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     models: dict[str, dict[str, Any]] = {
         "base": {}, "tuned-a": {}, "tuned-b": {}, "wide": {"hidden": 16}, "long": {"layers": 6}, "words": {"vocabulary": 20},
         "untied": {"tied": True}, "half": {"dtype": "F16"}, "partial": {"drop": ("model.layers.1.mlp.up_proj.weight",)},
+        "rotated": {"rope_theta": 500000.0}, "padded": {"vocabulary": 64}, "padded-too": {"vocabulary": 64},
+        "headless": {"drop": ("lm_head.weight",)},
     }  # fmt: skip
     for name, shape in models.items():
         tokens = [*TOKENS, *(f"x{n}" for n in range(4))] if name == "words" else TOKENS
         cache_model(cache, f"org/{name}", **({"layers": 4, "tokens": tokens} | shape))
     cache_model(cache, "org/other-words", layers=4, tokens=[*TOKENS[:8], *(f"o{n}" for n in range(8))])
+    cache_model(cache, "org/too-many-words", layers=4, tokens=[*TOKENS, *(f"x{n}" for n in range(4))])
     write_lora(here / "lora", "org/base", layers=4)
     write_lora(here / "lora-of-wide", "org/base", layers=4, hidden=16)
     write_lora(here / "dora", "org/base", layers=4, use_dora=True)

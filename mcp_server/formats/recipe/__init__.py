@@ -2,7 +2,7 @@
 
 from mcp_server.formats.recipe.parse import Problem, parse_document, parse_recipe, read_recipe
 from mcp_server.formats.recipe.refs import parse_ref
-from mcp_server.formats.recipe.settings import MISSING, as_number, evaluate, has_fallback, resolve, scalars
+from mcp_server.formats.recipe.settings import MISSING, as_flag, as_number, evaluate, has_fallback, resolve, scalars
 from mcp_server.formats.recipe.types import Expert, Group, ModelRef, Module, OutputSlice, Recipe, Source
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Problem",
     "Recipe",
     "Source",
+    "as_flag",
     "as_number",
     "evaluate",
     "has_fallback",

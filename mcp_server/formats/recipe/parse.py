@@ -7,7 +7,7 @@ engine wants none. `read_recipe` raises the first problem; `parse_document` retu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mcp_server.errors import Malformed, did_you_mean
 from mcp_server.formats.recipe.keys import dotted, tables
@@ -17,6 +17,10 @@ from mcp_server.formats.recipe.types import Expert, ModelRef, Module, OutputSlic
 from mcp_server.system.yaml_io import load_yaml_all
 
 NEXT = "see `model-merging validate` for every finding"
+MAX_STAGES: Final = 100
+MAX_SOURCES: Final = 1_000
+MAX_GRADIENT: Final = 1_000
+"""More than any merge or model needs (no model has a thousand layers); every later check may then look at each of them."""
 
 
 def kind_of(document: dict[str, Any]) -> RecipeKind:
@@ -111,6 +115,9 @@ def parse_recipe(text: str, what: str = "the recipe", *, unread: bool = False) -
     """
     documents = load_yaml_all(text, what)
     ignored = [problem for document in documents for problem in unread_keys(document)] if unread else []
+    if len(documents) > MAX_STAGES:
+        text_ = f"{what} holds {len(documents):,} documents, which exceeds the limit of {MAX_STAGES}"
+        return Recipe(kind="multi", text=text), [Problem("MM116", text_, "", "split it into several files")]
     if len(documents) <= 1:
         recipe, refused = parse_document(documents[0] if documents else None, text, what)
         return recipe, ignored + refused
@@ -209,6 +216,10 @@ class Reader:
             self._setting(setting["value"], where, inside_filter=True)
             return
         if isinstance(setting, list):
+            if len(setting) > MAX_GRADIENT:
+                text = f"{where} is a list of {len(setting):,} values, which exceeds the limit of {MAX_GRADIENT:,}"
+                self.refuse("MM116", text, where, "a gradient needs at most one value per layer")
+                return
             plain = [isinstance(item, SCALARS) for item in setting]
             if all(plain):
                 return
@@ -245,7 +256,7 @@ class Reader:
         table = self.table(value, where)
         if not table.get("sources"):
             self.refuse("MM108", f"{where} has no sources", where, "list its inputs under 'sources:'")
-        entries = self.entries(table.get("sources"), f"{where}.sources")
+        entries = self.inputs(table.get("sources"), f"{where}.sources")
         sources = [self.source(entry, f"{where}.sources[{n}]", ranged=True) for n, entry in enumerate(entries)]
         base = self.ref(table["base_model"], f"{where}.base_model") if table.get("base_model") is not None else None
         return OutputSlice(
@@ -254,12 +265,22 @@ class Reader:
             parameters=self.settings(table.get("parameters"), f"{where}.parameters"),
         )
 
+    def inputs(self, value: Any, where: str) -> list[Any]:
+        """The entries of a list of models or slices, none of them where there are more than anybody merges."""
+        found = self.entries(value, where)
+        if len(found) <= MAX_SOURCES:
+            return found
+        self.refuse(
+            "MM116", f"{where} lists {len(found):,} entries, which exceeds the limit of {MAX_SOURCES:,}", where, "merge in stages"
+        )
+        return []
+
     def models(self, value: Any, where: str) -> tuple[Source, ...]:
-        found = [self.source(entry, f"{where}[{n}]", ranged=False) for n, entry in enumerate(self.entries(value, where))]
+        found = [self.source(entry, f"{where}[{n}]", ranged=False) for n, entry in enumerate(self.inputs(value, where))]
         return tuple(s for s in found if s)
 
     def slices(self, value: Any, where: str) -> tuple[OutputSlice, ...]:
-        return tuple(self.slice(entry, f"{where}[{n}]") for n, entry in enumerate(self.entries(value, where)))
+        return tuple(self.slice(entry, f"{where}[{n}]") for n, entry in enumerate(self.inputs(value, where)))
 
     def modules(self, value: Any) -> dict[str, Module]:
         found = {}
@@ -301,7 +322,7 @@ class Reader:
         )
 
     def experts(self, value: Any, where: str) -> tuple[Expert, ...]:
-        found = [self.expert(entry, f"{where}[{n}]") for n, entry in enumerate(self.entries(value, where))]
+        found = [self.expert(entry, f"{where}[{n}]") for n, entry in enumerate(self.inputs(value, where))]
         return tuple(e for e in found if e)
 
 

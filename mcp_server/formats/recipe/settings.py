@@ -56,6 +56,17 @@ def as_number(value: Any) -> float | None:
         return None
 
 
+_FLAGS = {word: truth for truth, words in ((True, "true yes on 1 t y"), (False, "false no off 0 f n")) for word in words.split()}
+
+
+def as_flag(value: Any) -> bool | None:
+    """A scalar as mergekit reads it for a parameter that is true or false, or None where it refuses.
+
+    1 and 0 count in every spelling, 1.0 and 0.0 too: mergekit itself writes them so.
+    """
+    return _FLAGS.get(str(int(value) if isinstance(value, float) and value.is_integer() else value).lower())
+
+
 def as_written(value: Any) -> Any:
     """A scalar whose parameter's type is not known: numbers stay numbers, in quotes or not; true, false and words stay too."""
     number = None if isinstance(value, bool) else as_number(value)

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from mcp_server.errors import NotFound
 from mcp_server.formats.adapter import misfits_of
+from mcp_server.formats.behaviour import WHY, differing
 from mcp_server.formats.identity import token_ids
 from mcp_server.formats.licence import licence_notes
 from mcp_server.formats.source import inspect_source, open_adapter, open_checkpoint
@@ -32,13 +33,6 @@ FATAL: Final = {
     "heads": "the same attention matrix is cut into heads differently",
     "kv_heads": "the key and value matrices have another size",
     "layers": "whole models need the same depth; layer slices (passthrough) can still be stacked",
-}
-ROTATED: Final = "positions are rotated differently; the output takes the base's value, and the other source's attention suffers"
-CONFIG_CAUTION: Final = {
-    "rope_theta": ROTATED,
-    "rope_scaling": ROTATED,
-    "hidden_act": "the weights were trained behind another activation; the output takes the base's",
-    "sliding_window": "attention reached another distance; the output takes the base's value",
 }
 
 
@@ -212,19 +206,10 @@ def _misfits(models: list[SourceInfo], base: SourceInfo | None) -> list[Differen
 
 def _config_cautions(sources: list[SourceInfo]) -> list[Difference]:
     configs = {s.ref: read_json(Path(s.path) / "config.json") for s in sources if s.is_model and s.path}
-    found = []
-    for key, why in CONFIG_CAUTION.items():
-        values = {ref: _config_value(config, key) for ref, config in configs.items()}
-        if len({repr(value) for value in values.values()}) > 1:
-            found.append(Difference(field=key, values=values, meaning="caution", why=why))
-    return found
-
-
-def _config_value(config: dict[str, Any], key: str) -> Any:
-    rope = config.get("rope_parameters")
-    if key == "rope_theta" and key not in config and isinstance(rope, dict):
-        return rope.get("rope_theta")
-    return config.get(key)
+    return [
+        Difference(field=setting, values=values, meaning="caution", why=WHY[setting])
+        for setting, values in differing(configs).items()
+    ]
 
 
 def _verdict(sources: list[SourceInfo], differences: list[Difference]) -> bool | None:

@@ -19,7 +19,7 @@ SHOWN: Final = 3
 
 @check("MM304")
 def sources_line_up(context: Context) -> Iterator[Found]:
-    models = _two_or_more(context)
+    models = two_or_more(context)
     if any(ref.override_architecture for ref in models):
         return
     first_ref, first = next(iter(models.items()))
@@ -43,7 +43,7 @@ def sources_line_up(context: Context) -> Iterator[Found]:
 def vocabularies_agree(context: Context) -> Iterator[Found]:
     if has_tokenizer(context):
         return
-    models = _two_or_more(context)
+    models = two_or_more(context)
     sizes = {ref: vocabulary_rows(model) for ref, model in models.items()}
     known = {ref: size for ref, size in sizes.items() if size is not None}
     if len(set(known.values())) > 1:
@@ -57,7 +57,7 @@ def tensors_agree(context: Context) -> Iterator[Found]:
         vocabulary_matters = False
     else:
         vocabulary_matters = True
-    models = _two_or_more(context)
+    models = two_or_more(context)
     first_ref, first = next(iter(models.items()))
     for ref, model in models.items():
         if ref == first_ref or architecture_name(model.config) != architecture_name(first.config):
@@ -84,7 +84,7 @@ def tensors_agree(context: Context) -> Iterator[Found]:
 def precision_is_chosen(context: Context) -> Iterator[Found]:
     if context.recipe.dtype or context.recipe.kind != "merge":
         return
-    models = _two_or_more(context)
+    models = two_or_more(context)
     found = {ref: dtype for ref, model in models.items() if (dtype := main_dtype(model))}
     if len(set(found.values())) > 1:
         shown = ", ".join(f"{ref} {DTYPES.get(dtype, dtype)}" for ref, dtype in found.items())
@@ -93,7 +93,7 @@ def precision_is_chosen(context: Context) -> Iterator[Found]:
 
 @check("MM309")
 def heads_are_tied_alike(context: Context) -> Iterator[Found]:
-    models = _two_or_more(context)
+    models = two_or_more(context)
     tied = {ref: model.tied for ref, model in models.items()}
     if len(set(tied.values())) > 1:
         apart = ", ".join(str(ref) for ref, flag in tied.items() if not flag)
@@ -104,7 +104,7 @@ def heads_are_tied_alike(context: Context) -> Iterator[Found]:
 def tokens_agree(context: Context) -> Iterator[Found]:
     if has_tokenizer(context):
         return
-    models = _two_or_more(context)
+    models = two_or_more(context)
     tables: dict[ModelRef, dict[str, int]] = {}
     hashes = {ref: tokenizer_hash(model.folder) for ref, model in models.items()}
     if len({h for h in hashes.values() if h}) < 2 or len({vocabulary_rows(m) for m in models.values()}) > 1:
@@ -156,7 +156,7 @@ def main_dtype(model: Checkpoint) -> str | None:
     return max(by, key=lambda dtype: by[dtype], default=None)
 
 
-def _two_or_more(context: Context) -> dict[ModelRef, Checkpoint]:
+def two_or_more(context: Context) -> dict[ModelRef, Checkpoint]:
     """The opened models, one for each full model named. Raises `Unknown` when there is nothing to compare."""
     opened: dict[str, tuple[ModelRef, Checkpoint]] = {}
     for ref, model in context.opened().items():

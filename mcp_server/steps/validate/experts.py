@@ -54,6 +54,12 @@ def stages_connect(context: Context) -> Iterator[Found]:
         yield Found(f"{names.count(name)} stages are named {name!r}", "stages")
     if names.count(None) > 1:
         yield Found(f"{names.count(None)} stages have no name; only the last may be without", "stages")
+    if names and None not in names:
+        yield Found(
+            f"the last stage has the name {names[-1]!r}: every stage is named, and the output is the stage without a name",
+            f"stages[{len(names) - 1}].name",
+            "remove that stage's name",
+        )
     if circle := _circle(stages):
         yield Found(f"the stages refer to each other in a circle: {' → '.join(circle)}", "stages")
 

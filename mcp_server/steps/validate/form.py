@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -152,6 +151,33 @@ def dtype_meant(value: str) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one surely means, or None: nearer than what a message would only suggest."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.75)
-    return near[0] if near else None
+    """The known name that a misspelt one surely means, or None.
+
+    Plain misspellings only: other case or separators, or, in a word of at least four letters that begins alike, one letter
+    missing, doubled, exchanged or swapped with its neighbour. A digit or a prefix makes another name (`ties2`, `lerp`), and
+    nothing is chosen between two names.
+    """
+    word = _bare(name)
+    same = [other for other in known if _bare(other) == word]
+    if same or len(word) < 4:
+        return same[0] if len(same) == 1 else None
+    near = [other for other in known if _one_slip(word, _bare(other))]
+    return near[0] if len(near) == 1 else None
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[-_ .]", "", name.lower())
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """Whether one letter was left out, added, exchanged or swapped with its neighbour; the first letter and digits agree."""
+    if a[:1] != b[:1] or abs(len(a) - len(b)) > 1 or re.sub(r"\D", "", a) != re.sub(r"\D", "", b):
+        return False
+    start = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    rests = (
+        (a[start + 1 :], b[start + 1 :]),
+        (a[start + 1 :], b[start:]),
+        (a[start:], b[start + 1 :]),
+        (a[start + 1 : start + 2] + a[start : start + 1] + a[start + 2 :], b[start:]),
+    )
+    return any(x == y for x, y in rests)

@@ -1,13 +1,16 @@
-"""MM210, MM211, MM215 (text alone) and MM303, MM310 (with the models): which layers a recipe takes."""
+"""MM210, MM211, MM215, MM219 (text alone) and MM303, MM310 (with the models): which layers a recipe takes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from mcp_server.formats.recipe import Group
-from mcp_server.formats.recipe.settings import is_filters, is_gradient
+from mcp_server.formats.recipe.settings import is_gradient
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.registry import Found, check
+
+MOST_LOOKS: Final = 2_000
 
 
 @check("MM210")
@@ -37,9 +40,21 @@ def gradient_restarts(context: Context) -> Iterator[Found]:
     if len(context.recipe.slices) < 2:
         return
     for name, setting in context.recipe.parameters.items():
-        inner = [entry.get("value") for entry in setting if isinstance(entry, dict)] if isinstance(setting, list) else []
-        if is_gradient(setting) or (is_filters(setting) and any(is_gradient(value) for value in inner)):
+        if _has_gradient(setting):
             yield Found(f"the gradient of {name} runs anew in each of {len(context.recipe.slices)} slices", f"parameters.{name}")
+
+
+@check("MM219")
+def equal_depths(context: Context) -> Iterator[Found]:
+    method = context.known_method()
+    if method.cost.kind == "copies":
+        return
+    for group in context.recipe.groups():
+        ranges = dict.fromkeys(source.layer_range for source in group.sources if source.layer_range)
+        if len(ranges) > 1 and len({end - start for start, end in ranges}) == 1:
+            shown = " and ".join(f"{start}–{end - 1}" for start, end in ranges)
+            text = f"{method.id} combines different depths: the sources' layers {shown} are not the same layers"
+            yield Found(text, f"{group.where}.sources")
 
 
 @check("MM303")
@@ -85,3 +100,27 @@ def _runs(numbers: list[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs[:5]) + (" …" if len(runs) > 5 else "")
+
+
+def positions(context: Context, group: Group, *names: str) -> list[float]:
+    """Where in [0, 1] mergekit looks at a gradient in this group: at each layer, and at 0 for tensors outside the layers.
+
+    Only 0 where none of the parameters `names` has a gradient; only the ends, which every model of two layers or more has,
+    where the number of layers is not known or would make this a long search.
+    """
+    settings = (setting for name in names for source in (None, *group.sources) for setting in group.settings(name, source))
+    if not any(_has_gradient(setting) for setting in settings):
+        return [0.0]
+    count = None
+    if group.sources and (span := group.sources[0].layer_range):
+        count = span[1] - span[0]
+    elif group.sources and (model := context.model(group.sources[0].model)):
+        count = model.layers
+    if count is None or count < 2 or count * len(group.sources) > MOST_LOOKS:
+        return [0.0, 1.0]
+    return [n / (count - 1) for n in range(count)]
+
+
+def _has_gradient(setting: object) -> bool:
+    entries = setting if isinstance(setting, list) else [setting]
+    return is_gradient(setting) or any(isinstance(entry, dict) and is_gradient(entry.get("value")) for entry in entries)

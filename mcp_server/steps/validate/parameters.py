@@ -8,7 +8,7 @@ from typing import Any
 from mcp_server.catalog import Strategy
 from mcp_server.catalog.models import Parameter
 from mcp_server.errors import did_you_mean
-from mcp_server.formats.recipe import Group, Source, as_number, has_fallback, scalars
+from mcp_server.formats.recipe import Group, Source, as_flag, as_number, has_fallback, scalars
 from mcp_server.formats.recipe.keys import OWN, TOP, dotted, tables
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.methods import ignores_base, merge_methods, parameter_names
@@ -71,10 +71,22 @@ def legal_values(context: Context) -> Iterator[Found]:
     for where, name, setting in all_parameters(context):
         parameter = method.parameter(name)
         for value in scalars(setting) if parameter else ():
-            if parameter and (problem := parameter.problem(_typed(parameter, value))):
+            if parameter and (problem := parameter.problem(typed(parameter, value))):
+                if (share := per_cent(parameter, value)) is not None:
+                    yield Found(
+                        f"{name} {problem}; {value:g} % is written {share:g}", where, f"write {share:g}, if per cent is meant"
+                    )
+                    continue
                 start = f"; try {parameter.start if parameter.start is not None else parameter.default}"
                 usual = start if parameter.start is not None or parameter.default is not None else ""
                 yield Found(f"{name} {problem}{usual}", where)
+
+
+def per_cent(parameter: Parameter, value: Any) -> float | None:
+    """The share that a whole number from 2 to 100 stands for, where a share of at most 1 is asked for; else None."""
+    limit = parameter.range
+    shares = limit is not None and (limit.at_most, limit.at_least) == (1, 0)
+    return value / 100 if shares and type(value) in (int, float) and 2 <= value <= 100 and value == int(value) else None
 
 
 def all_parameters(context: Context) -> Iterator[tuple[str, str, Any]]:
@@ -84,9 +96,7 @@ def all_parameters(context: Context) -> Iterator[tuple[str, str, Any]]:
             yield dotted((*table.path, name)), str(name), setting
 
 
-def _typed(parameter: Parameter, value: Any) -> Any:
-    """mergekit reads '1e-5' and true as numbers where a number belongs, so both are judged as what they mean."""
-    if parameter.type in ("float", "int") and isinstance(value, str):
-        number = as_number(value)
-        return value if number is None else number
-    return value
+def typed(parameter: Parameter, value: Any) -> Any:
+    """A scalar as mergekit reads it for this parameter: '1e-5' is a number, 1.0 can be true. What it refuses stays as it is."""
+    read = as_flag(value) if parameter.type == "bool" else as_number(value) if parameter.type in ("float", "int") else value
+    return value if read is None else read

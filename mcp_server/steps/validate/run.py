@@ -11,6 +11,7 @@ from mcp_server.formats.recipe import Problem, Recipe, parse_document
 from mcp_server.schemas.validation import Finding, Validation
 from mcp_server.steps.validate import (  # noqa: F401 - they register
     adapters,
+    behaviour,
     checkpoints,
     experts,
     form,
@@ -18,6 +19,7 @@ from mcp_server.steps.validate import (  # noqa: F401 - they register
     layers,
     parameters,
     resources,
+    scale,
     sources,
     weights,
 )

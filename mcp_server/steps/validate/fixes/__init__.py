@@ -1,7 +1,8 @@
 """Corrections of `--fix`: small functions that change the raw document and say what they changed.
 
 A correction is made only where the recipe, the catalogue or the checkpoints decide what was meant; everything else stays a
-finding.
+finding. None chooses a method, a source, a weight or a number: what has no value gets none, and a value outside its range is
+never moved to the range's end.
 """
 
 from __future__ import annotations
@@ -13,11 +14,9 @@ from mcp_server.steps.validate.fixes import bases, checkpoints, parameters, word
 from mcp_server.steps.validate.fixes.registry import FIXES, Fix
 
 ORDER: Final = (
-    "MM110", "MM103", "MM104", "MM107", "MM111", "MM112", "MM113", "MM205", "MM206", "MM207", "MM401", "MM201", "MM209", "MM202",
-    "MM204", "MM216", "MM211", "MM303", "MM305", "MM316", "MM601",
+    "MM110", "MM103", "MM104", "MM107", "MM111", "MM112", "MM113", "MM205", "MM207", "MM401", "MM201", "MM305", "MM316", "MM601",
 )  # fmt: skip
-"""Each function sees the document as the ones before left it: a name is right before its value is, a base is named before a slice
-gets it."""
+"""Each function sees the document as the ones before left it: a name is right before its value is."""
 
 
 def apply_fixes(context: Context, codes: set[str]) -> list[str]:

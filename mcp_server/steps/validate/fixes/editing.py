@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from mcp_server.errors import Malformed
@@ -37,18 +36,6 @@ def own_parameters(table: dict[str, Any]) -> Any:
 def parameter_tables(document: Any) -> list[tuple[Path, dict[Any, Any]]]:
     """Every 'parameters' table of the document, with its path."""
     return [(table.path, table.content) for table in tables(document) if table.level == "parameters"]
-
-
-def slice_sources(document: Any, path: Path = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every table that has a layer_range, with its path."""
-    if isinstance(document, dict):
-        if "layer_range" in document:
-            yield path, document
-        for name, value in document.items():
-            yield from slice_sources(value, (*path, name))
-    elif isinstance(document, list):
-        for number, value in enumerate(document):
-            yield from slice_sources(value, (*path, number))
 
 
 def model_names(document: dict[str, Any]) -> list[tuple[Path, str]]:

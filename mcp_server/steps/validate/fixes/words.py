@@ -35,23 +35,19 @@ def place_keys(context: Context) -> Iterator[str]:
 
 
 def _move(context: Context, key: Key, table: dict[str, Any]) -> Iterator[str]:
-    if key.belongs == "top":
+    """To where mergekit reads it, unless something is there already, or one input's setting would become everybody's."""
+    if key.belongs == "top" and key.path[:-1] == ("parameters",):
         target, place = context.document, "the top level"
-    elif key.belongs == "shared":
-        target, place = own_parameters(context.document), "the recipe's parameters"
-    else:
+    elif key.belongs == "parameters" and key.name not in (table.get("parameters") or {}):
         target, place = own_parameters(table), "parameters"
-    if not isinstance(target, dict):
+    else:
         return
-    value = table.pop(key.name)
-    if key.name in target:
-        yield f"{key.where}: removed, {place} already has {key.name}"
+    if not isinstance(target, dict) or key.name in target:
         return
-    target[key.name] = value
+    target[key.name] = table.pop(key.name)
     yield f"{key.where}: moved to {place}"
-    parent = follow(context.document, key.path[:-2])
-    if key.path[-2:-1] == ("parameters",) and not table and isinstance(parent, dict):
-        parent.pop("parameters", None)
+    if key.belongs == "top" and not table:
+        context.document.pop("parameters", None)
 
 
 @fixes("MM107")
@@ -73,12 +69,16 @@ def correct_dtype(context: Context) -> Iterator[str]:
 
 @fixes("MM112", "MM113")
 def new_tokenizer_form(context: Context) -> Iterator[str]:
-    source = context.document.pop("tokenizer_source", None)
-    if context.document.get("tokenizer"):
-        yield f"removed tokenizer_source: {source} (tokenizer stays)"
-    elif source:
+    source, tokenizer = context.document.get("tokenizer_source"), context.document.get("tokenizer")
+    if not isinstance(source, str):
+        return
+    if tokenizer is None:
+        del context.document["tokenizer_source"]
         context.document["tokenizer"] = {"source": source}
         yield f"tokenizer_source: {source} → tokenizer: {{source: {source}}}"
+    elif isinstance(tokenizer, dict) and tokenizer.get("source") == source:
+        del context.document["tokenizer_source"]
+        yield f"removed tokenizer_source: {source} (tokenizer says the same)"
 
 
 @fixes("MM601")

@@ -1,0 +1,60 @@
+"""MM318 to MM321: what a source's config and tokenizer say about its weights, and whether the sources agree on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mcp_server.formats.behaviour import LABELS, differing
+from mcp_server.formats.identity import token_ids
+from mcp_server.formats.tensor_names import HEADS
+from mcp_server.steps.validate.checkpoints import has_tokenizer, two_or_more, vocabulary_rows
+from mcp_server.steps.validate.context import Context, Unknown
+from mcp_server.steps.validate.registry import Found, check
+
+
+@check("MM318")
+def settings_agree(context: Context) -> Iterator[Found]:
+    configs = {str(ref): model.config for ref, model in two_or_more(context).items()}
+    for setting, values in differing(configs).items():
+        shown = ", ".join(f"{name} {value}" for name, value in values.items())
+        yield Found(f"the sources differ in {LABELS[setting]}: {shown}", "base_model" if context.recipe.base else "models")
+
+
+@check("MM319")
+def tokens_have_rows(context: Context) -> Iterator[Found]:
+    for ref, model in context.opened().items():
+        rows, ids = vocabulary_rows(model), token_ids(model.folder)
+        if rows is not None and ids and max(ids.values()) >= rows:
+            over = sum(number >= rows for number in ids.values())
+            last = max(ids.values())
+            text = f"{ref} has {rows} embedding rows and {len(ids)} tokens: {over} of them, up to id {last}, have no row"
+            yield Found(text, context.where(ref))
+
+
+@check("MM320")
+def padding_is_kept(context: Context) -> Iterator[Found]:
+    tokenizer = context.recipe.tokenizer or {}
+    source = tokenizer.get("source", "union") if context.recipe.tokenizer is not None else context.recipe.tokenizer_source
+    if not has_tokenizer(context) or tokenizer.get("pad_to_multiple_of") or (source != "union" and not tokenizer.get("tokens")):
+        return
+    models = context.opened()
+    if not models:
+        raise Unknown("no source is on this machine")
+    tables = [ids for model in models.values() if (ids := token_ids(model.folder))]
+    tokens = len({token for ids in tables for token in ids})
+    rows = max((rows for model in models.values() if (rows := vocabulary_rows(model))), default=0)
+    if tables and tokens < rows:
+        multiple = next((m for m in (64, 32, 16, 8) if rows % m == 0), None)
+        advice = f"add pad_to_multiple_of: {multiple} under tokenizer" if multiple else ""
+        yield Found(f"the embeddings have {rows} rows, the new vocabulary {tokens}: the padding is lost", "tokenizer", advice)
+
+
+@check("MM321")
+def heads_are_stored(context: Context) -> Iterator[Found]:
+    for ref, model in context.opened().items():
+        untied = model.config.get("tie_word_embeddings") is False
+        generates = any(str(name).endswith("ForCausalLM") for name in model.config.get("architectures") or [])
+        embedding = "model.embed_tokens.weight" in model.tensors
+        if untied and generates and embedding and not any(name in model.tensors for name in HEADS):
+            text = f"{ref} has no output head ({HEADS[0]}), and its config says that it is not tied to the embedding"
+            yield Found(text, context.where(ref))
