@@ -99,7 +99,7 @@ def _check(plan: MergePlan) -> None:
             if change.replacement is not None:
                 raise Unsupported(f"{ref} replaces {name} whole (bias or modules_to_save)", _WAY_ROUND)
     if recipe.method == "linear":
-        for tensor in plan.tensors:
+        for tensor in (tensor for tensor in plan.tensors if tensor.how == "merged"):
             total = sum(values["weight"] for values in tensor.per_source)
             if not tensor.shared["normalize"] and abs(total - 1) > 1e-6:
                 raise Unsupported(

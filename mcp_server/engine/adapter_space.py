@@ -29,7 +29,7 @@ from mcp_server.engine.reader import Reader
 from mcp_server.engine.request import Report, Request, choose_seed
 from mcp_server.engine.thread_pool import ThreadPool
 from mcp_server.errors import Malformed
-from mcp_server.formats.identity import TOKENIZER_FILES
+from mcp_server.formats.companions import tokenizer_companions
 
 Array = np.ndarray[Any, Any]
 
@@ -79,7 +79,7 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
         "peak_anon_bytes": meter.sample(),
     }
     adapter = next(source.adapter for source in plan.sources.values() if source.adapter)
-    copy_files(adapter.folder, request.folder, TOKENIZER_FILES)
+    copy_files(dict.fromkeys(tokenizer_companions(adapter.folder), adapter.folder), request.folder)
     write_record(request, plan, measured, library="peft")
     sync_folder(request.folder)
     return measured

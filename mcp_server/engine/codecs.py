@@ -17,12 +17,6 @@ from mcp_server.engine.blocks import CHUNK
 Array = np.ndarray[Any, Any]
 
 _INF = np.uint32(0x7F800000)
-_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-
-
-def stored_name(dtype: str) -> str:
-    """'BF16' for 'bfloat16': the safetensors name of a torch dtype name."""
-    return _NAMES[dtype]
 
 
 @njit(nogil=True, cache=True)
@@ -106,11 +100,13 @@ def _widen_difference_bf16(raw: Array, reference: Array, out: Array) -> int:
 
 
 def decode(raw: Array, dtype: str, out: Array) -> None:
-    """Bytes of `dtype` (safetensors name) to float32 in `out`; both hold out.size elements."""
+    """Bytes of `dtype` (safetensors name) to float32 in `out`; both hold out.size elements. Only float64 is rounded."""
     if dtype == "BF16":
         _widen_bf16(raw.view(np.uint16), out.view(np.uint32))
     elif dtype == "F16":
         _widen_f16(raw.view(np.uint16), out.view(np.uint32), out)
+    elif dtype == "F64":
+        np.copyto(out, raw.view(np.float64), casting="same_kind")
     else:
         np.copyto(out, raw.view(np.float32))
 
@@ -129,5 +125,7 @@ def encode(values: Array, dtype: str, raw: Array) -> None:
         _narrow_bf16(values.view(np.uint32), raw.view(np.uint16))
     elif dtype == "F16":
         _narrow_f16(values, values.view(np.uint32), raw.view(np.uint16))
+    elif dtype == "F64":
+        np.copyto(raw.view(np.float64), values)
     else:
         np.copyto(raw.view(np.float32), values)

@@ -25,7 +25,8 @@ def covers(recipe: str | Recipe, *, headers: bool = True) -> list[str]:
         if headers and not reasons:
             sources = open_sources(parsed)
             reasons += _from_tokenizers(parsed, sources)
-            make_plan(parsed, sources)
+            if not reasons:
+                make_plan(parsed, sources)
     except Unsupported as error:
         return [error.message]
     return reasons

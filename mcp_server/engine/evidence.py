@@ -20,13 +20,17 @@ from mcp_server.catalog import threshold
 
 @dataclass
 class TensorEvidence:
-    """Sums over one tensor. `landing`: source → [Σ(m−r)·δ, Σδ², Σδ² where moved, Σδ² where rounding undid the move]."""
+    """Sums over one tensor. `landing`: source → [Σ(m−r)·δ, Σδ², Σδ² where moved, Σδ² where rounding undid the move].
+
+    `differing`: sources whose bytes are not those that were copied.
+    """
 
     landing: dict[str, list[float]] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
+    differing: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"landing": self.landing, "nonfinite": self.nonfinite}
+        return {"landing": self.landing, "nonfinite": self.nonfinite, "differing": self.differing}
 
 
 def total(parts: Iterable[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, float | None], dict[str, int]]:

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from mcp_server.engine.plan import TensorPlan
 from mcp_server.formats.checkpoint import ITEM_BYTES
+from mcp_server.formats.tensors import STORED
 
 PAGE: Final = 4096
-STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,24 +81,29 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
 
 def shape_of(plan: MergePlan, threads: int) -> MergeShape:
     """The shape of a planned merge."""
-    inputs = [entry.stored for tensor in plan.tensors for entry in tensor.inputs]
+    tensors = [tensor for tensor in plan.tensors if tensor.how != "copied"]
+    inputs = [entry.stored for tensor in tensors for entry in tensor.inputs]
     return MergeShape(
         method=plan.recipe.method,
-        deltas=max(len(tensor.inputs) - (tensor.base is not None) for tensor in plan.tensors),
+        deltas=max((len(tensor.inputs) - (tensor.base is not None) for tensor in tensors), default=1),
         threads=threads,
-        row=max((tensor.shape[-1] for tensor in plan.tensors if len(tensor.shape) > 1), default=1),
-        largest=max(tensor.count for tensor in plan.tensors),
+        row=max((tensor.shape[-1] for tensor in tensors if len(tensor.shape) > 1), default=1),
+        largest=max((tensor.count for tensor in tensors), default=1),
         factors=max(
-            sum(entry.low_rank.a.count + entry.low_rank.b.count for entry in tensor.inputs if entry.low_rank)
-            for tensor in plan.tensors
+            (
+                sum(entry.low_rank.a.count + entry.low_rank.b.count for entry in tensor.inputs if entry.low_rank)
+                for tensor in tensors
+            ),
+            default=0,
         ),
-        stored_bytes=max(ITEM_BYTES[stored.dtype] for stored in inputs),
-        out_bytes=max(4 if tensor.dtype == "float32" else 2 for tensor in plan.tensors),
+        stored_bytes=max((ITEM_BYTES[stored.dtype] for stored in inputs), default=4),
+        out_bytes=max((4 if tensor.dtype == "float32" else 2 for tensor in tensors), default=4),
         held=max(
-            sum(
-                packed.held_bytes for packed in {id(p): p for p in (entry.stored.packed for entry in tensor.inputs) if p}.values()
-            )
-            for tensor in plan.tensors
+            (
+                sum(p.held_bytes for p in {id(p): p for p in (entry.stored.packed for entry in tensor.inputs) if p}.values())
+                for tensor in tensors
+            ),
+            default=0,
         ),
     )
 

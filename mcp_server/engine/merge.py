@@ -22,10 +22,10 @@ from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.evidence import TensorEvidence, rounding_warnings, total
 from mcp_server.engine.journal import InputFile, Journal
-from mcp_server.engine.layout import STORED, Layout, plan_layout
+from mcp_server.engine.layout import Layout, plan_layout
 from mcp_server.engine.limits import PeakMeter, usable_cores
 from mcp_server.engine.metadata import write_metadata
-from mcp_server.engine.methods import prepare
+from mcp_server.engine.methods import prepare, weighted
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.recipe import parse_recipe
@@ -34,6 +34,7 @@ from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.engine.writer import Writer
 from mcp_server.errors import Malformed
 from mcp_server.formats.checkpoint import ITEM_BYTES
+from mcp_server.formats.tensors import STORED
 from mcp_server.system.machine import limit_bytes
 
 FIRST_RUN = "compile kernels (first run on this machine: seconds, once)"
@@ -41,7 +42,7 @@ BUFFERS_AHEAD = 4
 """Blocks that may wait for the disk, besides one per computing thread."""
 
 Array = np.ndarray[Any, Any]
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 """Raised when the same recipe would give other bytes; a resumed job of another version starts again."""
 
 
@@ -88,7 +89,7 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
         "landed": landed,
         "rounding_loss": lost,
         "nonfinite": nonfinite,
-        "warnings": [*plan.warnings, *rounding_warnings(lost, plan.tensors[0].dtype)],
+        "warnings": [*plan.warnings, *_differing(plan, journal), *rounding_warnings(lost, _main_dtype(plan))],
         "resumed": run.skipped > 0,
     }
     report("metadata", 0, 1, "")
@@ -126,16 +127,37 @@ class _Run:
                 self.skipped += 1
                 self.written += self.layout.places[number].nbytes
                 continue
-            evidence = self.tensor(number, tensor)
+            evidence = self.copy(number, tensor) if tensor.how == "copied" else self.tensor(number, tensor)
             self.journal.computed(number, evidence.as_dict())
             self.writer.finished(number)
+
+    def copy(self, number: int, plan: TensorPlan) -> TensorEvidence:
+        """Write the donor's bytes as they are, and see whether the other sources have the same."""
+        donor, *others = (entry.stored for entry in plan.inputs)
+        differing: set[str] = set()
+        done = 0
+        while done < donor.nbytes:
+            buffer = self.writer.buffer()
+            size = min(buffer.size, donor.nbytes - done)
+            self.reader.bytes_into(donor.file, donor.offset + done, buffer[:size])
+            for entry, other in zip(plan.inputs[1:], others, strict=True):
+                theirs = np.empty(size, np.uint8)
+                if other.dtype == donor.dtype and entry.source not in differing:
+                    self.reader.bytes_into(other.file, other.offset + done, theirs)
+                    differing |= set() if np.array_equal(theirs, buffer[:size]) else {entry.source}
+            self.writer.write(number, done, buffer, size)
+            done += size
+        self.written += donor.nbytes
+        self.report("merge", self.written, self.layout.weight_bytes, "bytes")
+        return TensorEvidence(differing=sorted(differing))
 
     def tensor(self, number: int, plan: TensorPlan) -> TensorEvidence:
         """Merge one tensor and write it."""
         tensor = OpenTensor(plan, self.reader)
         evidence = TensorEvidence()
         self.check(tensor, tensor.nonfinite_factors(), evidence)
-        merge_block = prepare(self.plan.recipe.method, tensor, self.pool, self.seed)
+        method = self.plan.recipe.method
+        merge_block = weighted(0.0, [1.0]) if plan.how == "kept" else prepare(method, tensor, self.pool, self.seed)
         stored = STORED[plan.dtype]
         known = tensor.reference
         same_grid = known is not None and known.stored.dtype == stored and not known.stored.packed and not known.low_rank
@@ -157,6 +179,8 @@ class _Run:
             self.written += raw.size
             self.report("merge", self.written, self.layout.weight_bytes, "bytes")
             if count := int(count_nonfinite(rounded.view(np.uint32))):
+                if not self.allow_nonfinite:
+                    raise _overflow(tensor, reference, deltas, out, rounded)
                 bad["merged"] = count
             if tensor.reference is None:
                 return [], bad
@@ -193,6 +217,41 @@ class _Run:
             )
         if evidence:
             evidence.nonfinite |= bad
+
+
+def _overflow(tensor: OpenTensor, reference: Array, deltas: Array, out: Array, rounded: Array) -> Malformed:
+    """The sources are finite and the result is not: too large for the output's dtype. Names the source that is largest there."""
+    place = int(np.flatnonzero(~np.isfinite(rounded))[0])
+    values = {entry.source: float(delta[place]) for entry, delta in zip(tensor.deltas, deltas, strict=True)}
+    if tensor.reference is not None:
+        start = float(reference[place])
+        values = {source: start + delta for source, delta in values.items()} | {tensor.reference.source: start}
+    source = max(values, key=lambda ref: abs(values[ref]))
+    dtype = tensor.plan.dtype
+    return Malformed(
+        f"{tensor.plan.name} overflows {dtype}: the value {out[place]:g} becomes infinite; {source} has the largest there, "
+        f"{values[source]:g}",
+        "write bfloat16 or float32 (`dtype:`), or lower the weights; --allow-nonfinite writes it anyway",
+        tensor=tensor.plan.name,
+        source=source,
+    )
+
+
+def _differing(plan: MergePlan, journal: Journal) -> list[str]:
+    """A warning for tensors that are copied, not merged, although a source has another content."""
+    found: dict[str, list[str]] = {}
+    for number, tensor in enumerate(plan.tensors):
+        for source in journal.done[number].get("differing", ()):
+            found.setdefault(source, []).append(tensor.name)
+    return [
+        f"{len(names)} integer or buffer tensors of {source} differ from the output's, which are copied from "
+        f"{plan.recipe.donor}, such as {names[0]}"
+        for source, names in found.items()
+    ]
+
+
+def _main_dtype(plan: MergePlan) -> str:
+    return next((tensor.dtype for tensor in plan.tensors if tensor.how != "copied"), "float32")
 
 
 def _fingerprint(plan: MergePlan, layout: Layout, seed: int) -> str:

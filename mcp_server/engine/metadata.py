@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.engine.layout import Layout
+from mcp_server.engine.output_config import output_config
 from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.request import Request
 from mcp_server.errors import NotFound
-from mcp_server.formats import tensor_names as layers
+from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import locate
-from mcp_server.formats.identity import TOKENIZER_FILES
+from mcp_server.formats.companions import (
+    GENERATION,
+    IDS,
+    TurnSettings,
+    companions,
+    is_tokenizer_file,
+    keeps_token_ids,
+    tokenizer_companions,
+)
 from mcp_server.formats.lineage import source_records
 from mcp_server.formats.provenance import Provenance, identify, write_model_card, write_provenance
-from mcp_server.formats.quantised import without_quantisation
 from mcp_server.formats.recipe import parse_ref, read_recipe
 
 
@@ -34,14 +42,24 @@ def write_metadata(
     folder, recipe = request.folder, plan.recipe
     warnings = []
     donor = plan.sources[recipe.donor].checkpoint.folder
-    write_json(folder / "config.json", output_config(plan))
+    speaker, said = _speaker(plan, donor)
+    warnings += said
+    config = output_config(plan, own_head=_has_own_head(plan, layout, folder))
+    if speaker != donor:
+        spoken = TurnSettings.of(speaker).settings
+        config |= {key: spoken[f"config {key}"] for key in IDS if f"config {key}" in spoken}
+    write_json(folder / "config.json", config)
     if (index := layout.index(plan.tensors)) is not None:
         write_json(folder / "model.safetensors.index.json", index)
     else:
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    copy_files(donor, folder, ("generation_config.json",))
-    tokenizer = _tokenizer_folder(plan, donor)
-    if not copy_files(tokenizer, folder, TOKENIZER_FILES):
+    tokenizer = _tokenizer_folder(plan, speaker)
+    files = {name: donor for name in companions(donor) if not is_tokenizer_file(name)}
+    files |= dict.fromkeys(tokenizer_companions(tokenizer), tokenizer)
+    if (speaker / GENERATION).is_file():
+        files[GENERATION] = speaker
+    copy_files(files, folder)
+    if not any(map(is_tokenizer_file, files)):
         warnings.append(f"{tokenizer} has no tokenizer files, so the output has none; copy them from a source")
     if recipe.chat_template:
         write_durably(folder / "chat_template.jinja", recipe.chat_template)
@@ -50,50 +68,81 @@ def write_metadata(
     return warnings
 
 
-def output_config(plan: MergePlan) -> dict[str, Any]:
-    """The donor's config with dtype and number of layers corrected, and the head marked untied when it is."""
-    config = without_quantisation(plan.sources[plan.recipe.donor].checkpoint.config)
-    dtypes = [tensor.dtype for tensor in plan.tensors]
-    config["dtype" if "dtype" in config else "torch_dtype"] = max(set(dtypes), key=dtypes.count)
-    if plan.layer_count is not None and (key := layers.layer_key(config)):
-        config[key] = plan.layer_count
-        if isinstance(config.get("layer_types"), list):
-            config["layer_types"] = _layer_types(plan)
-    stores_head = any(tensor.name in layers.HEADS for tensor in plan.tensors)
-    untied = any(source.checkpoint.config.get("tie_word_embeddings") is False for source in plan.sources.values())
-    if stores_head and untied and config.get("tie_word_embeddings"):
-        config["tie_word_embeddings"] = False
-    return config
+def _speaker(plan: MergePlan, donor: Path) -> tuple[Path, list[str]]:
+    """The folder whose end-of-turn settings the output takes, and what is said about it.
+
+    The base's, unless all fine-tunes agree on others (and number the base's tokens alike): then theirs. A disagreement is named.
+    """
+    recipe = plan.recipe
+    own = TurnSettings.of(donor)
+    others: dict[str, tuple[Path, list[str]]] = {}
+    for ref, source in plan.sources.items():
+        if ref == recipe.donor:
+            continue
+        folder = source.checkpoint.folder
+        if source.adapter and (source.adapter.folder / "tokenizer_config.json").is_file():
+            folder = source.adapter.folder
+        others[str(ref)] = (folder, TurnSettings.of(folder).differences(own))
+    if not any(differences for _, differences in others.values()):
+        return donor, []
+    folders = [folder for folder, _ in others.values()]
+    agree = len({json.dumps(TurnSettings.of(folder).settings, sort_keys=True, default=str) for folder in folders}) == 1
+    if recipe.base and not recipe.tokenizer_source and agree and keeps_token_ids(folders[0], donor):
+        named, (folder, differences) = next(iter(others.items()))
+        return folder, [f"end of turn and chat template come from {named}: {', '.join(differences)} (in brackets: the base)"]
+    return donor, [
+        f"{named} sets {', '.join(differences)} (in brackets: the output, like {recipe.donor}), so the output may end its turns "
+        "otherwise"
+        for named, (_, differences) in others.items()
+        if differences
+    ]
 
 
-def _layer_types(plan: MergePlan) -> list[Any]:
-    """Layer kinds (sliding or full attention, …) travel with the layers that are stacked."""
-    kinds: list[Any] = []
-    for group in plan.recipe.groups:
-        source = group.sources[0]
-        listed = plan.sources[source.model].checkpoint.config.get("layer_types") or []
-        first, last = source.layer_range or (0, len(listed))
-        kinds += listed[first:last]
-    return kinds
+def _has_own_head(plan: MergePlan, layout: Layout, folder: Path) -> bool:
+    """Whether a stored head differs from the stored embedding although the donor's config ties them: what is stored decides."""
+    donor = plan.sources[plan.recipe.donor]
+    numbers = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
+    heads = [name for name in numbers if tensor_names.is_head(name)]
+    if donor.tied is False or not heads or donor.embedding not in numbers:
+        return False
+    places = [layout.places[numbers[name]] for name in (heads[0], donor.embedding)]
+    files = [folder / layout.shards[place.shard].file for place in places]
+    return not same_bytes(*((file, place.offset, place.nbytes) for file, place in zip(files, places, strict=True)))
 
 
-def _tokenizer_folder(plan: MergePlan, donor: Path) -> Path:
+def same_bytes(one: tuple[Path, int, int], other: tuple[Path, int, int]) -> bool:
+    """Whether two stretches of files, (path, offset, length), are equal; read in pieces, and only up to the first difference."""
+    if one[2] != other[2]:
+        return False
+    with one[0].open("rb") as first, other[0].open("rb") as second:
+        first.seek(one[1])
+        second.seek(other[1])
+        left = one[2]
+        while left:
+            step = min(left, 1 << 20)
+            if first.read(step) != second.read(step):
+                return False
+            left -= step
+    return True
+
+
+def _tokenizer_folder(plan: MergePlan, speaker: Path) -> Path:
     named = plan.recipe.tokenizer_source
     if not named or named == "base":
-        return donor
+        return plan.sources[plan.recipe.donor].checkpoint.folder if named else speaker
     try:
         return locate(parse_ref(named).base_ref)
     except NotFound as missing:
         raise NotFound(f"the tokenizer source: {missing.message}", missing.next_step) from missing
 
 
-def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
-    copied = [name for name in names if (source / name).is_file()]
-    for name in copied:
+def copy_files(files: dict[str, Path], target: Path) -> None:
+    """Copy and sync files: name (which may lie in a folder) → the folder that it is in."""
+    for name, source in files.items():
+        (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
         with (target / name).open("rb") as file:
             os.fsync(file.fileno())
-    return copied
 
 
 def write_record(request: Request, plan: MergePlan, measured: dict[str, Any], *, library: str = "transformers") -> None:

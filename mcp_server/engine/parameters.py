@@ -39,6 +39,20 @@ def as_flag(value: object) -> bool:
 _CONVERT: dict[Kind, Callable[[object], Any]] = {"number": as_number, "flag": as_flag}
 
 
+def has_gradient(settings: Iterable[Any], tensor: str) -> bool | None:
+    """None when the value of this tensor is no gradient; else whether it is one for every tensor, not filtered to this one."""
+    for setting in settings:
+        if recipe.is_gradient(setting):
+            return len(setting) > 1
+        for entry in (setting if isinstance(setting, list) else [setting]) if recipe.is_filters(setting) else ():
+            wanted = entry.get("filter")
+            if wanted in (None, "*") or str(wanted) in tensor:
+                return wanted in (None, "*") if recipe.is_gradient(entry["value"]) else None
+        if not recipe.is_filters(setting):
+            return None
+    return None
+
+
 def resolve(name: str, settings: Iterable[Any], tensor: str, t: float, kind: Kind, default: Any, whose: str) -> Any:
     """The first value among `settings`, strongest place first, at gradient position `t` in [0, 1]; else the default.
 

@@ -1,32 +1,41 @@
 """From a recipe and headers to a list of output tensors: what each is made of, with every parameter resolved.
 
-Everything that can be wrong is found here, before a weight is read. The order of work and the meaning of slices, gradients and
-filters are those of mergekit 0.1.5's planner: embeddings take the first slice's sources, tensors after the layers the last one's.
+Everything that can be wrong is found here, before a weight is read. Tensors are matched by name (`matching`), so any number of
+stacks, towers and heads can be merged; layer numbers matter only to slices and gradients, whose meaning is that of mergekit
+0.1.5's planner: tensors before the layers take the first slice's sources, tensors after the layers the last one's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
+from mcp_server.engine import matching
 from mcp_server.engine.blocks import BLOCK_ELEMENTS
-from mcp_server.engine.parameters import resolve
+from mcp_server.engine.layer_settings import layer_settings
+from mcp_server.engine.parameters import has_gradient, resolve
 from mcp_server.engine.recipe import Recipe
 from mcp_server.engine.signatures import SIGNATURES, Signature, check_values
 from mcp_server.engine.sources import Input, Source, open_sources
 from mcp_server.errors import Incompatible, Malformed, Unsupported, did_you_mean
-from mcp_server.formats import tensor_names as layers
-from mcp_server.formats.checkpoint import FLOATS
+from mcp_server.formats import tensor_names
+from mcp_server.formats.checkpoint import FLOATS, require_float
 from mcp_server.formats.recipe import Group, ModelRef
 from mcp_server.formats.recipe import Source as Listed
+from mcp_server.formats.tensors import DTYPES
+
+How = Literal["merged", "kept", "copied"]
+"""Merged by the method; kept: the donor's values, in the output's dtype; copied: the donor's bytes (buffers, integers)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
     """One output tensor. `inputs` keep the recipe's order; `base` indexes the base among them, if the method knows one.
 
-    `reference` is what deltas are measured from: the base, or the model that all adapters share, or None.
+    `reference` is what deltas are measured from: the base, or the model that all adapters share, or None. Of a copied tensor the
+    first input is the donor's, the others are compared with it.
     """
 
     name: str
@@ -37,6 +46,7 @@ class TensorPlan:
     reference: Input | None
     shared: dict[str, Any]
     per_source: tuple[dict[str, Any], ...]
+    how: How = "merged"
 
     @property
     def count(self) -> int:
@@ -45,16 +55,28 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class MergePlan:
+    """The whole output. For slices: `layers`, the source of each output layer, and `layer_settings`, what the config says of it.
+
+    A setting of None is one that the output's config must not have.
+    """
+
     recipe: Recipe
     sources: dict[ModelRef, Source]
     tensors: tuple[TensorPlan, ...]
-    layer_count: int | None
     warnings: tuple[str, ...]
+    layers: tuple[tuple[ModelRef, int], ...] | None = None
+    layer_settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The sources whose deltas are reported, in order: every input but the base."""
-        found = {entry.source: None for tensor in self.tensors for i, entry in enumerate(tensor.inputs) if i != tensor.base}
+        found = {
+            entry.source: None
+            for tensor in self.tensors
+            if tensor.how == "merged"
+            for i, entry in enumerate(tensor.inputs)
+            if i != tensor.base
+        }
         return tuple(found)
 
 
@@ -72,59 +94,135 @@ def make_plan(recipe: Recipe, sources: dict[ModelRef, Source] | None = None) -> 
     tensors = tuple(planner.tensors())
     if not tensors:
         raise Malformed("the recipe makes no tensor", "check the sources")
-    sliced = recipe.groups[0].sources[0].layer_range is not None
-    return MergePlan(recipe, opened, tensors, planner.layer if sliced else None, tuple(planner.warnings()))
+    warnings = (*planner.said, *planner.warnings(tensors))
+    if not planner.sliced:
+        return MergePlan(recipe, planner.sources, tensors, warnings)
+    configs = [(planner.sources[ref].checkpoint.config, layer) for ref, layer in planner.layers]
+    settings = layer_settings(planner.donor.checkpoint.config, configs)
+    return MergePlan(recipe, planner.sources, tensors, warnings, tuple(planner.layers), settings)
 
 
 class _Planner:
     def __init__(self, recipe: Recipe, signature: Signature, sources: dict[ModelRef, Source]) -> None:
-        self.recipe, self.signature, self.sources = recipe, signature, sources
-        self.layer = 0
+        self.recipe, self.signature = recipe, signature
+        self.donor = sources[recipe.donor]
+        self.sources: dict[ModelRef, Source] = {}
+        self.said: list[str] = []
+        for ref, source in sources.items():
+            self.sources[ref], said = matching.reconcile(self.donor, source)
+            self.said += [said] if said else []
+            if wrapper := source.checkpoint.wrapper:
+                self.said.append(f"the names in {ref} hold the wrapper {wrapper!r}, which the output leaves out")
+        self.donor = self.sources[recipe.donor]
+        self.layers: list[tuple[ModelRef, int]] = []
+        self.sliced = recipe.groups[0].sources[0].layer_range is not None
+        self.stack = tensor_names.main_stack(self.donor.stacks)
         for group in recipe.groups:
             refs = [str(listed.model) for listed in group.sources]
             signature.check_inputs(refs, str(group.base) if group.base else None, recipe.method)
 
     def tensors(self) -> Iterator[TensorPlan]:
-        first, last = self.recipe.groups[0], self.recipe.groups[-1]
-        outside = self._names_outside(first) if first is last else self._names_outside(first) + self._names_outside(last)
-        outside = list(dict.fromkeys(outside))
-        for name in outside:
-            if layers.is_before_layers(name):
-                yield self._tensor(first, name, [name] * len(first.sources), 0.0)
-        for group in self.recipe.groups:
-            yield from self._layers(group)
-        for name in outside:
-            if not layers.is_before_layers(name):
-                yield self._tensor(last, name, [name] * len(last.sources), 0.0)
+        if self.sliced:
+            yield from self._stacked()
+            return
+        [group] = self.recipe.groups
+        opened = [self.sources[listed.model] for listed in group.sources]
+        for source in opened:
+            self._check_depth(source)
+        for line in matching.lines(self.donor, opened):
+            names = [source.own_name(line.name) for source in opened]
+            yield self._kept(line.name) if line.kept else self._tensor(group, line.name, names, self._place(line.name))
 
-    def _layers(self, group: Group) -> Iterator[TensorPlan]:
+    def _place(self, name: str) -> float:
+        """Where in a gradient a tensor lies: its layer in its own stack; the start for tensors outside the layers."""
+        found = tensor_names.split_layer(name)
+        if found is None:
+            return 0.0
+        last = self._depths[found[0]] - 1
+        return min(1.0, found[1] / last) if last > 0 else 1.0
+
+    @cached_property
+    def _depths(self) -> dict[str, int]:
+        """Layers of every stack; of the main one as many as the config says, so that next-token layers lie at its end."""
+        found = dict(self.donor.stacks)
+        return found | ({self.stack: self.donor.layer_count(self.stack)} if self.stack else {})
+
+    def _check_depth(self, source: Source) -> None:
+        """Sources of other depths are no fault of a single tensor, so they are named as what they are."""
+        if self.stack is None:
+            return
+        own, theirs = self.donor.layer_count(self.stack), tensor_names.main_stack(source.stacks)
+        count = source.layer_count(theirs) if theirs else own
+        if count != own:
+            raise Incompatible(
+                f"{source.ref} has {count} layers {theirs!r}, {self.donor.ref} has {own} layers {self.stack!r}",
+                "sources must have the same architecture and number of layers; for stacking use passthrough with slices",
+            )
+
+    def _stacked(self) -> Iterator[TensorPlan]:
+        if self.stack is None:
+            raise Incompatible(
+                f"{self.donor.ref} has several stacks of layers ({', '.join(self.donor.stacks) or 'none'}), and a slice does not "
+                "say which of them it cuts",
+                "merge the whole models, without slices",
+            )
+        first, last = self.recipe.groups[0], self.recipe.groups[-1]
+        groups = [first] if first is last else [first, last]
+        refs = dict.fromkeys(listed.model for group in groups for listed in group.sources)
+        outside = []
+        for line in matching.lines(self.donor, [self.sources[ref] for ref in refs], skip=self.stack):
+            outside.append(line)
+        for line in outside:
+            if tensor_names.is_before_layers(line.name):
+                yield self._outside(first, line)
+        for group in self.recipe.groups:
+            yield from self._layers(group, self.stack)
+        for line in outside:
+            if not tensor_names.is_before_layers(line.name):
+                yield self._outside(last, line)
+
+    def _outside(self, group: Group, line: matching.Line) -> TensorPlan:
+        names = [self.sources[listed.model].own_name(line.name) for listed in group.sources]
+        return self._kept(line.name) if line.kept else self._tensor(group, line.name, names, 0.0)
+
+    def _layers(self, group: Group, stack: str) -> Iterator[TensorPlan]:
         template = group.sources[0]
-        stack, names = self.sources[template.model].names_in_layers()
+        names = self.sources[template.model].names_in_layers(stack)
         for listed in group.sources:
             self._check_layers(listed, stack, names, template)
-        first, end = self._range(template)
+        first, end = self._range(template, stack)
         for offset in range(end - first):
             t = offset / (end - first - 1) if end - first > 1 else 1.0
             for rest in names[first + offset]:
-                inputs = [f"{stack}.{(listed.layer_range or (0,))[0] + offset}.{rest}" for listed in group.sources]
-                yield self._tensor(group, f"{stack}.{self.layer}.{rest}", inputs, t)
-            self.layer += 1
+                inputs = [f"{stack}.{self._range(listed, stack)[0] + offset}.{rest}" for listed in group.sources]
+                yield self._tensor(group, f"{stack}.{len(self.layers)}.{rest}", inputs, t)
+            self.layers.append((template.model, first + offset))
 
-    def _range(self, listed: Listed) -> tuple[int, int]:
+    def _range(self, listed: Listed, stack: str) -> tuple[int, int]:
         """Its first layer, and one past its last."""
-        return listed.layer_range or (0, self.sources[listed.model].layer_count())
+        return listed.layer_range or (0, self.sources[listed.model].layer_count(stack))
 
     def _check_layers(self, listed: Listed, stack: str, names: dict[int, list[str]], template: Listed) -> None:
-        mine_stack, mine = self.sources[listed.model].names_in_layers()
-        count = self.sources[listed.model].layer_count()
-        first, end = self._range(listed)
+        source = self.sources[listed.model]
+        if source.renamed or stack not in source.stacks:
+            raise Incompatible(
+                f"{listed.model} has its layers in {', '.join(source.stacks) or 'no stack'}, {template.model} in {stack}",
+                "sources of slices must spell their tensors alike; check with `inspect`",
+            )
+        mine, count = source.names_in_layers(stack), source.layer_count(stack)
+        if len(mine) > count:
+            raise Incompatible(
+                f"{listed.model} stores next-token layers behind its {count} layers, which slices would misplace",
+                "merge the whole models, without slices",
+            )
+        first, end = self._range(listed, stack)
         if end > count:
             raise Incompatible(f"layer_range [{first}, {end}] of {listed.model} exceeds its {count} layers", f"end it at {count}")
-        start, stop = self._range(template)
-        if mine_stack != stack or end - first != stop - start:
+        start, stop = self._range(template, stack)
+        if end - first != stop - start:
             raise Incompatible(
-                f"{listed.model} has {end - first} layers {mine_stack!r}, {template.model} has {stop - start} layers {stack!r}",
-                "sources must have the same architecture and number of layers; for stacking use passthrough with slices",
+                f"{listed.model} has {end - first} layers, {template.model} has {stop - start} layers",
+                "give them ranges of one length",
             )
         for offset in range(end - first):
             ours, theirs = set(mine.get(first + offset, [])), set(names.get(start + offset, []))
@@ -133,39 +231,48 @@ class _Planner:
                 has, lacks = (listed.model, template.model) if odd in ours else (template.model, listed.model)
                 raise Incompatible(f"layer tensor {odd!r} is in {has} but not in {lacks}", "sources must share an architecture")
 
-    def _names_outside(self, group: Group) -> list[str]:
-        """Names outside the layers, in the first source's order. A tied head counts only if some source stores it."""
-        opened = [self.sources[listed.model] for listed in group.sources]
-        order = dict.fromkeys(name for source in opened for name in source.names_outside_layers())
-        for source in opened:
-            lacking = [name for name in order if name not in source.checkpoint.tensors and source.find(name) is None]
-            if lacking:
-                raise Incompatible(
-                    f"{lacking[0]!r} is missing in {source.ref}", "sources must share an architecture; check with `inspect`"
-                )
-        return list(order)
+    def _kept(self, name: str) -> TensorPlan:
+        found = self.donor.find(name)
+        assert found is not None, name
+        if found.stored.dtype not in FLOATS or tensor_names.is_buffer(name, found.stored.shape):
+            return self._copied(name, [found])
+        plain = Input(self.donor.ref, self.donor.checkpoint.tensors[name])
+        return TensorPlan(name, plain.stored.shape, self._dtype([plain]), (plain,), None, None, {}, ({},), "kept")
+
+    def _copied(self, name: str, inputs: list[Input]) -> TensorPlan:
+        """The donor's bytes: integers that count, masks, frequencies. (Packed weights are unpacked before they get here.)"""
+        mine = next((entry for entry in inputs if entry.source == self.donor.ref), inputs[0])
+        rest = tuple(entry for entry in inputs if entry is not mine)
+        every = (mine, *rest)
+        return TensorPlan(name, mine.stored.shape, DTYPES[mine.stored.dtype], every, None, None, {}, ({},) * len(every), "copied")
 
     def _tensor(self, group: Group, name: str, names: list[str], t: float) -> TensorPlan:
         base_ref = group.base if self.signature.base != "ignored" else None
         inputs, per_source = [], []
         for listed, stored_name in zip(group.sources, names, strict=True):
-            found = self.sources[listed.model].find(stored_name)
+            source = self.sources[listed.model]
+            found = source.find(name) if source.own_name(name) == stored_name else source.find(stored_name)
             if found is None:
                 raise Incompatible(f"{stored_name!r} is missing in {listed.model}", "sources must share an architecture")
             inputs.append(found)
+        self._check_shapes(name, inputs)
+        if inputs[0].stored.dtype not in FLOATS or tensor_names.is_buffer(name, inputs[0].stored.shape):
+            return self._copied(name, inputs)
+        for entry in inputs:
+            require_float(name, entry.stored)
+        for listed, stored_name, found in zip(group.sources, names, inputs, strict=True):
             per_source.append(
                 {}
                 if listed.model == base_ref
                 else {
-                    key: resolve(key, group.settings(key, listed), stored_name, t, kind, default, found.source)
+                    key: self._value(key, group.settings(key, listed), stored_name, t, kind, default, found.source)
                     for key, (kind, default) in self.signature.source.items()
                 }
             )
         shared = {
-            key: resolve(key, group.settings(key), name, t, kind, default, "the recipe")
+            key: self._value(key, group.settings(key), name, t, kind, default, "the recipe")
             for key, (kind, default) in self.signature.shared.items()
         }
-        self._check_shapes(name, inputs)
         self._check_rows(name, inputs[0].stored.shape)
         for key, only in (("filter_wise", False), ("nuslerp_flatten", True)):
             if shared.get(key, only) is not only:
@@ -183,6 +290,20 @@ class _Planner:
             tuple(per_source),
         )
 
+    def _value(self, key: str, settings: Iterator[Any], tensor: str, t: float, kind: Any, default: Any, whose: str) -> Any:
+        """A parameter for one tensor. A gradient runs over the main stack; one that is filtered to a stack runs over that."""
+        every = list(settings)
+        found = tensor_names.split_layer(tensor)
+        if found and len(self.donor.stacks) > 1 and found[0] != self.stack and (plain := has_gradient(every, tensor)) is not None:
+            if self.stack is None and plain:
+                raise Incompatible(
+                    f"{key} of {whose} is a gradient over the layers, and {self.donor.ref} has several stacks of them: "
+                    f"{', '.join(self.donor.stacks)}",
+                    f"name the stack: {key}: [{{filter: {found[0]}, value: [0, 1]}}, {{value: 0.5}}]",
+                )
+            t = 0.0 if plain else t
+        return resolve(key, every, tensor, t, kind, default, whose)
+
     def _check_shapes(self, name: str, inputs: list[Input]) -> None:
         first = inputs[0]
         for entry in inputs:
@@ -190,7 +311,7 @@ class _Planner:
                 raise Incompatible(
                     f"{name} is {list(first.stored.shape)} in {first.source}, {list(entry.stored.shape)} in {entry.source}",
                     "differing vocabularies need a tokenizer block and --engine mergekit"
-                    if layers.vocabulary_tensor(name)
+                    if tensor_names.vocabulary_tensor(name)
                     else "these are different models and cannot be averaged",
                 )
 
@@ -207,12 +328,19 @@ class _Planner:
         chosen = self.recipe.out_dtype or self.recipe.dtype
         if chosen is None:
             found = {FLOATS[entry.stored.dtype] for entry in inputs}
-            return found.pop() if len(found) == 1 else "float32"
-        if chosen not in FLOATS.values():
+            return found.pop() if len(found) == 1 and "float64" not in found else "float32"
+        if chosen not in FLOATS.values() or chosen == "float64":
             raise Unsupported(f"dtype {chosen!r} is not written by this engine", "use bfloat16, float16 or float32")
         return chosen
 
-    def warnings(self) -> Iterator[str]:
+    def warnings(self, tensors: tuple[TensorPlan, ...]) -> Iterator[str]:
+        """What the plan does that the recipe does not say, and what the recipe says that nothing reads."""
+        yield from matching.kept_warnings(self.donor.ref, [tensor.name for tensor in tensors if tensor.how == "kept"])
+        wide = {
+            entry.source for tensor in tensors if tensor.how == "merged" for entry in tensor.inputs if entry.stored.dtype == "F64"
+        }
+        if wide:
+            yield f"{', '.join(sorted(wide))} is float64: it is merged in float32 and written in the output's dtype"
         known = {*self.signature.source, *self.signature.shared}
         places = [("the recipe", self.recipe.parameters)]
         for group in self.recipe.groups:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from mcp_server.engine.recipe import Recipe
-from mcp_server.errors import Incompatible, Unsupported
-from mcp_server.formats import tensor_names as layers
-from mcp_server.formats.checkpoint import Checkpoint, StoredTensor, open_checkpoint, require_float
+from mcp_server.errors import Incompatible
+from mcp_server.formats import tensor_names
+from mcp_server.formats.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from mcp_server.formats.identity import text_section
 from mcp_server.formats.lora import Adapter, LowRank, open_adapter
 from mcp_server.formats.recipe import ModelRef
+from mcp_server.formats.tied import tied
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,49 +26,87 @@ class Input:
 
 @dataclass(frozen=True)
 class Source:
-    """An opened model of the recipe; `ref` is how the recipe names it."""
+    """An opened model of the recipe; `ref` is how the recipe names it.
+
+    `renamed` maps the names of the output to this source's own, where its checkpoint spells them differently.
+    """
 
     ref: str
     checkpoint: Checkpoint
     adapter: Adapter | None
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    def own_name(self, name: str) -> str:
+        return self.renamed.get(name, name)
 
     def find(self, name: str) -> Input | None:
-        """This source's version of a tensor; a missing head is the embedding when the model ties them."""
-        for candidate in (name, *(layers.EMBEDDINGS if name in layers.HEADS else ())):
-            stored = self.checkpoint.tensors.get(candidate)
-            if stored is None:
-                continue
-            require_float(candidate, stored)
-            change = self.adapter.changes.get(candidate) if self.adapter else None
-            return Input(self.ref, change.replacement or stored, change.low_rank) if change else Input(self.ref, stored)
+        """This source's version of a tensor, or of what the model ties it to when it is not stored; None when it has none."""
+        own = self.own_name(name)
+        stored = self.checkpoint.tensors.get(own)
+        if stored is None:
+            candidate = self._tied_to(own)
+            if candidate is None:
+                return None
+            own, stored = candidate, self.checkpoint.tensors[candidate]
+        change = self.adapter.changes.get(own) if self.adapter else None
+        return Input(self.ref, change.replacement or stored, change.low_rank) if change else Input(self.ref, stored)
+
+    def _tied_to(self, name: str) -> str | None:
+        """The stored tensor that stands for an absent one because the model ties them: a head, or a second embedding."""
+        if tensor_names.is_head(name) and self.tied and self.embedding:
+            return self.embedding
+        if tensor_names.is_word_embedding(name) and self.tied:
+            return self.embedding
+        bias, decoder = name.removesuffix(".decoder.bias"), name.removesuffix(".bias")
+        for alias in (f"{bias}.bias", f"{decoder}.decoder.bias"):
+            if name.endswith(".bias") and alias != name and alias in self.checkpoint.tensors:
+                return alias
         return None
 
-    def layer_count(self) -> int:
-        """Layers that the weights hold. Raises `Incompatible` when the config gives another number."""
-        numbers = [found[1] for name in self.checkpoint.tensors if (found := layers.split_layer(name))]
-        count = max(numbers, default=-1) + 1
-        key = layers.layer_key(self.checkpoint.config)
-        if key is not None and self.checkpoint.config[key] != count:
+    @cached_property
+    def tied(self) -> bool | None:
+        return tied(self.checkpoint.config)
+
+    @cached_property
+    def embedding(self) -> str | None:
+        """The input embedding's name; of several (an encoder's and a decoder's) the shared one."""
+        names = [name for name in self.checkpoint.tensors if tensor_names.is_word_embedding(name)]
+        shared = [name for name in names if "shared" in name or "tok" in name or "wte" in name or "word" in name]
+        return next(iter(shared or names), None)
+
+    @cached_property
+    def parts(self) -> frozenset[str]:
+        """Every dotted beginning of this source's tensors, as the output spells them: `model.`, `model.layers.`, …"""
+        back = {own: name for name, own in self.renamed.items()}
+        names = [back.get(name, name).split(".") for name in self.checkpoint.tensors]
+        return frozenset(".".join(parts[:n]) + "." for parts in names for n in range(1, len(parts)))
+
+    @cached_property
+    def stacks(self) -> dict[str, int]:
+        """Every stack of layers and how many layers the weights hold."""
+        return tensor_names.stacks(self.checkpoint.tensors)
+
+    def layer_count(self, stack: str) -> int:
+        """Layers of a stack by the config where it names them, else by the weights. Raises `Incompatible` when one is missing."""
+        held = {parts[1] for name in self.checkpoint.tensors if (parts := tensor_names.split_layer(name)) and parts[0] == stack}
+        config = self.checkpoint.config
+        part = text_section(config)
+        key = tensor_names.layer_key(part)
+        count = int(part[key]) if key is not None and stack == tensor_names.main_stack(self.stacks) else max(held) + 1
+        if absent := sorted(set(range(count)) - held):
             raise Incompatible(
-                f"{self.ref}: the config says {key}={self.checkpoint.config[key]}, the weights hold {count} layers",
-                "use --engine mergekit if the extra layers may be dropped, else correct the checkpoint",
+                f"{self.ref}: the config says {key}={count}, the weights hold no layer {absent[0]} of {stack}",
+                "download or save the checkpoint again",
             )
         return count
 
-    def names_in_layers(self) -> tuple[str, dict[int, list[str]]]:
-        """The name of the stack of layers, and layer number → names inside that layer, in stored order."""
+    def names_in_layers(self, stack: str) -> dict[int, list[str]]:
+        """Layer number → names inside that layer of a stack, in stored order."""
         names: dict[int, list[str]] = {}
-        stacks: dict[str, None] = {}
         for name in self.checkpoint.tensors:
-            if (found := layers.split_layer(name)) and not layers.is_buffer(name):
-                stacks[found[0]] = None
+            if (found := tensor_names.split_layer(name)) and found[0] == stack:
                 names.setdefault(found[1], []).append(found[2])
-        if len(stacks) > 1:
-            raise Unsupported(f"{self.ref} has several stacks of layers: {', '.join(stacks)}", "use --engine mergekit")
-        return next(iter(stacks), ""), names
-
-    def names_outside_layers(self) -> list[str]:
-        return [name for name in self.checkpoint.tensors if not layers.split_layer(name) and not layers.is_buffer(name)]
+        return names
 
 
 def open_sources(recipe: Recipe) -> dict[ModelRef, Source]:

@@ -11,12 +11,13 @@ from typing import Any, Final
 from mcp_server.errors import Malformed, NotAModel, NotFound, Unsupported
 from mcp_server.formats.quantised import Packing, Stored, find_weights
 from mcp_server.formats.refs import cached_snapshot, is_hub_id, split_revision
-from mcp_server.formats.safetensors import Header, read_header
+from mcp_server.formats.safetensors import DTYPE_BITS, Header, read_header
+from mcp_server.formats.tensor_names import without_wrappers
 from mcp_server.formats.tensors import read_json
 from mcp_server.system.paths import expanded
 
-FLOATS: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-ITEM_BYTES: Final = {"BF16": 2, "F16": 2, "F32": 4}
+FLOATS: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+ITEM_BYTES: Final = {dtype: bits // 8 for dtype, bits in DTYPE_BITS.items() if bits >= 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,13 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model folder. `headers` holds the header of each shard, by path."""
+    """One model folder. `headers` holds the header of each shard, by path; `wrapper` is what was taken out of stored names."""
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
     headers: dict[Path, Header]
+    wrapper: str = ""
 
 
 def locate(ref: str) -> Path:
@@ -76,7 +78,9 @@ def open_checkpoint(ref: str) -> Checkpoint:
                     f"{name!r} is in both {tensors[name].file.name} and {file.name} of {folder}", "remove stale shards"
                 )
             tensors[name] = StoredTensor(file, header.data_start + info.begin, info.dtype, info.shape, info.elements)
-    return Checkpoint(folder, config, _unpacked(tensors, Stored.of(str(folder), headers, config)), headers)
+    unpacked = _unpacked(tensors, Stored.of(str(folder), headers, config))
+    names, wrapper = without_wrappers(unpacked)
+    return Checkpoint(folder, config, {names[name]: tensor for name, tensor in unpacked.items()}, headers, wrapper)
 
 
 def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, StoredTensor]:
@@ -127,6 +131,6 @@ def shards(folder: Path) -> list[Path]:
 def require_float(name: str, tensor: StoredTensor) -> None:
     if tensor.dtype not in FLOATS:
         raise Unsupported(
-            f"{name!r} in {tensor.file} is {tensor.dtype}; this engine merges bf16, fp16 and fp32",
+            f"{name!r} in {tensor.file} is {tensor.dtype}; this engine merges bf16, fp16, fp32 and fp64",
             "merge the unquantised original, or use --engine mergekit",
         )

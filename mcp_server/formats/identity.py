@@ -32,6 +32,12 @@ def config_field(config: dict[str, Any], field: str) -> int | None:
     return None
 
 
+def text_section(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that describes the language model: `text_config` of a multimodal one, else the whole."""
+    section = config.get("text_config")
+    return section if isinstance(section, dict) and section else config
+
+
 def architecture_name(config: dict[str, Any]) -> str | None:
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else None

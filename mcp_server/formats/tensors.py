@@ -22,8 +22,12 @@ _SMALL_JSON_BYTES: Final = 16_000_000
 DTYPES: Final = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I64": "int64",
-    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E8M0": "float8_e8m0fnu",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "C64": "complex64",
 }  # fmt: skip
+"""The format's name of a dtype → torch's."""
+STORED: Final = {name: stored for stored, name in DTYPES.items()}
+"""Torch's name of a dtype → the format's."""
 FLOATS: Final = ("F64", "F32", "F16", "BF16")
 
 

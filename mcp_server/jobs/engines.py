@@ -6,11 +6,13 @@ stops with the options instead. The budget is what the request names, else the o
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mcp_server.errors import DoesNotFit, Unsupported
+from mcp_server.engine.coverage import covers
+from mcp_server.errors import DoesNotFit, NotFound, Unsupported
 from mcp_server.schemas.base import EngineId
 from mcp_server.schemas.estimate import EngineEstimate, Estimate
 from mcp_server.schemas.job import MergeRequest
@@ -47,6 +49,9 @@ def choose(request: MergeRequest) -> Choice:
         rank=request.rank,
     )
     stream = costs.engines["stream"]
+    if not stream.covers and request.engine != "mergekit" and request.output == "model":
+        with suppress(NotFound):  # a hub id that the job will fetch
+            covers(request.recipe)  # raises what is wrong for every engine
     if request.engine == "stream" and not stream.covers:
         raise Unsupported(f"the streaming engine cannot do this: {'; '.join(stream.why_not)}", "use engine 'mergekit' or 'auto'")
     wanted: list[EngineId] = ["stream", "mergekit"] if request.engine == "auto" else [request.engine]

@@ -30,10 +30,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         "untied": {"tied": True}, "half": {"dtype": "F16"}, "partial": {"drop": ("model.layers.1.mlp.up_proj.weight",)},
         "rotated": {"rope_theta": 500000.0}, "padded": {"vocabulary": 64}, "padded-too": {"vocabulary": 64},
         "headless": {"drop": ("lm_head.weight",)},
+        "eyes": {"add": {"model.visual.blocks.0.qkv.weight": [8, 8]}},
     }  # fmt: skip
     for name, shape in models.items():
         tokens = [*TOKENS, *(f"x{n}" for n in range(4))] if name == "words" else TOKENS
         cache_model(cache, f"org/{name}", **({"layers": 4, "tokens": tokens} | shape))
+    cache_model(cache, "org/eyes-tuned", layers=4, tokens=TOKENS, **models["eyes"])
+    sides = {f"{side}.layers.{n}.fc1.weight": [8, 8] for side in ("encoder", "decoder") for n in range(2)}
+    for name in ("org/seq2seq", "org/seq2seq-tuned"):
+        cache_model(cache, name, layers=0, tokens=TOKENS, add=sides, architecture="BartForConditionalGeneration")
     cache_model(cache, "org/other-words", layers=4, tokens=[*TOKENS[:8], *(f"o{n}" for n in range(8))])
     cache_model(cache, "org/too-many-words", layers=4, tokens=[*TOKENS, *(f"x{n}" for n in range(4))])
     write_lora(here / "lora", "org/base", layers=4)

@@ -2,7 +2,17 @@
 
 from mcp_server.formats.recipe.parse import Problem, parse_document, parse_recipe, read_recipe
 from mcp_server.formats.recipe.refs import parse_ref
-from mcp_server.formats.recipe.settings import MISSING, as_flag, as_number, evaluate, has_fallback, resolve, scalars
+from mcp_server.formats.recipe.settings import (
+    MISSING,
+    as_flag,
+    as_number,
+    evaluate,
+    has_fallback,
+    is_filters,
+    is_gradient,
+    resolve,
+    scalars,
+)
 from mcp_server.formats.recipe.types import Expert, Group, ModelRef, Module, OutputSlice, Recipe, Source
 
 __all__ = [
@@ -19,6 +29,8 @@ __all__ = [
     "as_number",
     "evaluate",
     "has_fallback",
+    "is_filters",
+    "is_gradient",
     "parse_document",
     "parse_recipe",
     "parse_ref",

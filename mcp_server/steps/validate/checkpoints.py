@@ -10,6 +10,7 @@ from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.tensors import DTYPES
 from mcp_server.steps.inspect import Checkpoint
 from mcp_server.steps.validate.context import Context, Unknown
+from mcp_server.steps.validate.engines import plan_of
 from mcp_server.steps.validate.parameters import all_parameters
 from mcp_server.steps.validate.registry import Found, check
 
@@ -32,6 +33,8 @@ def sources_line_up(context: Context) -> Iterator[Found]:
             )
             if a is not None and b is not None and a != b
         }
+        if "architecture" in differing and _planned(context):  # a text model beside a multimodal one, an encoder beside its head
+            del differing["architecture"]
         if context.recipe.models and first.layers and model.layers and first.layers != model.layers:
             differing["layers"] = (first.layers, model.layers)
         if differing:
@@ -60,7 +63,7 @@ def tensors_agree(context: Context) -> Iterator[Found]:
     models = two_or_more(context)
     first_ref, first = next(iter(models.items()))
     for ref, model in models.items():
-        if ref == first_ref or architecture_name(model.config) != architecture_name(first.config):
+        if ref == first_ref or architecture_name(model.config) != architecture_name(first.config) or _planned(context):
             continue
         missing = sorted(n for n in first.tensors if n not in model.tensors and not _optional(n))
         extra = sorted(n for n in model.tensors if n not in first.tensors and not _optional(n))
@@ -164,6 +167,14 @@ def two_or_more(context: Context) -> dict[ModelRef, Checkpoint]:
     if not opened or (len(opened) < 2 and not context.all_here()):
         raise Unknown("fewer than two sources are on this machine")
     return dict(opened.values())
+
+
+def _planned(context: Context) -> bool:
+    """Whether the engine's plan, which matches tensors exactly, has found a place for every one of them."""
+    try:
+        return plan_of(context) == []
+    except Unknown:
+        return False
 
 
 def _is_vocabulary(name: str) -> bool:

@@ -26,6 +26,8 @@ class Context:
     ram_gib: float | None = None
     stage_names: frozenset[str] = frozenset()
     stages: tuple[Recipe, ...] = ()
+    plan: list[str] | MergingError | None = None
+    """What the streaming engine says of it, once it has been asked."""
     _models: dict[str, Checkpoint | MergingError] = field(default_factory=dict)
     _adapters: dict[str, Adapter | MergingError] = field(default_factory=dict)
 

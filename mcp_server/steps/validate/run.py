@@ -13,6 +13,7 @@ from mcp_server.steps.validate import (  # noqa: F401 - they register
     adapters,
     behaviour,
     checkpoints,
+    engines,
     experts,
     form,
     inputs,
@@ -33,6 +34,8 @@ Planner = Callable[[str, Path], list[str]]
 
 WHOLE = ("MM501", "MM502", "MM503", "MM504", "MM605")
 """Decided once for the whole recipe, not for each stage."""
+PLANS = ("MM330", "MM331")
+"""Asked last, and only when nothing else is wrong: they say in other words what the other checks have said."""
 
 
 def validate(
@@ -90,7 +93,8 @@ def _stage(context: Context, prefix: str, skipped: dict[str, str]) -> list[Findi
     disguised = isinstance(method, str) and is_moe(method)
     problems = [] if disguised and is_moe_in_disguise(context.document) else context.problems
     found = [_finding(p.code, p.message, prefix + p.where, p.fix) for p in problems]
-    return found + _run(context, [code for code in CHECKS if code not in WHOLE], prefix, skipped)
+    found += _run(context, [code for code in CHECKS if code not in (*WHOLE, *PLANS)], prefix, skipped)
+    return found if any(finding.severity == "error" for finding in found) else found + _run(context, PLANS, prefix, skipped)
 
 
 def _run(context: Context, codes: Iterable[str], prefix: str, skipped: dict[str, str]) -> list[Finding]:
@@ -122,7 +126,7 @@ def _finding(code: str, message: str, where: str, fix: str) -> Finding:
 
 KINDS: Final[dict[str, type[BadInput]]] = {
     "MM301": NotFound, "MM302": NotAModel, "MM401": NotAModel, "MM405": NotAModel, "MM304": Incompatible, "MM305": Incompatible,
-    "MM306": Incompatible, "MM403": Incompatible, "MM308": Malformed,
+    "MM306": Incompatible, "MM330": Incompatible, "MM403": Incompatible, "MM308": Malformed,
 }  # fmt: skip
 """Code → the kind of error; MM1xx is `Malformed`, the rest `BadInput`."""
 
