@@ -64,6 +64,7 @@ class Observed(Frozen):
     doubtful_base: str | None = None
     unrelated: str | None = None
     unusable: str | None = None
+    damaged: str | None = None
     quantised_base: str | None = None
     tokenizers: str | None = None
     templates: str | None = None

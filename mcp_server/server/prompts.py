@@ -7,6 +7,10 @@ from typing import Annotated
 from mcp.server import MCPServer
 from pydantic import Field
 
+from mcp_server import jobs
+from mcp_server.errors import MergingError, NotFound
+from mcp_server.server.access import Access
+
 
 def register(server: MCPServer) -> None:
     server.prompt(title="Plan a merge")(plan_merge)
@@ -76,27 +80,42 @@ def challenge_plan(
 
 
 def diagnose_merge(
-    job_id: Annotated[str, Field(description="The merge job, or the evaluation job of a merge that disappointed.")],
+    job_id: Annotated[str, Field(description="The job that failed or whose model disappoints, or the merged model's folder.")],
     symptom: Annotated[str, Field(description="What you see: an error, gibberish, a skill that is gone.")] = "",
 ) -> str:
     """From a failed job or a disappointing model to the cause and the next recipe."""
     return "\n".join(
         [
-            f"Job: {job_id}",
-            f"Symptom: {symptom or 'see the job'}",
+            *_seen(job_id),
+            f"Symptom: {symptom or 'not told'}",
             "",
             "Find out what went wrong.",
-            "1. merge_status and merge_logs of the job. If it was interrupted, resume_merge. If it ran out of memory, "
-            "estimate_ram again with",
-            "   the memory that is there. If the recipe is at fault, validate_config it and read every finding.",
-            "2. If it succeeded but the model is bad: verify_merge. `failed` is a broken file or recipe; go back to the recipe.",
-            "3. If it is verified: evaluate_merge with cross=true against base and sources. One skill lost while the "
-            "other is whole: norms or",
-            "   weights (compare_models), give the lost one more. Both half lost: the scale is too large or too "
-            "small, try lambda below 1.",
-            "   A source that acts on the other's prompts even alone: no merge repairs that; retrain it with replay, or route.",
-            "   Perplexity more than 2× the best source: failed; do not ship it.",
-            "4. Tell me the cause, the evidence for it, and one next recipe to try (the evaluation's `next` is the "
-            "first candidate).",
+            "1. A job that failed: merge_status and merge_logs. Interrupted: resume_merge. Out of memory: estimate_ram with the "
+            "memory that is there. Recipe at fault: validate_config, and read every finding.",
+            "2. A model that disappoints: the findings above (or diagnose_merge on its folder). Believe a finding only with its "
+            "evidence; what is listed as unknown, measure first.",
+            "3. Nothing found and nothing measured: evaluate_merge with cross=true against base and sources, then diagnose_merge "
+            "again.",
+            "4. Tell me the cause, the evidence for it, and one next step.",
         ]
     )
+
+
+def _seen(named: str) -> list[str]:
+    """What the rules find now in the folder, or in a job's output. Where neither can be looked at, the tools will say why."""
+    from mcp_server.steps.diagnose import diagnose
+
+    lines = [f"Job or folder: {named}"]
+    try:
+        try:
+            out = jobs.status(named).output or ""
+        except NotFound:
+            out = named
+        found = diagnose(Access.now().existing_folder(out)) if out else None
+    except MergingError:
+        found = None
+    if found is None:
+        return lines
+    lines += ["Findings in its folder:" if found.findings else "Findings in its folder: none"]
+    lines += [f"- {one.code}: {one.cause}. Evidence: {one.evidence}. Next: {one.next}" for one in found.findings]
+    return lines + [f"- unknown: {text}" for text in found.unknown]

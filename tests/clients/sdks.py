@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 from tests.clients.conformance import http_server
 from tests.clients.ground import CLIENTS, HERE, LAUNCHER, ROOT, SCRATCH, Check, parsed, recipe, require, run
+
+TOOLS = json.loads((ROOT / "tests" / "server" / "contract.json").read_text(encoding="utf-8"))["tools"]
 
 
 def checks() -> list[Check]:
@@ -21,10 +24,10 @@ def checks() -> list[Check]:
 
 def typescript_v1() -> str:
     seen = parsed(run("node", CLIENTS / "typescript_v1.mjs", LAUNCHER, ROOT).stdout)
-    wanted = {"tools": 17, "prompts": ["challenge_plan", "diagnose_merge", "plan_merge"], "templates": 3, "strategies": 2,
+    wanted = {"tools": len(TOOLS), "prompts": ["challenge_plan", "diagnose_merge", "plan_merge"], "templates": 3, "strategies": 2,
               "refused": True, "resource": True, "prompt": 1, "completed": ["task_arithmetic"]}  # fmt: skip
     require(seen == wanted, seen)
-    return "17 tools"
+    return f"{len(TOOLS)} tools"
 
 
 def typescript_v2(mode: str) -> str:
@@ -32,7 +35,9 @@ def typescript_v2(mode: str) -> str:
     occupied.mkdir(exist_ok=True)
     (occupied / "precious.txt").write_text("mine", encoding="utf-8")
     ended = run("node", CLIENTS / "typescript_v2.mjs", LAUNCHER, ROOT, recipe(), occupied, mode)
-    require(parsed(ended.stdout) == {"tools": 17, "strategies": 2, "asked": True, "obeyed": True}, ended.stdout + ended.stderr)
+    require(
+        parsed(ended.stdout) == {"tools": len(TOOLS), "strategies": 2, "asked": True, "obeyed": True}, ended.stdout + ended.stderr
+    )
     require((occupied / "precious.txt").is_file(), "the folder was replaced although the user said no")
     return "asked once; the no was obeyed"
 
@@ -41,8 +46,8 @@ def fastmcp(target: str) -> str:
     ended = run(CLIENTS / "py" / "bin" / "python", HERE / "fastmcp_session.py", target, LAUNCHER)
     require(ended.returncode == 0, ended.stderr)
     seen = parsed(ended.stdout)
-    require(seen == {"tools": 17, "strategies": 2, "refused": True}, seen)
-    return "17 tools"
+    require(seen == {"tools": len(TOOLS), "strategies": 2, "refused": True}, seen)
+    return f"{len(TOOLS)} tools"
 
 
 def fastmcp_http() -> str:

@@ -8,6 +8,7 @@ from mcp import Client
 
 from mcp_server.schemas.plan import Plan
 from mcp_server.server import build_server
+from tests.engine.synthetic import run
 from tests.server.conftest import data_of, recipe_of, text_of
 from tests.server.test_contract import READ_ONLY
 
@@ -96,6 +97,7 @@ async def test_no_read_only_tool_writes_a_file(workspace, store):
         "merge_status": {"job_id": "x"},
         "list_merges": {},
         "merge_logs": {"job_id": "x"},
+        "diagnose_merge": {"out": "./code"},
     }
     assert arguments.keys() == READ_ONLY
     async with Client(build_server()) as client:
@@ -118,3 +120,15 @@ async def test_fifty_calls_at_once_are_each_answered_with_their_own_result(works
             for offset in range(50):
                 group.start_soon(ask, client, offset)
     assert answers == {offset: everything[offset % 10] for offset in range(50)}
+
+
+async def test_diagnose_and_its_prompt_name_the_same_cause(call, workspace):
+    run(recipe_of("code", "chat"), workspace / "merged")
+    assert data_of(await call("diagnose_merge", out="./merged"))["ok"] is True
+    weights = workspace / "merged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    found = data_of(await call("diagnose_merge", out="./merged"))
+    assert (found["ok"], [one["code"] for one in found["findings"]]) == (False, ["damaged_file"])
+    async with Client(build_server()) as client:
+        prompt = await client.get_prompt("diagnose_merge", {"job_id": "./merged"})
+    assert "- damaged_file: " in prompt.messages[0].content.text

@@ -52,6 +52,12 @@ def unusable(scenario: Scenario) -> str | None:
 
 
 @signal
+def damaged(scenario: Scenario) -> str | None:
+    """Sources whose stored change is nothing, or no number: never trained, or a training that diverged."""
+    return observed(scenario).damaged
+
+
+@signal
 def quantised_base(scenario: Scenario) -> str | None:
     """A base that is quantised: adapters can be merged for it, a full model cannot be made on it."""
     return observed(scenario).quantised_base

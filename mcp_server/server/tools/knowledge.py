@@ -10,6 +10,7 @@ from pydantic import Field
 from mcp_server.catalog import load as load_catalog
 from mcp_server.errors import BadInput
 from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.diagnosis import Diagnosis
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.inspect import Inspection
 from mcp_server.schemas.plan import Plan, Rendered
@@ -34,6 +35,7 @@ def tools() -> list[CheckedTool]:
         checked(render_config, "Render the merge recipe", READS),
         checked(validate_config, "Validate a merge recipe", READS),
         checked(estimate_ram, "Estimate memory, disk and time", READS),
+        checked(diagnose_merge, "Find out why a merge is bad", READS),
     ]
 
 
@@ -139,6 +141,15 @@ def estimate_ram(
     text, folder = access.recipe(recipe)
     place = access.output(out) if out else None
     return estimate(text, ram_gib=ram_gib, out=place, folder=folder, output=output, rank=rank)
+
+
+def diagnose_merge(out: Out) -> Diagnosis:
+    """Name the cause when a merge disappoints (gibberish, a lost skill, a failed check): wrong base, swapped tokenizer, absurd
+    scale, leak, lost precision, too few prompts … each with evidence and the next step. Starts nothing.
+    """
+    from mcp_server.steps.diagnose import diagnose
+
+    return diagnose(Access.now().existing_folder(out))
 
 
 def as_text(value: Any) -> str:

@@ -6,6 +6,7 @@ stays unknown. Where a file contradicts the scenario the file is believed, and t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -44,13 +45,14 @@ def look(scenario: Scenario, figures: Figures | None = None) -> SeenScenario:
             "looked_at": list(found),
             "unreachable": _joined(absent),
             "said_otherwise": _contradictions(scenario, names, kinds),
+            "damaged": _damaged(measured),
             "relative_norm": measured.relative_norm,
             "measured_by": measured.origin,
         }
     )
     bases_agree = not any(d.field == "adapter_base" for d in seen.differences)
     sources = [
-        _completed(source, kinds.get(name), measured.norms.get(name), take_base=bases_agree and named is None)
+        _completed(source, kinds.get(name), _usable(measured.norms.get(name)), take_base=bases_agree and named is None)
         for name, source in zip(names, scenario.sources or [], strict=True)
     ]
     relations = _relations(scenario, measured)
@@ -144,6 +146,20 @@ def _relations(scenario: Scenario, measured: Figures) -> list[PairRelation] | No
         if new:
             pairs[key] = known.model_copy(update=new)
     return list(pairs.values()) or scenario.relations
+
+
+def _usable(norm: float | None) -> float | None:
+    return norm if norm is not None and math.isfinite(norm) else None
+
+
+def _damaged(measured: Figures) -> str | None:
+    """A task vector of no length, or of no number. Full models are sampled, so that nothing there is proof of nothing."""
+    said = {0.0: "its change is zero throughout: it was never trained, or saved before training"}
+    found = [f"{name} ({said[norm]})" for name, norm in measured.norms.items() if norm in said and measured.exact]
+    found += [
+        f"{name} (its change holds values that are no numbers)" for name, n in measured.norms.items() if not math.isfinite(n)
+    ]
+    return _joined(found)
 
 
 def _joined(parts: list[str]) -> str | None:

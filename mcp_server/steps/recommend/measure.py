@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +36,8 @@ class Figures:
     pairs: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     relative_norm: float | None = None
     origin: str | None = None
+    exact: bool = False
+    """Every weight was looked at, so that zero is zero."""
 
 
 def measure(base: Path, sources: dict[str, tuple[Path, bool]]) -> Figures:
@@ -81,7 +83,8 @@ def _of_models(base: dict[str, StoredTensor], sources: dict[str, tuple[Path, boo
     norms = {name: float(np.linalg.norm(delta)) for name, delta in deltas.items()}
     whole = float(np.linalg.norm(reference))
     products = {(a, b): float(deltas[a] @ deltas[b]) for a, b in itertools.combinations(deltas, 2)}
-    return _figures(norms, products, min(norms.values(), default=0.0) / whole if whole else None, "samples of the weights")
+    shortest = min((norm for norm in norms.values() if math.isfinite(norm)), default=0.0)
+    return _figures(norms, products, shortest / whole if whole else None, "samples of the weights")
 
 
 def _of_adapters(base: dict[str, StoredTensor], sources: dict[str, tuple[Path, bool]]) -> Figures:
@@ -102,8 +105,9 @@ def _of_adapters(base: dict[str, StoredTensor], sources: dict[str, tuple[Path, b
             if b1.shape[0] == b2.shape[0] and a1.shape[1] == a2.shape[1]:
                 products[one, other] += float(np.sum((b1.T @ b2) * (a1 @ a2.T)))
     scale = math.sqrt(len(everything) / len(chosen)) if chosen else 1.0
-    norms = {name: math.sqrt(max(square, 0.0)) * scale for name, square in squares.items()}
-    return _figures(norms, {k: v * scale**2 for k, v in products.items()}, None, "the adapters' factors")
+    norms = {name: math.sqrt(square) * scale if square >= 0 else math.nan for name, square in squares.items()}
+    figures = _figures(norms, {k: v * scale**2 for k, v in products.items()}, None, "the adapters' factors")
+    return replace(figures, exact=len(chosen) == len(everything))
 
 
 def _figures(norms: dict[str, float], products: dict[tuple[str, str], float], relative: float | None, origin: str) -> Figures:

@@ -1,0 +1,135 @@
+"""All that is known about a merged folder, read once: its record, a fresh look at its weights, its sources, its evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mcp_server.errors import MergingError, NotFound
+from mcp_server.formats.identity import token_ids
+from mcp_server.formats.lineage import Lineage, read_lineage
+from mcp_server.formats.provenance import Provenance, identify, read_provenance
+from mcp_server.schemas.evidence import Check, Evaluation, Verification
+from mcp_server.schemas.plan import Observed
+from mcp_server.schemas.scenario import PairRelation, Scenario, ScenarioSource
+from mcp_server.steps.recommend.look import look
+from mcp_server.steps.verify import verify
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass
+class Known:
+    """What the rules read. None, or an empty table, is unknown."""
+
+    folder: Path
+    provenance: Provenance | None = None
+    lineage: Lineage = field(default_factory=Lineage)
+    checks: dict[str, Check] = field(default_factory=dict)
+    landed: dict[str, float] = field(default_factory=dict)
+    rounding_loss: dict[str, float] = field(default_factory=dict)
+    changed_files: list[str] = field(default_factory=list)
+    observed: Observed = field(default_factory=Observed)
+    pairs: list[PairRelation] = field(default_factory=list)
+    norms: dict[str, float] = field(default_factory=dict)
+    tokens_moved: str | None = None
+    evaluation: Evaluation | None = None
+    looked_at: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+def read_evidence(out: Path) -> Known:
+    """Raises `NotFound` when there is no such folder; whatever is wrong with its content is evidence."""
+    if not out.is_dir():
+        raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    known = Known(out)
+    _read_record(known)
+    _read_weights(known)
+    _read_sources(known)
+    _read_tokens(known)
+    _read_evaluation(known)
+    return known
+
+
+def _read_record(known: Known) -> None:
+    try:
+        known.provenance = read_provenance(known.folder)
+        known.lineage = read_lineage(known.folder)
+    except MergingError as error:
+        known.unknown.append(f"record: {error.message}")
+        return
+    if known.provenance is None:
+        known.unknown.append("record: there is no merge_provenance.json, so changes since the merge cannot be told")
+        return
+    known.looked_at.append("provenance")
+    recorded = known.provenance.output
+    if recorded is None:
+        return
+    try:
+        now = {file.name: file for file in identify(known.folder, recorded.hash).files}
+    except MergingError:
+        return  # unreadable weights are the verification's finding
+    known.changed_files = [file.name for file in recorded.files if now.get(file.name) != file]
+
+
+def _read_weights(known: Known) -> None:
+    found = verify(known.folder)
+    stored = _stored(known.folder / "verification.json", Verification)
+    checks = [*found.checks, *(check for check in (stored.checks if stored else []) if check.name == "loads")]
+    known.checks = {check.name: check for check in checks}
+    known.landed = {name: share for name, share in found.landed.items() if share is not None}
+    known.rounding_loss = {name: share for name, share in found.rounding_loss.items() if share is not None}
+    known.looked_at.append("weights (sampled)")
+    if stored is None:
+        known.unknown.append("whether it loads: model-merging verify OUT")
+
+
+def _read_sources(known: Known) -> None:
+    """Sources and base as `recommend` looks at them: another base, shapes, tokenizers, lengths and angles of the deltas."""
+    if not known.lineage.sources:
+        known.unknown.append("sources: no recipe in the folder names them")
+        return
+    sources = [ScenarioSource(name=name, ref=ref.rpartition("+")[2]) for name, ref in known.lineage.sources.items()]
+    seen = look(Scenario(sources=sources, base_model=known.lineage.base))
+    known.observed = seen.observed
+    known.pairs = list(seen.relations or [])
+    known.norms = {s.name: s.norm for s in seen.sources or [] if s.name and s.norm is not None}
+    if seen.observed.looked_at:
+        known.looked_at.append("sources and base (headers and samples)")
+    if seen.observed.unreachable:
+        known.unknown.append(f"not here: {seen.observed.unreachable}")
+
+
+def _read_tokens(known: Known) -> None:
+    """Token ids of the output against the base's, where the recipe asks for no other vocabulary."""
+    if known.lineage.base is None or "tokenizer" in known.lineage.recipe:
+        return
+    try:
+        here, there = token_ids(known.folder), token_ids(Path(known.lineage.base))
+    except MergingError:
+        return
+    if here is None or there is None:
+        return
+    moved = [token for token, number in there.items() if here.get(token, number) != number]
+    if moved:
+        known.tokens_moved = f"{len(moved)} of {len(there)} tokens have another id than in the base, such as {moved[0]!r}"
+
+
+def _read_evaluation(known: Known) -> None:
+    known.evaluation = _stored(known.folder / "evaluation.json", Evaluation)
+    if known.evaluation is None:
+        known.unknown.append("skills: model-merging evaluate OUT --suite SUITE (with --cross: leaks between contexts)")
+        return
+    known.looked_at.append("evaluation")
+    if not known.evaluation.cross_context:
+        known.unknown.append("leaks between contexts: model-merging evaluate OUT --cross")
+
+
+def _stored(file: Path, model: type[M]) -> M | None:
+    try:
+        return model.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
