@@ -78,29 +78,30 @@ def checked(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) ->
     tool.fn_metadata.output_model = returned
     tool.fn_metadata.output_schema = _output_schema(returned)
     fields = {name: getattr(tool, name) for name in Tool.model_fields}
-    return CheckedTool(**{**fields, "parameters": {**_without_titles(tool.parameters), "additionalProperties": False}})
+    return CheckedTool(**{**fields, "parameters": {**_without(tool.parameters), "additionalProperties": False}})
 
 
 @functools.cache
 def _output_schema(model: type[BaseModel]) -> dict[str, Any]:
-    schema: dict[str, Any] = _without_titles(model.model_json_schema())
+    """What a client validates against. Descriptions and defaults are for those who fill a schema in; nobody fills in a result."""
+    schema: dict[str, Any] = _without(model.model_json_schema(), frozenset({"title", "description", "default"}))
     return schema
 
 
-def _without_titles(schema: Any) -> Any:
-    """The schema without `title` annotations; a property that is *named* title stays."""
+def _without(schema: Any, annotations: frozenset[str] = frozenset({"title"})) -> Any:
+    """The schema without these annotations; a property that is *named* so stays."""
     if isinstance(schema, list):
-        return [_without_titles(item) for item in schema]
+        return [_without(item, annotations) for item in schema]
     if not isinstance(schema, dict):
         return schema
     found = {}
     for key, value in schema.items():
         if key in ("properties", "$defs"):
-            found[key] = {name: _without_titles(item) for name, item in value.items()}
-        elif key in ("default", "examples", "const", "enum"):
+            found[key] = {name: _without(item, annotations) for name, item in value.items()}
+        elif key in ("examples", "const", "enum") or (key == "default" and key not in annotations):
             found[key] = value
-        elif key != "title":
-            found[key] = _without_titles(value)
+        elif key not in annotations:
+            found[key] = _without(value, annotations)
     return found
 
 

@@ -133,7 +133,6 @@ def test_fine_tunes_on_a_base_that_is_not_theirs_are_told_from_near_copies(
         ({"num_attention_heads": 4}, "cannot_merge", "shapes_differ"),
         ({"architectures": ["MistralForCausalLM"]}, "cannot_merge", "shapes_differ"),
         ({"hidden_act": "gelu"}, "merge_with_caution", "settings_in_conflict"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "cannot_merge", "files_unusable"),
     ],
 )
 def test_what_a_models_config_says_reaches_the_verdict(
@@ -144,6 +143,13 @@ def test_what_a_models_config_says_reaches_the_verdict(
     plan = plan_for(base, one, changed)
     assert (plan.verdict, plan.rules[0].id) == (verdict, rule)
     assert inspect_models([str(one), str(changed)], base=str(base)).compatible is (verdict == "merge_with_caution")
+
+
+def test_a_pickle_among_the_sources_cannot_be_merged(base: Path, tmp_path: Path) -> None:
+    pickled = write_model(tmp_path / "pickled", seed=2)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    plan = plan_for(base, write_model(tmp_path / "one", seed=1), pickled)
+    assert (plan.verdict, [d.split(" ")[0] for d in plan.differences]) == ("cannot_merge", ["files"])
 
 
 def test_another_vocabulary_and_another_template_are_named(base: Path, tmp_path: Path) -> None:
