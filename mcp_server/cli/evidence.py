@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from mcp_server.cli.console import Json, emit, stderr, table
 from mcp_server.cli.merging import finish, foreground
+from mcp_server.formats.own_data import DATA
 from mcp_server.formats.refs import anchor_ref
-from mcp_server.formats.suites import SIDECAR
+from mcp_server.formats.suites import SIDECAR, TEXTS
 from mcp_server.schemas.comparison import Comparison, PairRelation
 from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
 from mcp_server.schemas.job import CompareRequest, EvaluateRequest, JobRequest, SweepRequest, VerifyRequest
 from mcp_server.steps.report import write_report
 from mcp_server.system.files import write_json, write_text
+from mcp_server.system.paths import expanded
 
 EXIT_OF_VERIFICATION = {"verified": 0, "failed": 1, "unreadable": 2, "inconclusive": 3}
 EXIT_OF_EVALUATION = {"passed": 0, "adjust": 1, "failed": 1, "inconclusive": 3}
@@ -47,8 +49,10 @@ def anchored_pair(text: str) -> tuple[str, str]:
 
 
 def anchored_suite(name: str) -> str:
-    """A suite's folder or a text file; a suite's name, or a task of lm-eval, stays."""
-    return str(Path(name).resolve()) if Path(name).is_file() or Path(name).joinpath(SIDECAR).is_file() else name
+    """A suite's folder, or a file of text or data; a suite's name, or a task of lm-eval, stays."""
+    path = expanded(name)
+    named = name.endswith((*TEXTS, *DATA)) or path.joinpath(SIDECAR).is_file()
+    return str(path.resolve()) if named else name
 
 
 PAIR_COLUMNS = ("pair", "cosine", "signs differ", "norm ratio", "top overlap")
@@ -116,12 +120,15 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Argument(help="a merged model; left out: measure base and sources alone, before a merge")
     ] = None,
-    suite: Annotated[list[str] | None, typer.Option(help="suite, lm-eval task or a text file; repeat for more")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="suite, lm-eval task, .txt or .jsonl file; repeat for more")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="your own .jsonl: prompt and expected a line; repeat for more")] = None,
     against: Annotated[list[str] | None, typer.Option(help="NAME=REF of base or a source; default: from the provenance")] = None,
     cross: Annotated[bool, typer.Option(help="each source alone on the others' prompts")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N prompts of every suite")] = None,
     quick: Annotated[bool, typer.Option(help="each suite's own small number of prompts")] = False,
-    split: Annotated[str, typer.Option(help="dev or test")] = "test",
+    split: Annotated[
+        Literal["dev", "test"] | None, typer.Option(help="default: dev while you choose; test once, for the report")
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server of the models: http://HOST:PORT/v1 or its chat URL")
     ] = None,
@@ -135,6 +142,7 @@ def evaluate(
     parameters: dict[str, Any] = {
         "out": out and str(out.resolve()),
         "suites": [anchored_suite(name) for name in suite or []],
+        "data": [str(expanded(file).resolve()) for file in data or []],
         "against": dict(anchored_pair(pair) for pair in against or []),
         "cross": cross,
         "limit": limit,
@@ -188,7 +196,8 @@ def show_evaluation(found: Evaluation) -> None:
 def sweep(
     plan: Annotated[Path, typer.Argument(help="plan YAML")],
     out: Annotated[Path, typer.Argument(help="folder for the table and the winner")],
-    suite: Annotated[list[str] | None, typer.Option(help="suite, lm-eval task or a text file; repeat for more")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="suite, lm-eval task, .txt or .jsonl file; repeat for more")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="your own .jsonl: prompt and expected a line; repeat for more")] = None,
     grid: Annotated[list[str] | None, typer.Option(help="KEY=V1,V2,… ; default: the plan's shortlist")] = None,
     try_: Annotated[list[str] | None, typer.Option("--try", help="one candidate: 'KEY=VALUE KEY=VALUE'; repeat for more")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="prompts per suite for the full measurement")] = None,
@@ -206,6 +215,7 @@ def sweep(
         "plan": str(plan.resolve()),
         "out": str(out.resolve()),
         "suites": [anchored_suite(name) for name in suite or []],
+        "data": [str(expanded(file).resolve()) for file in data or []],
         "grid": grid or [],
         "tries": try_ or [],
         "limit": limit,

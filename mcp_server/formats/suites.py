@@ -14,19 +14,24 @@ capability the suite stands for, which of its metrics decides, and which functio
     target: 0.8                    # where no source alone can be the measure: what the merge itself must reach (optional)
     likelihoods: optional          # its `process_results` leaves metrics out where log-likelihoods are NaN (default: required)
 
-A text file (`.txt`, `.md`) is a suite too: the perplexity of its passages. A name that is neither is taken for a task of lm-eval.
+A text file (`.txt`, `.md`) is a suite too: the perplexity of its passages. So is a file of prompts and answers (`.jsonl`, see
+`own_data`). Any other name is a task of lm-eval: its files are searched, nothing is imported.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, ValidationError
 
-from mcp_server.errors import Malformed, NotFound
+from mcp_server.errors import Malformed, NotFound, did_you_mean
+from mcp_server.formats.own_data import DATA, Split, read_data
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.faults import first_fault
 from mcp_server.system import paths
@@ -34,7 +39,8 @@ from mcp_server.system.yaml_io import load_yaml
 
 SIDECAR = "suite.yaml"
 TEXTS = (".txt", ".md")
-Split = Literal["dev", "test"]
+DEFAULT_SPLIT: Final[Split] = "dev"
+"""Choices are made on dev; test is for the figure that is reported once they are made."""
 
 
 class Suite(Frozen):
@@ -53,6 +59,7 @@ class Suite(Frozen):
     demo_limit: int | None = Field(default=None, ge=1)
     folder: str | None = Field(default=None, description="null: a task that lm-eval ships")
     text: str | None = Field(default=None, description="text file whose passages replace the suite's own; never in suite.yaml")
+    data: str | None = Field(default=None, description="file of prompts and expected answers; never in suite.yaml")
     note: str = ""
 
     def task_names(self, split: Split) -> list[str]:
@@ -84,9 +91,14 @@ def list_suites(extra: Iterable[str | Path] = ()) -> dict[str, Suite]:
 
 
 def find_suite(name: str, extra: Iterable[str | Path] = ()) -> Suite:
-    """The suite of that name, folder or text file, or else the task of lm-eval that has the name (checked by lm-eval itself)."""
+    """The suite of that name or capability, a folder, a file of text or data, or a task of lm-eval.
+
+    Raises `NotFound` for a name that is none of these, with the nearest of our own; `Malformed` with the place in a file.
+    """
     if name.endswith(TEXTS):
         return _of_text(paths.expanded(name))
+    if name.endswith(DATA):
+        return _of_data(paths.expanded(name))
     if (folder := paths.expanded(name)).joinpath(SIDECAR).is_file():
         return read_suite(folder.resolve())
     known = list_suites(extra)
@@ -95,7 +107,43 @@ def find_suite(name: str, extra: Iterable[str | Path] = ()) -> Suite:
     for suite in known.values():
         if name == suite.capability:
             return suite
-    return Suite(name=name, capability=name, tasks={"test": [name], "dev": [name]})
+    if _is_foreign_task(name):
+        return Suite(name=name, capability=name, tasks={"test": [name], "dev": [name]})
+    capabilities = {suite.capability for suite in known.values()}
+    raise NotFound(
+        f"{name!r} is neither a suite nor a task of lm-eval.{did_you_mean(name.replace('-', '_'), [*known, *capabilities])}",
+        f"the suites are {', '.join(sorted(known))} (see `model-merging suites`); a file of your own ends in .jsonl or .txt",
+    )
+
+
+def _is_foreign_task(name: str) -> bool:
+    """Does some task file of the installed lm-eval define a task, a group or a tag of this name? True where lm-eval is not here:
+    then the worker says that it is missing."""
+    if not re.fullmatch(r"[\w.,:|+-]+", name):
+        return False
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        return True
+    word = re.compile(rf"^\s*(?:(?:task|group|tag)\s*:.*|-\s*)(?<![\w.-]){re.escape(name)}(?![\w.-])", re.MULTILINE)
+    tasks = Path(next(iter(spec.submodule_search_locations))) / "tasks"
+    wanted = name.encode()
+    for folder, _, files in os.walk(tasks):
+        for file in files:
+            if not file.endswith((".yaml", ".yml")):
+                continue
+            raw = Path(folder, file).read_bytes()
+            if wanted in raw and word.search(raw.decode("utf-8", "replace")):
+                return True
+    return False
+
+
+def _of_data(file: Path) -> Suite:
+    """Somebody's own prompts and expected answers; every line is read here, so that a wrong one is refused before any work."""
+    read_data(file)
+    return Suite(
+        name=f"data_{file.stem}", title=file.name, capability=file.name, metric="match", higher_is_better=True,
+        chat_template=True, data=str(file.resolve()),
+    )  # fmt: skip
 
 
 def _of_text(file: Path) -> Suite:
@@ -134,13 +182,13 @@ def read_suite(folder: Path) -> Suite:
 def content_hash(suite: Suite) -> str:
     """SHA-256 over names and bytes of the suite's files, so that a changed prompt or metric is a different suite."""
     digest = hashlib.sha256(suite.name.encode())
-    if suite.text is not None:
-        digest.update(hashlib.sha256(Path(suite.text).read_bytes()).digest())
+    for file in filter(None, (suite.text, suite.data)):
+        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
     if suite.folder is not None:
         root = Path(suite.folder)
-        for file in sorted(root.rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(file.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

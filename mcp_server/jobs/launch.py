@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import MergingError, NotAllowed, NotFound
+from mcp_server.formats.own_data import DATA
 from mcp_server.formats.provenance import not_ours
 from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.formats.recipe.refs import rewrite_refs
 from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision
+from mcp_server.formats.suites import TEXTS, find_suite
 from mcp_server.jobs import engines, queue, store
 from mcp_server.jobs import locks as claims
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
-from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, Names, SweepRequest
+from mcp_server.schemas.job import EvaluateRequest, JobRequest, JobStatus, MergeRequest, Names, SweepRequest
 from mcp_server.steps.validate import require_valid
 from mcp_server.system import files, policy, settings
 from mcp_server.system.machine import GIB
@@ -45,6 +47,9 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
     reads, online = check_names(request, rules)
     outputs = [rules.check_write(text) for role, text in request.named() if role is Names.OUTPUT]
     out = outputs[0] if outputs else None
+    if isinstance(request, (EvaluateRequest, SweepRequest)):
+        for name in (*request.suites, *request.data):
+            find_suite(name, request.suite_folders)
     if isinstance(request, SweepRequest):
         check_sweep(request, rules, reads)
     if out is not None:
@@ -92,16 +97,20 @@ def resolve_model(text: str, folder: Path) -> str:
 
 
 def check_suite(text: str, rules: Policy) -> None:
-    """A suite in a folder may bring Python code. Under roots only the operator lets code run that is not shipped with us.
+    """A suite in a folder may bring Python code. Under roots only the operator lets code run that is not shipped with us;
+    files of text and of prompts are data.
 
     Raises `NotAllowed`. Suites by name are ours or lm-eval's.
     """
+    if text.endswith((*TEXTS, *DATA)):
+        rules.check_read(text)
+        return
     if rules.roots is None or rules.trust_remote_code:
         return
     if "/" in text or "\\" in text or text.startswith((".", "~")):
         raise NotAllowed(
             f"the suite {text!r} is a folder, which may hold Python code that an evaluation runs",
-            "name a shipped suite, or ask the operator to run it from the command line",
+            "name a shipped suite or a .jsonl file, or ask the operator to run it from the command line",
         )
 
 

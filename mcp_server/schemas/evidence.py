@@ -84,6 +84,28 @@ class Evaluation(Frozen):
     path: str | None = Field(default=None, description="evaluation.json, this result as a file")
 
 
+class SuiteInfo(Frozen):
+    """One suite that can be measured here."""
+
+    name: str
+    capability: str
+    title: str = ""
+    metric: str | None = None
+    needs: Literal["replies", "likelihoods"] = "replies"
+    prompts: dict[str, int | None] = Field(description="split → number of prompts; null: only its task knows")
+    minutes: dict[str, float | None] = Field(
+        default_factory=dict,
+        description="split → minutes for one model of a billion parameters on two cores, from measured speed",
+    )
+    shipped: bool = True
+    note: str = ""
+
+
+class SuiteList(Frozen):
+    suites: list[SuiteInfo]
+    hint: str = ""
+
+
 class SweepCandidate(Frozen):
     """One recipe that was tried, with what it scored on the development split."""
 

@@ -118,6 +118,7 @@ class EvaluateRequest(JobRequest):
 
     out: Annotated[str | None, Names.FOLDER] = Field(default=None, description="the merged folder; null: sources only")
     suites: list[Annotated[str, Names.SUITE]] = Field(default_factory=list)
+    data: list[Annotated[str, Names.FILE]] = Field(default_factory=list, description="files of prompts and expected answers")
     base: ModelName | None = None
     sources: dict[str, ModelName] | None = None
     against: dict[str, ModelName] = Field(
@@ -126,7 +127,7 @@ class EvaluateRequest(JobRequest):
     cross: bool = False
     limit: int | None = Field(default=None, ge=1)
     quick: bool = False
-    split: Literal["dev", "test"] = "test"
+    split: Literal["dev", "test"] | None = Field(default=None, description="null: dev, and the user's own files whole")
     backend: Literal["hf", "openai"] = "hf"
     endpoint: str | None = None
     served: dict[str, str] = Field(default_factory=dict, description="label → model name at the endpoint")
@@ -146,6 +147,7 @@ class SweepRequest(JobRequest):
     plan: Annotated[str, Names.FILE] = Field(description="path of a plan")
     out: Annotated[str, Names.OUTPUT]
     suites: list[Annotated[str, Names.SUITE]] = Field(default_factory=list)
+    data: list[Annotated[str, Names.FILE]] = Field(default_factory=list, description="files of prompts and expected answers")
     suite_folders: list[Annotated[str, Names.SUITES]] = Field(default_factory=list)
     grid: list[str] = Field(default_factory=list, description="KEY=V1,V2 axes; default: the shortlist")
     tries: list[str] = Field(default_factory=list, description="single candidates: KEY=VALUE KEY=VALUE")

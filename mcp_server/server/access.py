@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import BadInput, Malformed, NotFound
+from mcp_server.formats.own_data import DATA
 from mcp_server.formats.recipe import Recipe as ParsedRecipe
 from mcp_server.formats.recipe import parse_recipe
 from mcp_server.formats.refs import resolve_ref, split_revision
+from mcp_server.formats.suites import SIDECAR, TEXTS
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.scenario import Scenario
 from mcp_server.steps.scenario import read_plan
@@ -54,6 +56,20 @@ class Access:
         if path.stat().st_size > MAX_BYTES:
             raise BadInput(f"{path} has {path.stat().st_size:,} bytes, more than any {what}", "is it the right file?")
         return path
+
+    def suites(self, names: list[str] | None) -> list[str]:
+        """Names of suites and tasks as they are; files of text and data, and folders, absolute and allowed."""
+        return [self._suite(name) for name in names or []]
+
+    def data(self, files: list[str] | None) -> list[str]:
+        """Files of prompts and expected answers, absolute and allowed."""
+        return [str(self.policy.check_read(self.folder / expanded(file))) for file in files or []]
+
+    def _suite(self, name: str) -> str:
+        path = self.folder / expanded(name)
+        if name.endswith((*TEXTS, *DATA)) or path.joinpath(SIDECAR).is_file():
+            return str(self.policy.check_read(path))
+        return name
 
     def existing_folder(self, text: str) -> Path:
         """A merged model's folder."""

@@ -53,8 +53,18 @@ Suites = Annotated[
     list[str] | None,
     Field(
         max_length=20,
-        description="Evaluation suites or lm-eval tasks, one for each capability. Default: those that the recipe's plan names.",
+        description="Suites (list_suites), lm-eval tasks, .txt or .jsonl files, one for each capability. "
+        "Default: perplexity and the suites that are about a source by its name.",
         examples=[["taskmaster_persona", "task_api_tools", "perplexity"]],
+    ),
+]
+Data = Annotated[
+    list[str] | None,
+    Field(
+        max_length=20,
+        description="The user's own files of prompts: .jsonl with prompt (or messages) and expected a line; match may be exact, "
+        "contains, regex, json or choice.",
+        examples=[["./my_prompts.jsonl"]],
     ),
 ]
 Limit = Annotated[

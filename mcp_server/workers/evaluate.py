@@ -8,7 +8,8 @@ Worker inputs   request.json parameters:
     against         name → ref: replaces `base` or a source, or measures one more model
     cross           also count each source's own behaviour on every other source's prompts
     limit           prompts per suite; `quick: true` takes each suite's own small number
-    split           test (default) or dev
+    data            files of prompts and expected answers (.jsonl), measured beside the suites
+    split           dev (default) or test; without it files of your own are measured whole
     backend         hf (default) or openai, with endpoint, served {label: model name} and tokenizer (folder)
     batch_size, dtype, threads, suite_folders, offline
 Worker outputs  result.json: `Evaluation`; evaluation.json beside the merge; evaluation_samples.json in the job folder
@@ -19,12 +20,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import BadInput, NotAModel
 from mcp_server.formats.lineage import Lineage, read_lineage
-from mcp_server.formats.suites import Suite, find_suite, list_suites
+from mcp_server.formats.suites import DEFAULT_SPLIT, Suite, find_suite, list_suites
 from mcp_server.schemas.evidence import Evaluation, Generation
 from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
@@ -68,7 +70,7 @@ def measure(request: EvaluateRequest, job: Job) -> Evaluation:
         models = local_models(refs, request.dtype, request.batch_size, request.threads)
     samples: dict[str, dict[str, SuiteSamples]] = {suite.name: {} for suite in suites}
     speeds: dict[str, Generation] = {}
-    notes: list[str] = []
+    notes = [f"{suite.title} was measured whole" for suite in suites if (suite.data or suite.text) and request.split is None]
     for number, (label, opened) in enumerate(models.items()):
         model_start = time.monotonic()
         model = opened.model
@@ -102,7 +104,7 @@ def measure(request: EvaluateRequest, job: Job) -> Evaluation:
             "models": {label: str(ref) for label, ref in refs.items()},
             "limit": request.limit,
             "limits": limits,
-            "split": request.split,
+            "split": request.split or DEFAULT_SPLIT,
             "seconds": round(time.monotonic() - start, 2),
             "generation": speeds,
             "notes": notes,
@@ -152,8 +154,11 @@ def _sources(request: EvaluateRequest, lineage: Lineage, refs: dict[str, str]) -
 
 
 def _suites(request: EvaluateRequest, labels: list[str]) -> list[Suite]:
-    if request.suites:
-        return [find_suite(name, request.suite_folders) for name in request.suites]
+    if asked := [*request.suites, *request.data]:
+        found = [find_suite(name, request.suite_folders) for name in asked]
+        if twice := [name for name, count in Counter(suite.name for suite in found).items() if count > 1]:
+            raise BadInput(f"two suites or files are called {twice[0].removeprefix('data_')!r}", "rename one, or leave it out")
+        return found
     known = list_suites(request.suite_folders)
     wanted = {"perplexity", *labels} | ({NEUTRAL} if request.cross else set())
     return [suite for suite in known.values() if suite.name in wanted or suite.capability in wanted]

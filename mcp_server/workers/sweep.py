@@ -3,7 +3,8 @@
 Worker inputs   request.json parameters:
     plan            path of a plan, or the plan itself
     out             folder for the table, the winner's recipe and the winner (OUT/merged)
-    suites, grid    suites to measure by; KEY=V1,V2 axes (default: the shortlist)
+    suites, data    suites and files of prompts to measure by
+    grid            KEY=V1,V2 axes (default: the shortlist)
     tries           single candidates beside the grid: KEY=VALUE KEY=VALUE
     limit           prompts per suite for the full measurement; `quick_limit` for the first look (default 20); at or above `limit`
                     the first look is the whole measurement
@@ -202,7 +203,7 @@ class Bench:
     def final(self, candidate: Candidate, model: Path) -> Task:
         steps = [self._merge(candidate, model)]
         if self.request.test:
-            steps.append(Step(EVALUATE, self._measured(model, quick=False) | {"split": "test", "cross": True, "limit": None}))
+            steps.append(Step(EVALUATE, self._measured(model, quick=False) | {"split": "test", "cross": True}))
         return Task("winner", str(self.out / "work" / f"winner-{_folder_name(candidate)}"), steps, **self._declared())
 
     def _merge(self, candidate: Candidate, model: Path) -> Step:
@@ -215,6 +216,7 @@ class Bench:
         return {
             "out": str(model) if model else None,
             "suites": request.suites,
+            "data": request.data,
             "suite_folders": request.suite_folders,
             "base": self.base,
             "sources": self.refs,

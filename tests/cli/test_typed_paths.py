@@ -10,6 +10,7 @@ import pytest
 from mcp_server import cli
 from mcp_server.cli import evidence
 from mcp_server.errors import BadInput
+from mcp_server.schemas.job import JobRequest
 
 
 class Stopped(BadInput):
@@ -27,8 +28,8 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
 
-    def take(kind: str, parameters: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-        found.update(parameters)
+    def take(request: JobRequest, *, quiet: bool) -> dict[str, Any]:
+        found.update(request.model_dump())
         raise Stopped("stopped", "")
 
     monkeypatch.setattr(evidence, "run_job", take)
@@ -42,7 +43,7 @@ def run(*arguments: str) -> None:
 def test_compare_takes_folders_from_here(started: dict[str, Any], tmp_path: Path) -> None:
     run("compare", "base", "./persona", f"{tmp_path}/tools")
     assert started == {
-        "base": f"{tmp_path}/base", "refs": [f"{tmp_path}/persona", f"{tmp_path}/tools"], "sample": False,
+        "base": f"{tmp_path}/base", "refs": [f"{tmp_path}/persona", f"{tmp_path}/tools"], "sample": False, "threads": None,
     }  # fmt: skip
 
 
@@ -53,12 +54,12 @@ def test_evaluate_takes_models_suites_and_texts_from_here(started: dict[str, Any
         "--suite", "arc_easy", "--endpoint", "http://127.0.0.1:1/v1", "--tokenizer", "./base",
     )  # fmt: skip
     assert started["out"] == f"{tmp_path}/merged"
-    assert started["against"] == [
-        f"base={tmp_path}/base",
-        f"tools={tmp_path}/base+{tmp_path}/tools",
-        f"{tmp_path}/my+model",
-        "hub=owner/name",
-    ]
+    assert started["against"] == {
+        "base": f"{tmp_path}/base",
+        "tools": f"{tmp_path}/base+{tmp_path}/tools",
+        "model": f"{tmp_path}/my+model",
+        "hub": "owner/name",
+    }
     assert started["suites"] == [f"{tmp_path}/mine", f"{tmp_path}/notes.txt", "perplexity", "arc_easy"]
     assert started["tokenizer"] == f"{tmp_path}/base"
 

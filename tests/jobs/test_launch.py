@@ -185,14 +185,32 @@ def test_a_job_folder_can_be_read_by_its_owner_only(model, tmp_path):
     assert folder.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("suites", [{"suites": ["./mine"]}, {"suites": ["ok", "{root}/mine"]}, {"suite_folders": ["{root}"]}])
-def test_a_suite_that_brings_code_is_the_operators_word_too(suites, store, tmp_path):
+@pytest.mark.parametrize(
+    "suites", [{"suites": ["./mine"]}, {"suites": ["general", "{root}/mine"]}, {"suite_folders": ["{root}"]}]
+)
+def test_a_suite_that_brings_code_is_the_operators_word_too(suites, store, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "suite.yaml").write_text("metric: acc", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
     parameters = {key: [text.format(root=tmp_path) for text in texts] for key, texts in suites.items()}
     request = EvaluateRequest(**parameters)
     with pytest.raises(NotAllowed, match="Python code"):
         jobs.start(request, policy=Policy(roots=(tmp_path,)), worker=FAKE)
     for rules in (Policy(), Policy(roots=(tmp_path,), trust_remote_code=True)):
         assert jobs.start(request, policy=rules, worker=FAKE).state in ("running", "queued", "succeeded")
+
+
+def test_files_of_prompts_are_data_under_roots_too_and_names_are_looked_up_first(store, tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"prompt": "a", "expected": "b"}\n', encoding="utf-8")
+    rules = Policy(roots=(tmp_path,))
+    request = EvaluateRequest(suites=[str(own)], data=[str(own)])
+    assert jobs.start(request, policy=rules, worker=FAKE).state in ("running", "queued", "succeeded")
+    before = jobs.list_jobs().total
+    with pytest.raises(NotFound, match="task_api_tools"):
+        jobs.start(EvaluateRequest(suites=["task_api_tool"]), policy=rules, worker=FAKE)
+    assert jobs.list_jobs().total == before
 
 
 def test_what_an_other_kind_of_job_reads_passes_the_policy_too(store, tmp_path):

@@ -134,10 +134,25 @@ def test_a_text_of_ones_own_is_scored_beside_the_shipped_one(place: Path, tmp_pa
     file.write_text("\n\n".join(prose * 31 for _ in range(4)), encoding="utf-8")
     found = measured(place, tmp_path / "job", tmp_path, sources={}, suites=["perplexity", str(file)], limit=None)
     assert {name: (c.suite, c.metric, c.n) for name, c in found.capabilities.items()} == {
-        "general language": ("perplexity", "perplexity", 10),
-        "notes.txt": ("text_notes", "perplexity", 3),
+        "general language": ("perplexity", "perplexity", 6),
+        "notes.txt": ("text_notes", "perplexity", 4),
     }
     assert found.capabilities["notes.txt"].base != found.capabilities["general language"].base
+
+
+def test_prompts_of_ones_own_are_measured_by_every_kind_of_match(place: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    lines = [
+        {"prompt": "ab", "expected": ".*", "match": "regex"},
+        {"prompt": "ab", "expected": "never said"},
+        {"prompt": "ab", "expected": {"a": 1}},
+        {"prompt": "ab", "choices": ["x", "x y z"], "expected": 0},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = measured(place, tmp_path / "job", tmp_path, suites=[], data=[str(file)], sources={}, limit=None)
+    assert {name: (c.metric, c.n) for name, c in found.capabilities.items()} == {"own.jsonl": ("match", 4)}
+    assert found.capabilities["own.jsonl"].base in (0.25, 0.5)
+    assert found.notes == ["own.jsonl was measured whole"]
 
 
 def test_changed_weights_are_another_model(place: Path, evaluation: tuple[Evaluation, Path], tmp_path: Path) -> None:

@@ -8,16 +8,18 @@ from pydantic import Field
 
 from mcp_server import jobs
 from mcp_server.errors import BadInput
-from mcp_server.schemas.evidence import ReportResult
+from mcp_server.schemas.evidence import ReportResult, SuiteList
 from mcp_server.schemas.job import EvaluateRequest, JobStatus, VerifyRequest
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import REPEATABLE, STARTS, Limit, Out, Recipe, Ref, Suites
+from mcp_server.server.inputs import READS, REPEATABLE, STARTS, Data, Limit, Out, Recipe, Ref, Suites
+from mcp_server.steps.evaluate.listing import suite_list
 
 
 def tools() -> list[CheckedTool]:
     return [
         checked(verify_merge, "Verify a merged model", STARTS),
+        checked(list_suites, "List evaluation suites", READS),
         checked(evaluate_merge, "Evaluate a merged model", STARTS),
         checked(write_report, "Write the report", REPEATABLE),
     ]
@@ -41,11 +43,19 @@ def verify_merge(
     return jobs.start(request, policy=access.policy)
 
 
+def list_suites() -> SuiteList:
+    """List what can be measured: the shipped suites with capability, metric, number of prompts in the dev and test splits and
+    the minutes that one model takes. The user's own .jsonl file of prompts and expected answers works like a suite.
+    """
+    return suite_list()
+
+
 def evaluate_merge(
     out: Annotated[
         Out | None, Field(description="The merged model's folder. Left out: measure `against` alone, before a merge.")
     ] = None,
     suites: Suites = None,
+    data: Data = None,
     against: Annotated[
         dict[str, Ref] | None,
         Field(
@@ -58,7 +68,9 @@ def evaluate_merge(
         bool, Field(description="Also run each source on the others' prompts: predicts trouble that weights hide.")
     ] = False,
     limit: Limit = None,
-    split: Annotated[Literal["dev", "test"], Field(description="dev while choosing, test once at the end.")] = "test",
+    split: Annotated[
+        Literal["dev", "test"] | None, Field(description="Default: dev, for choosing. test once, for the report.")
+    ] = None,
 ) -> JobStatus:
     """Start a job that measures the merge, its sources and its base on the same prompts, capability by capability:
     retention, gain recovered with confidence intervals, perplexity against the best source, and the next recipe to try. This
@@ -69,7 +81,8 @@ def evaluate_merge(
         raise BadInput("there is nothing to measure: neither `out` nor `against` was given", "name a merge, or base and sources")
     request = EvaluateRequest(
         out=str(access.existing_folder(out)) if out is not None else None,
-        suites=suites or [],
+        suites=access.suites(suites),
+        data=access.data(data),
         against={name: access.ref(ref) for name, ref in (against or {}).items()},
         cross=cross,
         limit=limit,

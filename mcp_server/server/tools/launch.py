@@ -15,7 +15,21 @@ from mcp_server.schemas.plan import Plan
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.consent import LaunchConsent, require_consent
-from mcp_server.server.inputs import REPLACES, STARTS, Limit, Out, Output, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref, Suites
+from mcp_server.server.inputs import (
+    REPLACES,
+    STARTS,
+    Data,
+    Limit,
+    Out,
+    Output,
+    PlanFile,
+    PlanTable,
+    RamGib,
+    Rank,
+    Recipe,
+    Ref,
+    Suites,
+)
 from mcp_server.system import paths
 
 
@@ -102,6 +116,7 @@ def sweep_merges(
     plan: PlanTable = None,
     plan_file: PlanFile = None,
     suites: Suites = None,
+    data: Data = None,
     grid: Annotated[
         dict[str, list[float | int | str]] | None,
         Field(
@@ -123,7 +138,8 @@ def sweep_merges(
     request = SweepRequest(
         plan=source,
         out=str(target),
-        suites=suites or [],
+        suites=access.suites(suites),
+        data=access.data(data),
         grid=[f"{name}={','.join(values)}" for name, values in axes.items()],
         limit=limit,
     )

@@ -11,14 +11,14 @@ PASSAGE_CHARACTERS = 1500
 
 def load(split: str, file: str | None = None, **_: Any) -> dict[str, Any]:
     """lm-eval's `custom_dataset`: the passages of `<split>.txt`, which blank lines separate, or those of `file`: every third
-    for dev, the others for test, all for both where there are fewer than three. Rows have id and text."""
+    for dev, the others for test, all where the split is `whole` or there are fewer than three. Rows have id and text."""
     from datasets import Dataset
 
     if file is None:
         passages = (Path(__file__).parent / f"{split}.txt").read_text(encoding="utf-8").strip().split("\n\n")
     else:
         found = joined(Path(file).read_text(encoding="utf-8"))
-        passages = [p for i, p in enumerate(found) if len(found) < 3 or (i % 3 == 1) == (split == "dev")]
+        passages = [p for i, p in enumerate(found) if split == "whole" or len(found) < 3 or (i % 3 == 1) == (split == "dev")]
     return {"test": Dataset.from_list([{"id": f"text-{split}-{i:02d}", "text": text} for i, text in enumerate(passages, 1)])}
 
 

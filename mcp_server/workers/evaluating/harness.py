@@ -17,8 +17,11 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from mcp_server.errors import Malformed, NotFound, did_you_mean
-from mcp_server.formats.suites import Split, Suite
+from mcp_server.formats.own_data import Split, read_data
+from mcp_server.formats.suites import DEFAULT_SPLIT, Suite
+from mcp_server.steps.evaluate.matching import detector
 from mcp_server.steps.evaluate.samples import Metric, SuiteSamples
+from mcp_server.workers.evaluating.own_data import examples_of, run_examples
 from mcp_server.workers.evaluating.responses import RememberingLM
 
 PREFERRED = ("exact_match", "acc_norm", "acc", "f1", "perplexity", "word_perplexity")
@@ -29,24 +32,28 @@ WINDOW_TOKENS = 1024
 class Harness:
     """lm-eval's tasks for a set of suites, loaded once and run on several models."""
 
-    def __init__(self, suites: Iterable[Suite], split: Split, limits: Mapping[str, int | None]) -> None:
+    def __init__(self, suites: Iterable[Suite], split: Split | None, limits: Mapping[str, int | None]) -> None:
         self.suites = list(suites)
-        self.split = split
+        self.split: Split = split or DEFAULT_SPLIT
+        self.whole_split = split
         self.limits = limits
-        folders = sorted({str(suite.folder) for suite in self.suites if suite.folder})
-        foreign = any(suite.folder is None for suite in self.suites)
+        tasks = [suite for suite in self.suites if suite.data is None]
+        folders = sorted({str(suite.folder) for suite in tasks if suite.folder})
+        foreign = any(suite.folder is None for suite in tasks)
         self.manager = TaskManager(include_path=folders or None, include_defaults=foreign)
-        for suite in self.suites:
-            for task in suite.task_names(split):
+        for suite in tasks:
+            for task in suite.task_names(self.split):
                 self._check_known(suite, task)
 
     def run(self, suite: Suite, model: RememberingLM) -> SuiteSamples:
         """Every prompt of one suite on one model."""
+        if suite.data is not None:
+            return run_examples(suite, examples_of(suite, self.whole_split, self.limits.get(suite.name)), model)
         model.unscored_ok = suite.likelihoods == "optional"
         loaded = self.manager.load(suite.task_names(self.split))
         for task in loaded["tasks"].values():
             if suite.text is not None:
-                task.dataset = task.config.custom_dataset(split=self.split, file=suite.text)
+                task.dataset = task.config.custom_dataset(split=self.whole_split or "whole", file=suite.text)
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=1234)
@@ -151,11 +158,14 @@ def _first(value: Any) -> Any:
 
 
 def _prompt_id(sample: Mapping[str, Any]) -> str:
-    return hashlib.sha256(f"{sample['prompt_hash']}{sample['doc_hash']}".encode()).hexdigest()[:16]
+    """By the document: models whose chat templates differ are asked the same question in their own form."""
+    return hashlib.sha256(str(sample["doc_hash"]).encode()).hexdigest()[:16]
 
 
 def behaviour(suite: Suite) -> Callable[[str], bool] | None:
     """The detector that a suite's `behaviour: FILE.py:FUNCTION` names; null when it names none."""
+    if suite.data is not None:
+        return detector(read_data(Path(suite.data)))
     if suite.behaviour is None or suite.folder is None:
         return None
     file_name, _, function = suite.behaviour.partition(":")

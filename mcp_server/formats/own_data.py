@@ -1,0 +1,220 @@
+"""People's own prompts and expected answers: one JSON object a line, read as data and never as code.
+
+{"prompt": "2 + 2 =", "expected": "4"}
+{"messages": [{"role": "user", "content": "Add milk"}], "expected": {"name": "add", "item": "milk"}, "match": "json"}
+{"prompt": "Which is a fruit?", "choices": ["apple", "chair"], "expected": "apple"}
+
+prompt | messages   the question; `system` may stand beside a prompt; a chat template is used where the model has one
+expected            the answer, or a list of answers of which one is enough (under json a list is itself the answer)
+match               exact (default), contains, regex, json, choice; a table under `expected` means json, `choices` mean choice
+choices             the answers to choose from, by the likelihood of each; `expected` is one of them or its number from 0
+id, split           optional; a file that says dev and test keeps that split
+max_tokens, stop    optional: where a reply ends, beside the model's own end
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from mcp_server.errors import Malformed, NotFound, did_you_mean
+from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.faults import first_fault
+
+DATA: Final = (".jsonl", ".ndjson")
+MAX_LINES: Final = 50_000
+MAX_BYTES: Final = 64 << 20
+Split = Literal["dev", "test"]
+Match = Literal["exact", "contains", "regex", "json", "choice"]
+FORMAT: Final = 'a line is {"prompt": "…", "expected": "…"}; match may be exact, contains, regex, json or choice'
+
+
+class Message(Frozen):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Row(Frozen):
+    """One line, as it was written."""
+
+    id: str | int | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    system: str | None = None
+    expected: Any = None
+    match: Match | None = None
+    choices: list[str] | None = Field(default=None, min_length=2)
+    split: Split | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    stop: str | list[str] | None = None
+
+
+class Example(Frozen):
+    """One question. `expected` holds the answers of which one is enough; under json each is JSON text, under choice an index."""
+
+    id: str
+    messages: list[Message]
+    expected: list[str]
+    match: Match
+    choices: list[str] = Field(default_factory=list)
+    split: Split | None = None
+    max_tokens: int
+    stop: list[str] = Field(default_factory=list)
+
+    @property
+    def chosen(self) -> int:
+        """Index of the right choice."""
+        return int(self.expected[0])
+
+
+def read_data(file: Path) -> list[Example]:
+    """Every example of a file. Raises `NotFound`, or `Malformed` with the line and the field that is wrong."""
+    if not file.is_file():
+        raise NotFound(f"there is no data file {file}", "give the path of a .jsonl file")
+    if file.stat().st_size > MAX_BYTES:
+        raise Malformed(f"{file} has {file.stat().st_size:,} bytes, {MAX_BYTES:,} is the most", "measure a part of it")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}", "convert it to UTF-8") from error
+    found: list[Example] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        example = _example(f"{file}, line {number}", line, number)
+        if example.id in seen:
+            raise Malformed(
+                f"{file}, line {number}: id {example.id!r} stands on line {seen[example.id]} as well",
+                "give every line its own id",
+            )
+        seen[example.id] = number
+        found.append(example)
+    if not found:
+        raise Malformed(f"{file} holds no line", FORMAT)
+    if len(found) > MAX_LINES:
+        raise Malformed(f"{file} has {len(found):,} lines, {MAX_LINES:,} is the most", "measure a part of it")
+    return found
+
+
+def of_split(examples: list[Example], split: Split | None) -> list[Example]:
+    """Those of a split: as the file says, else every second line is dev. Null is the whole file."""
+    if split is None:
+        return examples
+    if any(example.split for example in examples):
+        return [example for example in examples if example.split in (split, None)]
+    if len(examples) < 2:
+        return examples
+    return [example for number, example in enumerate(examples) if (number % 2 == 0) == (split == "dev")]
+
+
+def _example(where: str, line: str, number: int) -> Example:
+    try:
+        raw = json.loads(line)
+    except ValueError as error:
+        raise Malformed(f"{where} is no JSON: {error}", FORMAT) from error
+    if not isinstance(raw, dict):
+        raise Malformed(f"{where} holds {_kind(raw)}, not an object", FORMAT)
+    for key in raw:
+        if key not in Row.model_fields and (near := did_you_mean(str(key), Row.model_fields, 1)):
+            raise Malformed(f"{where}: there is no field {key!r}.{near}", FORMAT)
+    try:
+        row = Row.model_validate({key: value for key, value in raw.items() if key in Row.model_fields})
+    except ValidationError as error:
+        raise Malformed(f"{where}: {first_fault(error, Row)}", FORMAT) from error
+    match = row.match or ("choice" if row.choices else "json" if isinstance(row.expected, dict) else "exact")
+    expected = _expected(where, row, match)
+    return Example(
+        id=str(row.id) if row.id is not None else f"line {number}",
+        messages=_messages(where, row),
+        expected=expected,
+        match=match,
+        choices=row.choices or [],
+        split=row.split,
+        max_tokens=row.max_tokens or _room(expected, match),
+        stop=_stop(row, expected, match),
+    )
+
+
+def _messages(where: str, row: Row) -> list[Message]:
+    if (row.prompt is None) == (row.messages is None):
+        found = "neither" if row.prompt is None else "both"
+        raise Malformed(f"{where}: one of prompt and messages is needed, found {found}", FORMAT)
+    if row.messages is not None:
+        if row.system is not None:
+            raise Malformed(f"{where}: system stands beside messages", "write it as the first of the messages")
+        if row.messages[-1].role == "assistant":
+            raise Malformed(f"{where}: messages end with the assistant's", "move its text to expected")
+        return row.messages
+    if not (row.prompt or "").strip():
+        raise Malformed(f"{where}: prompt is empty", FORMAT)
+    system = [Message(role="system", content=row.system)] if row.system is not None else []
+    return [*system, Message(role="user", content=row.prompt or "")]
+
+
+def _expected(where: str, row: Row, match: Match) -> list[str]:
+    value = row.expected
+    if value is None or value in ([], ""):
+        raise Malformed(f"{where}: expected is {'missing' if value is None else 'empty'}", FORMAT)
+    if match == "choice":
+        return [_choice(where, row)]
+    if match == "json":
+        return [_json_text(where, value)]
+    values = value if isinstance(value, list) else [value]
+    for one in values:
+        if isinstance(one, dict | list) or one is None:
+            raise Malformed(f"{where}: expected is {_kind(one)} under match {match}", "write text, or match json")
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in values]
+    if match == "regex":
+        for text in texts:
+            try:
+                re.compile(text)
+            except re.error as error:
+                raise Malformed(f"{where}: expected is no regular expression: {error}", "see Python's re") from error
+    if any(not text.strip() for text in texts):
+        raise Malformed(f"{where}: expected holds an empty answer", FORMAT)
+    return texts
+
+
+def _choice(where: str, row: Row) -> str:
+    if not row.choices:
+        raise Malformed(f"{where}: choices is missing under match choice", 'give "choices": ["…", "…"]')
+    if isinstance(row.expected, int) and not isinstance(row.expected, bool):
+        if not 0 <= row.expected < len(row.choices):
+            raise Malformed(f"{where}: expected is {row.expected}, there are {len(row.choices)} choices from 0", FORMAT)
+        return str(row.expected)
+    if row.expected not in row.choices:
+        raise Malformed(f"{where}: expected is {row.expected!r}, which is none of the choices", "copy one of them, or its number")
+    return str(row.choices.index(row.expected))
+
+
+def _json_text(where: str, value: Any) -> str:
+    """A string that is JSON stands for what it says."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        json.loads(value)
+    except ValueError as error:
+        raise Malformed(f"{where}: expected is no JSON: {error}", "write the value itself, or JSON as text") from error
+    return value
+
+
+def _room(expected: list[str], match: Match) -> int:
+    """Tokens for a reply: twice the longest answer at three bytes a token, and more where the answer stands inside a text."""
+    longest = max(len(text.encode()) for text in expected)
+    return min(1024, max(128 if match in ("contains", "regex") else 32, 2 * longest // 3 + 16))
+
+
+def _stop(row: Row, expected: list[str], match: Match) -> list[str]:
+    if row.stop is not None:
+        return [row.stop] if isinstance(row.stop, str) else list(row.stop)
+    return ["\n"] if match == "exact" and not any("\n" in text for text in expected) else []
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
