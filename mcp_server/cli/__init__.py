@@ -12,7 +12,7 @@ import traceback
 
 import typer
 
-from mcp_server.cli import diagnosing, evidence, knowledge, merging, project, suites
+from mcp_server.cli import diagnosing, evidence, knowledge, merging, project, suites, validate
 from mcp_server.cli.console import stderr
 from mcp_server.errors import BadInput, MergingError
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     help="Merge fine-tuned language models and LoRA adapters, with evidence.",
     epilog="Path: inspect → recommend → render → validate → estimate → merge → verify → evaluate → report",
 )
-for group in (knowledge, merging, evidence, suites, diagnosing, project):
+for group in (knowledge, validate, merging, evidence, suites, diagnosing, project):
     group.register(app)
 
 

@@ -1,4 +1,4 @@
-"""inspect, recommend, render, validate, estimate: what is known before a byte of weights is read."""
+"""inspect, recommend, render, estimate: what is known before a byte of weights is read."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ import yaml
 
 from mcp_server.cli.console import Json, emit, size, stderr, table
 from mcp_server.errors import NotFound, OutputExists
-from mcp_server.jobs.ask import ask_planner
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.inspect import Inspection
 from mcp_server.schemas.plan import Plan
-from mcp_server.schemas.validation import Validation
 from mcp_server.steps.estimate import estimate as estimate_recipe
 from mcp_server.steps.inspect import inspect_models
 from mcp_server.steps.recommend import recommend as recommend_for
 from mcp_server.steps.render import parse_overrides
 from mcp_server.steps.render import render as render_plan
 from mcp_server.steps.scenario import read_plan, read_scenario, with_cross_context
-from mcp_server.steps.validate import fix as fix_recipe
-from mcp_server.steps.validate import validate as validate_recipe
 
 
 def register(app: typer.Typer) -> None:
-    for command in (inspect, recommend, render, validate, estimate):
+    for command in (inspect, recommend, render, estimate):
         app.command()(command)
 
 
@@ -128,38 +124,6 @@ def render(
         stderr.print(f"warning {warning.code}: {warning.message}", markup=False, soft_wrap=True)
     emit(rendered, json, lambda: None if output else print(rendered.recipe, end=""))
     return 0
-
-
-def validate(
-    recipe: Annotated[Path, typer.Argument(help="recipe YAML")],
-    fix: Annotated[
-        bool, typer.Option("--fix", help="correct what can be corrected; the old file is kept as RECIPE.orig")
-    ] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="also ask mergekit's own planner (slow start)")] = False,
-    ram_gib: Annotated[float | None, typer.Option(help="memory that the merge may use")] = None,
-    json: Json = False,
-) -> int:
-    """Find what would fail late or silently, before anything runs."""
-    text = read_text(recipe, "recipe")
-    if fix:
-        found = fix_recipe(text, folder=recipe.resolve().parent)
-        if found.fixed_recipe is not None and found.fixed_recipe != text:
-            keep = recipe.with_name(recipe.name + ".orig")
-            write_new(keep, text)
-            write_new(recipe, found.fixed_recipe, overwrite=True)
-    else:
-        found = validate_recipe(text, folder=recipe.resolve().parent, deep=deep, planner=ask_planner, ram_gib=ram_gib)
-    emit(found, json, lambda: show_validation(found))
-    return 0 if found.ok else 1
-
-
-def show_validation(found: Validation) -> None:
-    if found.findings:
-        rows = [(f.severity, f.code, f.where, f.message, f.fix) for f in found.findings]
-        table(f"Findings (level: {found.level})", ("", "code", "where", "what", "fix"), rows)
-    for change in found.changes:
-        stderr.print(f"changed: {change}", markup=False, soft_wrap=True)
-    stderr.print(f"{'valid' if found.ok else 'invalid'} (checked as far as: {found.level})", markup=False, soft_wrap=True)
 
 
 def estimate(

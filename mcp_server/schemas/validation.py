@@ -13,6 +13,8 @@ class Finding(Frozen):
     message: str
     where: str = Field(default="", description="path inside the recipe, such as slices[0].sources[1]")
     fix: str = ""
+    line: int | None = Field(default=None, description="line of the recipe's text, from 1")
+    column: int | None = None
 
 
 class Validation(Frozen):
@@ -24,6 +26,7 @@ class Validation(Frozen):
     skipped: dict[str, str] = Field(default_factory=dict, description="code → why it could not be decided")
     fixed_recipe: str | None = None
     changes: list[str] = Field(default_factory=list)
+    before: list[Finding] = Field(default_factory=list, description="with fix: the findings before the changes")
 
 
 class CheckFinding(Frozen):

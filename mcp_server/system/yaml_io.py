@@ -7,6 +7,7 @@ line. Numbers follow YAML 1.1 like mergekit's own reader, so both read the same 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,8 +33,21 @@ def load_yaml(text: str, what: str) -> Any:
     return documents[0] if documents else None
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One YAML document: its value, and the nodes that say where in the text each part of it stands."""
+
+    value: Any
+    node: yaml.Node
+
+
 def load_yaml_all(text: str, what: str) -> list[Any]:
-    """Parse a stream of YAML documents (mergekit-multi recipes hold several). Raises `Malformed` with the line."""
+    """The values of a stream of YAML documents (mergekit-multi recipes hold several). Raises `Malformed` with the line."""
+    return [document.value for document in read_documents(text, what)]
+
+
+def read_documents(text: str, what: str) -> list[Document]:
+    """Parse a stream of YAML documents. Raises `Malformed` with the line and column."""
     size = len(text.encode("utf-8", errors="surrogatepass"))
     if size > MAX_BYTES:
         raise Malformed(f"{what} is {size:,} bytes long, which exceeds the limit of {MAX_BYTES:,}", "is it the right file?")
@@ -45,7 +59,7 @@ def load_yaml_all(text: str, what: str) -> list[Any]:
             while loader.check_node():
                 node = loader.get_node()
                 _Size(what).of(node, 1)
-                documents.append(loader.construct_document(node))
+                documents.append(Document(loader.construct_document(node), node))
             return documents
         finally:
             loader.dispose()
@@ -126,8 +140,8 @@ class _Size:
 
 def _malformed(what: str, problem: str, mark: Any) -> Malformed:
     where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-    line = mark.line + 1 if mark else None
-    return Malformed(f"{what} cannot be read{where}: {problem}", "correct that line", line=line)
+    place = {"line": mark.line + 1, "column": mark.column + 1} if mark else {}
+    return Malformed(f"{what} cannot be read{where}: {problem}", "correct that line", **place)
 
 
 def read_text(path: Path, what: str) -> str:

@@ -127,13 +127,17 @@ def test_a_correction(recipe: str, wanted: dict[str, object], place: tuple[Path,
     assert found.changes
 
 
-def test_values_behind_aliases_are_corrected_one_by_one_and_never_hold_themselves() -> None:
+def test_values_behind_aliases_are_corrected_where_they_stand_if_all_who_share_them_agree() -> None:
     shared = (
         "merge_method: linear\nmodels: [{model: o/a, parameters: &p {wieght: 0.5}}, {model: o/b, parameters: *p}]\ndtype: bf16"
     )
     corrected = fix(shared)
     assert [entry["parameters"] for entry in yaml.safe_load(str(corrected.fixed_recipe))["models"]] == [{"weight": 0.5}] * 2
-    assert "&" not in str(corrected.fixed_recipe)
+    assert "&p {weight: 0.5}" in str(corrected.fixed_recipe)
+    unequal = (
+        "merge_method: linear\nparameters: &p {weight: 1, dtype: bf16}\nmodels: [{model: o/a, parameters: *p}, {model: o/b}]"
+    )
+    assert fix(unequal).fixed_recipe is None
     fix("parameters: &p {density: [1, a]}\ngamma: *p\nnegative_prompts: *p\n")
 
 

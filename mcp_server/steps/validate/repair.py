@@ -5,44 +5,70 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from mcp_server.errors import Malformed
 from mcp_server.formats.recipe import parse_document
+from mcp_server.formats.recipe.edit import edited
 from mcp_server.schemas.validation import Finding, Validation
 from mcp_server.steps.validate.context import Context
-from mcp_server.steps.validate.fixes import apply_fixes
+from mcp_server.steps.validate.fixes import CORRECTIONS
 from mcp_server.steps.validate.registry import rules
 from mcp_server.steps.validate.run import validate
-from mcp_server.system.yaml_io import load_yaml_all
+from mcp_server.system.yaml_io import Document, read_documents
 
-ROUNDS: Final = 6
-"""A correction can bring another fault to light (a base that is named can then be missing in the slices), never many in a row."""
+ROUNDS: Final = 4
+"""A correction can bring another fault to light (a misspelt method its parameters), never many in a row."""
 
 
 def fix(text: str, *, folder: Path | None = None) -> Validation:
-    """The recipe corrected as far as it can be, what was changed, and what is left. `fixed_recipe` is null when nothing changed.
+    """The recipe corrected as far as it can be, what was changed, and the findings before and after.
 
-    Comments are not kept: the text is written anew.
+    Only the lines at fault change; `fixed_recipe` is null when none does. A correction that would take more than that (behind
+    an alias that others share) or bring a fault of its own is left out, and its finding stays.
     """
     folder = (folder or Path.cwd()).resolve()
-    try:
-        documents = [unshared(document) for document in load_yaml_all(text, "the recipe")]
-    except Malformed:
-        return validate(text, folder=folder)
+    before = found = validate(text, folder=folder)
     changes: list[str] = []
-    found = validate(text, folder=folder)
     for _ in range(ROUNDS):
-        made = _round(documents, found.findings, folder)
+        corrected, made = _round(text, found.findings, folder)
         if not made:
             break
-        changes += made
-        found = validate(write(documents), folder=folder)
+        text, changes = corrected, changes + made
+        found = validate(text, folder=folder)
     if not changes:
         return found
-    if any(line.lstrip().startswith("#") or " #" in line for line in text.splitlines()):
-        changes.append("comments were not kept")
-    return found.model_copy(update={"fixed_recipe": write(documents), "changes": changes})
+    return found.model_copy(update={"fixed_recipe": text, "changes": changes, "before": before.findings})
+
+
+def _round(text: str, findings: list[Finding], folder: Path) -> tuple[str, list[str]]:
+    """Every correction that the findings ask for, one kind after the other, each on the text as the one before left it."""
+    try:
+        documents = read_documents(text, "the recipe")
+    except Malformed:
+        return text, []
+    changes: list[str] = []
+    for number in range(len(documents)):
+        prefix = f"stages[{number}]" if len(documents) > 1 else ""
+        mine = (f for f in findings if not prefix or f.where == prefix or f.where.startswith(f"{prefix}."))
+        codes = {f.code for f in mine if rules()[f.code].fixable}
+        for correction, its_codes in CORRECTIONS:
+            if not codes.intersection(its_codes) or not isinstance(documents[number].value, dict):
+                continue
+            context = _context(documents, number, folder)
+            faults = {(p.code, p.where) for p in context.problems}
+            made = list(correction(context))
+            new = edited(text, documents, number, context.document) if made else None
+            if new is None or {(p.code, p.where) for p in parse_document(context.document)[1]} - faults:
+                continue
+            text, documents = new, read_documents(new, "the recipe")
+            changes += [f"{prefix}.{change}" if prefix else change for change in made]
+    return text, changes
+
+
+def _context(documents: list[Document], number: int, folder: Path) -> Context:
+    names = [str(d.value["name"]) for d in documents if isinstance(d.value, dict) and d.value.get("name")]
+    document = unshared(documents[number].value)
+    recipe, problems = parse_document(document)
+    return Context(document, recipe, problems, folder, stage_names=frozenset(names if len(documents) > 1 else ()))
 
 
 def unshared(value: Any) -> Any:
@@ -53,48 +79,3 @@ def unshared(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: unshared(inner) for key, inner in value.items()}
     return [unshared(inner) for inner in value] if isinstance(value, list) else value
-
-
-def write(documents: list[Any]) -> str:
-    """YAML as mergekit reads it back: key order kept, short lists of numbers on one line."""
-    return "---\n".join(
-        yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120) for document in documents
-    )
-
-
-def _round(documents: list[Any], findings: list[Finding], folder: Path) -> list[str]:
-    changes: list[str] = []
-    names = (
-        frozenset(str(d["name"]) for d in documents if isinstance(d, dict) and d.get("name"))
-        if len(documents) > 1
-        else frozenset()
-    )
-    for number, document in enumerate(documents):
-        if not isinstance(document, dict):
-            continue
-        prefix = f"stages[{number}]" if len(documents) > 1 else ""
-        codes = {f.code for f in findings if f.where.startswith(prefix) and rules()[f.code].fixable}
-        if not codes:
-            continue
-        recipe, problems = parse_document(document)
-        context = Context(document, recipe, problems, folder, stage_names=names)
-        changes += [f"{prefix}.{change}" if prefix else change for change in apply_fixes(context, codes)]
-    return changes
-
-
-class _Dumper(yaml.SafeDumper):
-    """Two spaces before a dash, as people write it; numbers of a list on one line; no anchors."""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> Any:  # noqa: ARG002 - the library's signature
-        return super().increase_indent(flow, False)
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the library's signature
-        return True
-
-
-def _list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.SequenceNode:
-    plain = all(isinstance(item, (int, float)) for item in data)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain)
-
-
-_Dumper.add_representer(list, _list)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from mcp_server.errors import BadInput, Incompatible, Malformed, NotAModel, NotFound
 from mcp_server.formats.recipe import Problem, Recipe, parse_document
+from mcp_server.formats.recipe.places import place_of, places
 from mcp_server.schemas.validation import Finding, Validation
 from mcp_server.steps.validate import (  # noqa: F401 - they register
     adapters,
@@ -27,7 +28,7 @@ from mcp_server.steps.validate import (  # noqa: F401 - they register
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.form import is_moe, is_moe_in_disguise
 from mcp_server.steps.validate.registry import CHECKS, rules, run_check
-from mcp_server.system.yaml_io import load_yaml_all
+from mcp_server.system.yaml_io import read_documents
 
 Planner = Callable[[str, Path], list[str]]
 """Recipe text and folder → what mergekit's planner refuses, in its own words; [] when it accepts. May raise `NotFound`."""
@@ -55,9 +56,12 @@ def validate(
     """
     folder = (folder or Path.cwd()).resolve()
     try:
-        documents = load_yaml_all(text, "the recipe")
+        read = read_documents(text, "the recipe")
     except Malformed as error:
-        return Validation(ok=False, findings=[_finding("MM101", error.message, "", error.next_step)], level="yaml")
+        line, column = error.details.get("line"), error.details.get("column")
+        broken = _finding("MM101", error.message, "", error.next_step).model_copy(update={"line": line, "column": column})
+        return Validation(ok=False, findings=[broken], level="yaml")
+    documents = [document.value for document in read]
     stages = [parse_document(document, text if len(documents) < 2 else "") for document in documents or [None]]
     names = frozenset(r.name for r, _ in stages if r.name) if len(stages) > 1 else frozenset()
     found: list[Finding] = []
@@ -83,6 +87,9 @@ def validate(
     elif deep:
         skipped["MM701"] = "the recipe has errors already"
     findings = sorted(dict.fromkeys(found), key=lambda f: ("error", "warning", "note").index(f.severity))
+    if findings:
+        known = places(read)
+        findings = [_placed(finding, place_of(finding.where, known)) for finding in findings]
     ok = all(finding.severity != "error" for finding in findings)
     return Validation(ok=ok, findings=findings, level=level, skipped=skipped)
 
@@ -122,6 +129,10 @@ def _whole(
 def _finding(code: str, message: str, where: str, fix: str) -> Finding:
     rule = rules()[code]
     return Finding(code=code, severity=rule.severity, message=message, where=where, fix=fix or rule.fix)
+
+
+def _placed(finding: Finding, place: tuple[int, int] | None) -> Finding:
+    return finding.model_copy(update={"line": place[0], "column": place[1]}) if place else finding
 
 
 KINDS: Final[dict[str, type[BadInput]]] = {

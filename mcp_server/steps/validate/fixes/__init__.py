@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.fixes import bases, checkpoints, parameters, words  # noqa: F401 - they register
-from mcp_server.steps.validate.fixes.registry import FIXES, Fix
+from mcp_server.steps.validate.fixes.registry import FIXES
 
 ORDER: Final = (
     "MM110", "MM103", "MM104", "MM107", "MM111", "MM112", "MM113", "MM205", "MM207", "MM401", "MM201", "MM305", "MM316", "MM601",
@@ -19,12 +18,9 @@ ORDER: Final = (
 """Each function sees the document as the ones before left it: a name is right before its value is."""
 
 
-def apply_fixes(context: Context, codes: set[str]) -> list[str]:
-    """Correct what was found. A function that several codes share runs once."""
-    done: dict[Fix, None] = {}
-    changes: list[str] = []
-    for code in ORDER:
-        if code in codes and FIXES[code] not in done:
-            done[FIXES[code]] = None
-            changes += FIXES[code](context)
-    return changes
+CORRECTIONS: Final = [
+    (function, [code for code in ORDER if FIXES[code] is function])
+    for function in dict.fromkeys(map(FIXES.get, ORDER))
+    if function
+]
+"""The functions in that order, each with its codes."""

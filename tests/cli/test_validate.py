@@ -1,0 +1,62 @@
+"""validate as people run it: places in the file, the diff of a correction, standard input, and what a code means."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from mcp_server.cli import run
+
+TEXT = "merge_method: tise\r\nbase_model: o/b\r\nmodels:\r\n  - model: o/a   # why\r\n    parameters: {weight: 1}\r\n"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yml"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+def test_a_finding_begins_with_file_line_and_column(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validate", "recipe.yml"]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("recipe.yml:1:1 (merge_method): error MM107: there is no merge_method 'tise'")
+    assert printed[-1] == "invalid (checked as far as: yaml)"
+
+
+def test_fix_shows_the_diff_and_keeps_the_old_file_to_the_byte(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validate", "recipe.yml", "--fix"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "-merge_method: tise" in printed
+    assert "+merge_method: ties" in printed
+    assert (recipe.parent / "recipe.yml.orig").read_bytes() == TEXT.encode()
+    assert recipe.read_bytes() == TEXT.replace("tise", "ties").encode()
+
+
+def test_an_older_original_is_never_replaced(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (recipe.parent / "recipe.yml.orig").write_text("mine", encoding="utf-8")
+    assert run(["validate", "recipe.yml", "--fix"]) == 2
+    assert (recipe.read_bytes(), (recipe.parent / "recipe.yml.orig").read_bytes()) == (TEXT.encode(), b"mine")
+
+
+def test_standard_input_is_a_recipe_too(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode()), newline=""))
+    assert run(["validate", "-", "--fix", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["fixed_recipe"]) == (True, TEXT.replace("tise", "ties"))
+    assert [(f["code"], f["line"]) for f in found["before"] if f["severity"] == "error"] == [("MM107", 1)]
+    assert recipe.read_bytes() == TEXT.encode()
+
+
+def test_a_code_is_explained_in_any_case_and_a_wrong_one_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validate", "--explain", "mm207"]) == 0
+    assert capsys.readouterr().out.startswith("MM207 Value outside its legal range (error)\n")
+    assert run(["validate", "--explain", "MM999", "--json"]) == 2
+    assert run(["validate"]) == 2
