@@ -6,19 +6,26 @@ Results go to stdout as JSON with `--json`; people get tables and progress bars 
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import traceback
 
 import typer
 
 from mcp_server.cli import diagnosing, evidence, knowledge, merging, project, suites, validate
-from mcp_server.cli.console import stderr
+from mcp_server.cli.console import say_json, stderr
 from mcp_server.errors import BadInput, MergingError
+from mcp_server.system.files import keep_standard_descriptors
+from mcp_server.system.os_errors import in_our_words
 
 EXIT_BAD_INPUT = 2
+EXIT_FAILED = 4
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141
+"""As a program that the closed pipe had ended: nothing failed, nobody reads on."""
 
 app = typer.Typer(
     name="model-merging",
@@ -36,12 +43,29 @@ for group in (knowledge, validate, merging, evidence, suites, diagnosing, projec
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that the contract gives for what happened."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(run(arguments))
+    keep_standard_descriptors()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that this system's encoding lacks is shown, not a reason to stop
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        code = EXIT_PIPE_CLOSED
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered has no reader
+    except OSError as error:
+        code = EXIT_FAILED
+        stderr.print(f"error: cannot write the result: {error.strerror or error}", markup=False)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """As `main`, but returns the exit code."""
+    """As `main`, but returns the exit code. A closed pipe is `main`'s to end."""
     try:
+        if unreadable := next((text for text in arguments if not _is_text(text)), None):
+            raise BadInput(f"{unreadable!r} is not UTF-8", "rename the file or folder so that its name is text")
         code = app(args=arguments, standalone_mode=False)
     except MergingError as error:
         show_error(error, as_json="--json" in arguments)
@@ -54,6 +78,12 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         stderr.print("stopped")
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        refused = in_our_words(error)
+        show_error(refused, as_json="--json" in arguments)
+        return refused.exit_code
     except Exception:  # noqa: BLE001 - the edge: a bug is shown whole and has its own exit code
         traceback.print_exc()
         stderr.print("This is a bug in model-merging; please report it with the lines above.")
@@ -61,9 +91,17 @@ def run(arguments: list[str]) -> int:
     return int(code or 0)
 
 
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def show_error(error: MergingError, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+        say_json(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
     else:
         stderr.print(f"error: {error.message}", markup=False, soft_wrap=True, style="bold red")
         if error.next_step:

@@ -1,20 +1,34 @@
-"""How results reach a person: rich tables and progress bars on stderr; JSON on stdout when asked."""
+"""How results reach a person: rich tables and progress bars on stderr; JSON on stdout when asked.
+
+Everything that is printed passes here, and here control characters become visible escapes: what a model's files or a program's
+log hold must not speak to the terminal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from mcp_server.schemas.job import JobStatus
+from mcp_server.system.plain_text import json_printable, one_line, printable
 
-stderr = Console(stderr=True, highlight=False)
+
+class PlainConsole(Console):
+    """A console whose texts hold no control characters."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **options)
+
+
+stderr = PlainConsole(stderr=True, highlight=False, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="print the result model on stdout and nothing else")]
 
@@ -22,20 +36,31 @@ Json = Annotated[bool, typer.Option("--json", help="print the result model on st
 def emit(result: BaseModel, as_json: bool, show: Callable[[], None]) -> None:
     """Print the model as JSON, or call `show` for a person."""
     if as_json:
-        print(result.model_dump_json(indent=2))
+        say_json(result.model_dump_json(indent=2))
     else:
         show()
+
+
+def say_json(text: str) -> None:
+    """JSON on stdout; the few control characters that JSON leaves raw are escaped in it."""
+    print(json_printable(text))
+
+
+def say(text: str) -> None:
+    """Text on stdout as it is but for control characters."""
+    print(printable(text), end="")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> None:
     """A small table; None is shown as '–', so that unknown never looks like a value."""
     view = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
-    for index, column in enumerate(columns):
+    for index, name in enumerate(columns):
+        column = one_line(name)
         longest_word = max((len(word) for word in column.split()), default=0)
         justify: Literal["left", "right"] = "right" if index in right else "left"
         view.add_column(column, justify=justify, overflow="fold", min_width=longest_word)
     for row in rows:
-        view.add_row(*(cell(value) for value in row))
+        view.add_row(*(Text(one_line(cell(value))) for value in row))
     stderr.print(view, markup=False)
 
 
@@ -68,9 +93,9 @@ def progress_of(title: str, *, quiet: bool = False) -> Iterator[Callable[[JobSta
     """A progress bar that follows a job; yields the callback to give to the jobs layer."""
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
         console=stderr,
         disable=quiet,
@@ -82,6 +107,7 @@ def progress_of(title: str, *, quiet: bool = False) -> Iterator[Callable[[JobSta
         def follow(status: JobStatus) -> None:
             if step := status.progress:
                 detail = step.message or (f"{step.done:g}/{step.total:g} {step.unit}" if step.total else "")
-                bar.update(task, description=f"{title}: {step.stage}", total=step.total, completed=step.done, detail=detail)
+                stage = one_line(f"{title}: {step.stage}")
+                bar.update(task, description=stage, total=step.total, completed=step.done, detail=one_line(detail))
 
         yield follow

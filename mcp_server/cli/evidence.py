@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mcp_server.cli.console import Json, emit, stderr, table
+from mcp_server.cli.console import Json, emit, say_json, stderr, table
 from mcp_server.cli.merging import finish, foreground
 from mcp_server.formats.own_data import DATA
 from mcp_server.formats.refs import anchor_ref
@@ -80,7 +80,7 @@ def compare(
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, Path(result["path"]).read_text(encoding="utf-8"))
     if json:
-        print(encoder.dumps(result, ensure_ascii=False, indent=2))
+        say_json(encoder.dumps(result, ensure_ascii=False, indent=2))
         return 0
     found = Comparison.model_validate(result)
     table("Sources", ("source", "norm", "relative norm", "changed"), [[*s.model_dump().values()] for s in found.sources])

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from mcp_server import jobs as store
-from mcp_server.cli.console import Json, cell, emit, progress_of, size, stderr, table
+from mcp_server.cli.console import Json, cell, emit, progress_of, say, size, stderr, table
 from mcp_server.cli.knowledge import read_text
 from mcp_server.errors import BadInput, from_dict
 from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, MergeResult
@@ -189,7 +189,7 @@ def logs(
 ) -> int:
     """What the worker printed."""
     page = store.logs(job_id, offset=offset)
-    emit(page, json, lambda: print(page.text, end=""))
+    emit(page, json, lambda: say(page.text))
     return 0
 
 

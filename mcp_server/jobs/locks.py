@@ -7,7 +7,6 @@ the flock. The claim is only as true as the job's own state, so it cannot go sta
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from mcp_server.errors import DiskFull, NotAllowed, OutputExists
 from mcp_server.system import paths
+from mcp_server.system.files import above_standard, private_folder
+from mcp_server.system.os_errors import FULL
 
 _RETRY_SECONDS = 0.02
 
@@ -29,7 +30,7 @@ def try_lock(path: Path, *, wait_seconds: float = 0.0) -> int | None:
     """
     deadline = time.monotonic() + wait_seconds
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = above_standard(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _mode(path)))
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -41,6 +42,11 @@ def try_lock(path: Path, *, wait_seconds: float = 0.0) -> int | None:
         if _is_current(handle, path):
             return handle
         os.close(handle)  # its last holder removed the file between our open and our lock
+
+
+def _mode(path: Path) -> int:
+    """A lock in the store is its owner's; one beside an output is read by other users and stores."""
+    return 0o600 if path.is_relative_to(paths.home()) else 0o644
 
 
 def _is_current(handle: int, path: Path) -> bool:
@@ -68,8 +74,8 @@ def is_held(path: Path) -> bool:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock for a short critical section; waits for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    private_folder(path.parent)
+    handle = above_standard(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _mode(path)))
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -151,7 +157,7 @@ def _taken(out: Path, job_id: str | None) -> OutputExists:
 
 
 def _refused(out: Path, error: OSError) -> NotAllowed | DiskFull:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return DiskFull(f"the disk of {out} is full", "free some space, or name an output on another disk")
     reason = error.strerror or str(error)
     return NotAllowed(f"cannot write beside {out}: {reason}", "name an output in a folder that you may write")

@@ -7,7 +7,6 @@ only the newest such chunk is kept. An offset counts from the start of the strea
 from __future__ import annotations
 
 import codecs
-import errno
 import json
 import os
 import re
@@ -18,6 +17,8 @@ from typing import Final
 from pydantic import ValidationError
 
 from mcp_server.schemas.job import LogPage, Progress
+from mcp_server.system.files import own_only
+from mcp_server.system.os_errors import FULL
 from mcp_server.system.redaction import redact, secrets_of
 
 _CHUNK: Final = re.compile(r"^log\.(\d+)\.(\d+)\.txt$")
@@ -53,11 +54,11 @@ class LogWriter:
         """A full disk costs lines of log, never the job."""
         path = self.folder / "log.txt"
         try:
-            with path.open("ab", buffering=0) as file:
+            with open(path, "ab", buffering=0, opener=own_only) as file:
                 file.write(redact(text, self.secrets).encode("utf-8", errors="replace"))
                 size = file.tell()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             return
         if size >= self.limit:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed, from_dict
+from mcp_server.errors import MergingError, OutOfMemory, RunFailed, from_dict
 from mcp_server.jobs.logs import tail
 from mcp_server.jobs.store import Record
 from mcp_server.jobs.watch import Watched
@@ -51,20 +50,6 @@ def bug(folder: Path) -> RunFailed:
 
 def succeeded(record: Record) -> Record:
     return record.model_copy(update={"state": "succeeded", "error": None, "exit_code": 0})
-
-
-def in_our_words(error: MergingError | OSError) -> MergingError:
-    """An operating system's refusal as one of our errors."""
-    if isinstance(error, MergingError):
-        return error
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"the disk is full{where}", "free some space and resume the job")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return NotAllowed(
-            f"{error.strerror}{where}", "choose a folder that you may write, or change its rights, and resume the job"
-        )
-    return RunFailed(f"{error.strerror or error}{where}", "see the log, put it right and resume the job")
 
 
 def merge_result(record: Record, worker: dict[str, Any], seconds: float, peak_anon_bytes: int | None) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from mcp_server.jobs import store
 from mcp_server.jobs.locks import is_held, locked, try_lock
 from mcp_server.jobs.process import end_group, identify
 from mcp_server.jobs.store import TERMINAL, Record
+from mcp_server.system import paths
+from mcp_server.system.files import own_only, require_trusted
 from mcp_server.system.machine import GIB, limit_bytes
 from mcp_server.system.paths import PACKAGE
 from mcp_server.system.settings import Settings, load
@@ -33,6 +35,7 @@ def dispatch() -> None:
     """Start every waiting job that may run now; note the dead ones on the way."""
     if not (store.queue_lock().parent / ".active").is_dir():
         return
+    require_trusted(paths.home())
     settings = load()
     with locked(store.queue_lock()):
         running, waiting = [], []
@@ -83,7 +86,7 @@ def spawn(folder: Path, record: Record) -> None:
             }
         )
         store.write(folder, record)
-        with (folder / "log.txt").open("ab") as log:
+        with open(folder / "log.txt", "ab", opener=own_only) as log:
             # From here on only the runner writes the record, its own identity first.
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "mcp_server.jobs.runner", str(folder), str(handle)],

@@ -11,7 +11,6 @@ Only the holder of a job's `runner.lock` changes its state; the dispatcher takes
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -24,13 +23,14 @@ from typing import Any, Final
 
 from pydantic import Field, ValidationError
 
-from mcp_server.errors import DiskFull, Malformed, NotAllowed, NotFound, RunFailed, did_you_mean
+from mcp_server.errors import DiskFull, Malformed, NotFound, RunFailed, did_you_mean
 from mcp_server.jobs.locks import is_held, try_lock
 from mcp_server.jobs.process import ProcessId
 from mcp_server.schemas.base import EngineId, Frozen
 from mcp_server.schemas.job import JobKind, JobState
 from mcp_server.system import files, paths
 from mcp_server.system.files import lock_folder, remove_abandoned
+from mcp_server.system.os_errors import FULL, in_our_words
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
 WRITING: Final = frozenset({"merge", "sweep"})
@@ -70,8 +70,7 @@ def now() -> str:
 
 def new_folder(kind: str) -> Path:
     """Make the folder of a new job, not yet in its place. The id sorts by time (to a millisecond) and is easy to read out."""
-    staging = paths.jobs_dir() / ".new"
-    staging.mkdir(parents=True, exist_ok=True)
+    staging = files.private_folder(paths.jobs_dir() / ".new")
     while True:
         moment = datetime.now(UTC)
         fraction = moment.microsecond * 1296 // 1_000_000
@@ -189,8 +188,8 @@ def read_request(folder: Path) -> dict[str, Any]:
 def mark_active(folder: Path, active: bool) -> None:
     mark = folder.parent / ".active" / folder.name
     if active:
-        mark.parent.mkdir(exist_ok=True)
-        mark.touch()
+        files.private_folder(mark.parent)
+        mark.touch(mode=0o600)
     else:
         mark.unlink(missing_ok=True)
 
@@ -233,14 +232,11 @@ def creating(kind: str) -> Iterator[Path]:
         yield folder
     except OSError as error:
         _discard(folder)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise DiskFull(
                 f"the job store {paths.home()} is on a full disk", "free some space, or set MODEL_MERGING_HOME"
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            what = f"cannot write {error.filename or paths.home()}: {error.strerror}"
-            raise NotAllowed(what, "choose a folder that you may write, or set MODEL_MERGING_HOME") from error
-        raise
+        raise in_our_words(error, paths.home(), "try again, or set MODEL_MERGING_HOME") from error
     except BaseException:
         _discard(folder)
         raise
@@ -252,7 +248,8 @@ def creating(kind: str) -> Iterator[Path]:
 
 def keep_spares(folder: Path) -> None:
     for name in SPARES:
-        (folder / name).write_bytes(os.urandom(SPARE_BYTES))  # random, so that no file system compresses it away
+        with open(folder / name, "wb", opener=files.own_only) as file:
+            file.write(os.urandom(SPARE_BYTES))  # random, so that no file system compresses it away
 
 
 def drop_spares(folder: Path) -> None:

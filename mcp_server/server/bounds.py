@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.system import paths
+from mcp_server.system.files import private_folder, write_text
 
 MAX_CHARACTERS: Final = 8_000
 """Of one result: its JSON text, with the note about what was left out."""
@@ -60,10 +61,8 @@ def _without_tail(value: str | list[Any] | dict[str, Any], excess: int) -> str |
 def keep_whole_result(tool: str, data: dict[str, Any]) -> Path:
     """Write the full result under the store, named by its content, so that equal results share one file."""
     text = json.dumps(data, ensure_ascii=False, indent=1)
-    folder = paths.home() / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{tool}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
-    target.write_text(text, encoding="utf-8")
+    target = private_folder(paths.home() / "results") / f"{tool}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    write_text(target, text)
     return target
 
 

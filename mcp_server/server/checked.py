@@ -21,6 +21,7 @@ from mcp_server.errors import MergingError, did_you_mean
 from mcp_server.server.access import Access
 from mcp_server.server.bounds import MAX_CHARACTERS, ROOM_FOR_NOTE, compact, keep_whole_result, shorten
 from mcp_server.system import guard
+from mcp_server.system.os_errors import in_our_words
 
 
 class CheckedTool(Tool):
@@ -37,7 +38,10 @@ class CheckedTool(Tool):
             with guard.enforced(Access.now().policy):
                 result = await super().run(arguments, context, convert_result=convert_result)
         except UnexpectedToolError as error:
-            if isinstance(cause := error.__cause__, MergingError):
+            cause = error.__cause__
+            if isinstance(cause, OSError):
+                cause = in_our_words(cause)
+            if isinstance(cause, MergingError):
                 raise ToolError(_limited(str(cause))) from cause
             raise
         return self._bounded(result) if isinstance(result, CallToolResult) else result

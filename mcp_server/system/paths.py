@@ -22,9 +22,19 @@ def home() -> Path:
     if configured := os.environ.get("MODEL_MERGING_HOME"):
         return Path(configured).expanduser().resolve()
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "model-merging"
+        return users_home() / "Library" / "Application Support" / "model-merging"
     state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "model-merging"
+    return (Path(state) if state else users_home() / ".local" / "state") / "model-merging"
+
+
+def users_home() -> Path:
+    """The user's home folder. Raises `BadInput` where there is none (a container that runs as a bare number, without HOME)."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise BadInput(
+            "this user has no home folder, so there is no place for jobs and caches", "set MODEL_MERGING_HOME (and HF_HOME)"
+        ) from error
 
 
 def expanded(text: str | Path) -> Path:
@@ -47,7 +57,12 @@ def huggingface_cache() -> Path:
     """The local hub cache: `HF_HUB_CACHE`, else `HF_HOME/hub`, else ~/.cache/huggingface/hub."""
     if hub := os.environ.get("HF_HUB_CACHE"):
         return Path(hub)
-    return Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
+    if hf_home := os.environ.get("HF_HOME"):
+        return Path(hf_home) / "hub"
+    try:
+        return users_home() / ".cache" / "huggingface" / "hub"
+    except BadInput:
+        return home() / "cache" / "hub"  # nobody's home: there is none to read, and no reason to stop
 
 
 def shipped(name: str) -> Path:

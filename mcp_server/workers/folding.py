@@ -3,7 +3,7 @@
 The base's files are copied and the adapted tensors are patched in place, block by block: shapes and dtypes do not change, so
 their offsets do not either. Memory is one block whatever the model's size; the arithmetic is float32 with one rounding.
 
-The key is a hash of every byte of base and adapter (remembered per file by size, time and inode), so a retrained adapter at the
+The key is a hash of every byte of base and adapter (remembered per file, see `system.hashes`), so a retrained adapter at the
 same path is another entry. A folder appears in the cache by a rename: it is complete or absent, never half.
 
 Not covered: adapters that `engine.adapters` refuses by name (DoRA, other PEFT types); they are merged with PEFT by their owner.
@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -32,7 +31,8 @@ from mcp_server.formats.checkpoint import ITEM_BYTES, Checkpoint, StoredTensor, 
 from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.lora import Change, open_adapter
 from mcp_server.system import paths
-from mcp_server.system.files import read_json, scratch_folder, sync_tree, write_json
+from mcp_server.system.files import private_folder, scratch_folder, sync_tree, write_json
+from mcp_server.system.hashes import file_sha256
 
 Report = Callable[[int, int], None]
 _FORMAT: Final = "folded-1"
@@ -53,7 +53,7 @@ def folded(base: str, adapter: str, report: Report) -> Path:
     if target.is_dir():
         report(1, 1)
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(target.parent)
     needed = sum(header.file_bytes for header in checkpoint.headers.values())
     free = shutil.disk_usage(target.parent).free
     if needed > free:
@@ -111,21 +111,3 @@ def content_key(files: list[Path]) -> str:
     """SHA-256 over names and contents."""
     lines = [f"{path.name} {file_sha256(path)}" for path in sorted(files)]
     return hashlib.sha256("\n".join([_FORMAT, *lines]).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Of the whole file. Remembered in the cache by path, size, modification time and inode, so that a base is read once."""
-    stat = path.stat()
-    identity = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    memory = paths.cache_dir() / "hashes" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known: dict[str, Any] = read_json(memory)
-        if known["file"] == identity:
-            return str(known["sha256"])
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    write_json(memory, {"file": identity, "sha256": digest.hexdigest()})
-    return digest.hexdigest()

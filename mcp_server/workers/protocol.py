@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -28,10 +28,11 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 
-from mcp_server.errors import BadInput, DiskFull, MergingError, NotAllowed, OutOfMemory, RunFailed
+from mcp_server.errors import MergingError, OutOfMemory
 from mcp_server.schemas.job import JobRequest
 from mcp_server.system import guard, paths
-from mcp_server.system.files import write_json, write_json_at_last
+from mcp_server.system.files import own_only, private_folder, write_json, write_json_at_last
+from mcp_server.system.os_errors import FULL, in_our_words
 from mcp_server.system.policy import Policy
 from mcp_server.system.redaction import redact, redact_all, secrets_of
 
@@ -70,17 +71,19 @@ class Job:
         if self.roots is not None:
             folders = [*map(Path, self.roots), self.folder, paths.home(), paths.huggingface_cache()]
             guard.enforce(Policy(tuple(Path(os.path.realpath(folder)) for folder in folders)))
+            os.environ["TMPDIR"] = str(private_folder(self.folder / "tmp"))  # what libraries keep for a moment is the job's too
+            tempfile.tempdir = None
 
     def event(self, event: str, **fields: Any) -> None:
         """Append one line. The file is bounded: when it is full it starts again, because only the end is ever read."""
         line = redact(json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False), self._secrets)
         path = self.folder / "events.jsonl"
         try:
-            with path.open("ab", buffering=0) as file:
+            with open(path, "ab", buffering=0, opener=own_only) as file:
                 file.write(f"{line}\n".encode())
                 full = file.tell() > _EVENTS_BYTES
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             return  # a store on a full disk costs progress lines, not the work
         if full:
@@ -140,6 +143,13 @@ def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
     job = Job(Path(sys.argv[1]))
     job.keep_to_roots()
     try:
+        return _run(job, work)
+    finally:
+        shutil.rmtree(job.folder / "tmp", ignore_errors=True)
+
+
+def _run(job: Job, work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
+    try:
         result = work(job)
         data = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
         write_json_at_last(job.folder / "result.json", data, job.folder / _SPARE)
@@ -150,7 +160,7 @@ def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
         return _report(job, OutOfMemory(f"the worker could not get the memory it asked for ({error or 'no size given'})"))
     except OSError as error:
         traceback.print_exc()
-        return _report(job, _in_our_words(error, job))
+        return _report(job, in_our_words(error, job.parameters.get("partial") or job.folder, "resume the job"))
     except Exception:  # noqa: BLE001 - the process boundary: the traceback goes to the log, the exit status says "bug"
         traceback.print_exc()
         return EXIT_BUG
@@ -163,24 +173,3 @@ def _report(job: Job, error: MergingError) -> int:
         told = redact_all(error.as_dict(), secrets_of(os.environ))
         write_json_at_last(job.folder / "error.json", told, job.folder / _SPARE)
     return error.exit_code
-
-
-def _in_our_words(error: OSError, job: Job) -> MergingError:
-    """What the operating system refused, with what it was about."""
-    where = str(error.filename or job.parameters.get("partial") or job.folder)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        with contextlib.suppress(OSError):
-            free = shutil.disk_usage(Path(where).parent).free
-            return DiskFull(
-                f"the disk is full at {where} ({free:,} bytes free)", "free some space and resume the job", free_bytes=free
-            )
-        return DiskFull(f"the disk is full at {where}", "free some space and resume the job")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return NotAllowed(f"{where}: {error.strerror}", "choose a folder that you may write, or change its rights")
-    if error.errno == errno.ENOENT:
-        return BadInput(f"{where} is not there (any more): {error.strerror}", "put it back and resume the job")
-    if error.errno == errno.EIO:
-        return RunFailed(
-            f"the disk reported an input/output error at {where}", "check the disk; copy the file elsewhere and resume the job"
-        )
-    return RunFailed(f"{where}: {error.strerror or error}", "see the log, put it right and resume the job")

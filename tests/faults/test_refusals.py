@@ -15,7 +15,7 @@ from mcp_server import jobs
         (errno.EDQUOT, "DiskFull", "the disk is full at /models/a"),
         (errno.EROFS, "NotAllowed", "/models/a: Read-only file system"),
         (errno.EACCES, "NotAllowed", "/models/a: Permission denied"),
-        (errno.ENOENT, "BadInput", "/models/a is not there (any more)"),
+        (errno.ENOENT, "NotFound", "/models/a is not there (any more)"),
         (errno.EMFILE, "RunFailed", "/models/a: Too many open files"),
     ],
     ids=lambda value: errno.errorcode.get(value) if isinstance(value, int) else None,

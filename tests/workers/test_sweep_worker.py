@@ -36,8 +36,10 @@ def plan(place: Path) -> dict[str, Any]:
 
 
 def parameters_of(place: Path, out: Path) -> dict[str, Any]:
+    file = place / "sweep-plan.yaml"
+    file.write_text(json.dumps(plan(place)), encoding="utf-8")
     return {
-        "plan": plan(place), "out": str(out), "suites": ["echo", "perplexity"], "suite_folders": [str(place / "suites")],
+        "plan": str(file), "out": str(out), "suites": ["echo", "perplexity"], "suite_folders": [str(place / "suites")],
         "grid": ["strategy=task_arithmetic,linear"], "limit": 6, "quick_limit": 3,
         "dtype": "float32", "workers": 2,
     }  # fmt: skip

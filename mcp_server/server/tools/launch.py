@@ -31,6 +31,7 @@ from mcp_server.server.inputs import (
     Suites,
 )
 from mcp_server.system import paths
+from mcp_server.system.files import private_folder, write_text
 
 
 def tools() -> list[CheckedTool]:
@@ -149,8 +150,6 @@ def sweep_merges(
 def saved_plan(plan: Plan) -> str:
     """The path of the plan, written into the store under its content's hash: a job's parameters name files, not objects."""
     text = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-    folder = paths.home() / "plans"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
-    target.write_text(text, encoding="utf-8")
+    target = private_folder(paths.home() / "plans") / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
+    write_text(target, text)
     return str(target)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,9 @@ from typing import Any
 from mcp_server.errors import BadInput, DoesNotFit, NotAModel
 from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.refs import resolve_ref
-from mcp_server.system import paths
+from mcp_server.system.hashes import file_sha256
 from mcp_server.system.machine import available_bytes, gib, multiplies_bfloat16
-from mcp_server.workers.protocol import write_json
 
-READ_BYTES = 1 << 22
 DECIDES = {*TOKENIZER_FILES, "config.json", "generation_config.json", "adapter_config.json"}
 """Beside the weights. Whatever else lies in a folder (records, evidence, training logs) does not change an answer."""
 OVERHEAD_BYTES = 900_000_000
@@ -60,14 +57,14 @@ def find_model(ref: str, base: str | None = None) -> ModelRef:
 
 
 def content_hash(ref: ModelRef) -> str:
-    """SHA-256 over the files that decide a model's answers. A file's digest is remembered under its size, time and inode."""
+    """SHA-256 over the files that decide a model's answers, read anew: scores are evidence, and a time stamp proves nothing."""
     digest = hashlib.sha256()
     for folder in (ref.folder, ref.adapter):
         if folder is None:
             continue
         for file in sorted(folder.iterdir()):
             if (file.suffix == ".safetensors" or file.name in DECIDES) and file.is_file():
-                digest.update(f"{file.name}\0{_file_hash(file)}\0".encode())
+                digest.update(f"{file.name}\0{file_sha256(file, remembered=False)}\0".encode())
         digest.update(b"+")
     return digest.hexdigest()
 
@@ -149,28 +146,6 @@ def _read(stored: Any) -> Any:
         file.seek(stored.offset)
         raw = bytearray(file.read(stored.nbytes))
     return torch.frombuffer(raw, dtype=kinds[stored.dtype]).reshape(stored.shape)
-
-
-def _file_hash(file: Path) -> str:
-    status = file.stat()
-    if status.st_size < READ_BYTES:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    key = f"{status.st_dev}-{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
-    known = paths.cache_dir() / "hashes" / hashlib.sha256(f"{file}-{key}".encode()).hexdigest()[:32]
-    if known.is_file() and len(text := known.read_text(encoding="utf-8").strip('"\n ')) == 64:
-        return text
-    digest = hashlib.sha256()
-    for block in _blocks(file):
-        digest.update(block)
-    known.parent.mkdir(parents=True, exist_ok=True)
-    write_json(known, digest.hexdigest())
-    return digest.hexdigest()
-
-
-def _blocks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while block := stream.read(READ_BYTES):
-            yield block
 
 
 def use_threads(wanted: int | None) -> int:

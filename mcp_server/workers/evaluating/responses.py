@@ -19,6 +19,7 @@ from typing import Any
 from lm_eval.api.model import LM, CacheHook
 
 from mcp_server.errors import Unsupported
+from mcp_server.system.files import own_only, private_folder
 
 Loader = Callable[[], Any]
 Told = Callable[[int, int, str], None]
@@ -49,8 +50,8 @@ class ResponseStore:
             return
         self.answers[key] = answer
         if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as stream:
+            private_folder(self.file.parent)
+            with open(self.file, "a", encoding="utf-8", opener=own_only) as stream:
                 stream.write(json.dumps({"k": key, "r": answer}, ensure_ascii=False) + "\n")
 
 

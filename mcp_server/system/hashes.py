@@ -1,0 +1,44 @@
+"""The SHA-256 of a file, remembered: a base of gigabytes is not read again for every fold.
+
+What is remembered is a hint. It holds while path, size, modification time, change time, inode and device are the same; the change
+time is the kernel's own and cannot be set by who copies a file over another. Evidence that people rely on reads the file again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.system import paths
+from mcp_server.system.files import private_folder, read_json, write_json
+
+_BLOCK: Final = 1 << 22
+
+
+def stamp(path: Path) -> list[int]:
+    """What tells one state of a file from another without reading it: size, times, inode, device."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+
+
+def file_sha256(path: Path, *, remembered: bool = True) -> str:
+    """Of the whole file. `remembered` False reads it whatever was noted before (and notes it for others)."""
+    identity = [str(path.resolve()), *stamp(path)]
+    memory = paths.cache_dir() / "hashes" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.json"
+    if remembered:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known: dict[str, Any] = read_json(memory)
+            if known["file"] == identity:
+                return str(known["sha256"])
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if identity[0] == str(path.resolve()) and identity[1:] == stamp(path):  # else it changed under our eyes: nothing to note
+        with contextlib.suppress(OSError):
+            private_folder(memory.parent)
+            write_json(memory, {"file": identity, "sha256": digest.hexdigest()})
+    return digest.hexdigest()
