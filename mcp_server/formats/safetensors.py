@@ -14,6 +14,7 @@ import json
 import math
 import os
 import stat
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,13 @@ DTYPE_BITS: Final[dict[str, int]] = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
 }  # fmt: skip
+
+REMEMBERED: Final = 64
+REMEMBERED_BYTES: Final = 1_000_000
+SETTLED_NS: Final = 100_000_000
+"""A file that changed less than a tenth of a second ago is read again: file systems count in ticks of up to 10 ms."""
+_remembered: dict[tuple[int, ...], Header] = {}
+"""Headers by device, inode, size and both times: a process reads the header of a file that is as it was once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,11 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         if not stat.S_ISREG(file.stat().st_mode) and not file.is_dir():
             raise _broken(file, "it is not a regular file")  # opening a pipe would wait for ever
         with file.open("rb") as stream:
-            file_bytes = os.fstat(stream.fileno()).st_size
+            about = os.fstat(stream.fileno())
+            file_bytes = about.st_size
+            key = (about.st_dev, about.st_ino, file_bytes, about.st_mtime_ns, about.st_ctime_ns)
+            if (known := _remembered.get(key)) is not None:
+                return known
             prefix = stream.read(8)
             if len(prefix) < 8:
                 raise _broken(file, f"it has {file_bytes} bytes, too few for a header")
@@ -88,7 +100,12 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise _broken(file, f"its header ends after {len(raw)} of {length} bytes")
     tensors, metadata = _parse(file, raw)
     _check_layout(file, tensors, file_bytes - 8 - length)
-    return Header(tensors, metadata, 8 + length, file_bytes, hashlib.sha256(prefix + raw).hexdigest())
+    header = Header(tensors, metadata, 8 + length, file_bytes, hashlib.sha256(prefix + raw).hexdigest())
+    if length <= REMEMBERED_BYTES and time.time_ns() - about.st_ctime_ns > SETTLED_NS:
+        _remembered[key] = header
+        while len(_remembered) > REMEMBERED:
+            del _remembered[next(iter(_remembered))]
+    return header
 
 
 def _parse(file: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:

@@ -12,7 +12,7 @@ from mcp_server.errors import MergingError, NotAllowed, NotFound
 from mcp_server.formats.own_data import DATA
 from mcp_server.formats.provenance import not_ours
 from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
-from mcp_server.formats.recipe.refs import rewrite_refs
+from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision
 from mcp_server.formats.suites import TEXTS, find_suite
 from mcp_server.jobs import engines, queue, store

@@ -25,7 +25,7 @@ from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.lineage import source_records
 from mcp_server.formats.provenance import Provenance, SourceRecord, identify, write_model_card, write_provenance
 from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
-from mcp_server.formats.recipe.refs import rewrite_refs
+from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.safetensors import read_header
 from mcp_server.schemas.job import MergeRequest
 from mcp_server.system.files import tree_bytes, write_text

@@ -35,7 +35,7 @@ from pydantic import ValidationError  # noqa: E402
 
 from mcp_server.errors import NotFound  # noqa: E402
 from mcp_server.formats.recipe import ModelRef, read_recipe  # noqa: E402
-from mcp_server.formats.recipe.refs import rewrite_refs  # noqa: E402
+from mcp_server.formats.recipe.rewrite import rewrite_refs  # noqa: E402
 from mcp_server.formats.refs import is_hub_id, resolve_ref  # noqa: E402
 
 REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, OSError, NotImplementedError)

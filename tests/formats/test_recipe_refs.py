@@ -3,7 +3,7 @@
 import pytest
 
 from mcp_server.formats.recipe import ModelRef, read_recipe
-from mcp_server.formats.recipe.refs import rewrite_refs
+from mcp_server.formats.recipe.rewrite import rewrite_refs
 
 RECIPE = """\
 # a comment

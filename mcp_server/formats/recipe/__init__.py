@@ -1,6 +1,7 @@
 """Reading recipes: mergekit's YAML as typed data."""
 
-from mcp_server.formats.recipe.parse import Problem, parse_document, parse_recipe, read_recipe
+from mcp_server.formats.recipe.parse import Problem, parse_document
+from mcp_server.formats.recipe.read import Read, parse_recipe, read_recipe, read_text
 from mcp_server.formats.recipe.refs import parse_ref
 from mcp_server.formats.recipe.settings import (
     MISSING,
@@ -23,6 +24,7 @@ __all__ = [
     "Module",
     "OutputSlice",
     "Problem",
+    "Read",
     "Recipe",
     "Source",
     "as_flag",
@@ -35,6 +37,7 @@ __all__ = [
     "parse_recipe",
     "parse_ref",
     "read_recipe",
+    "read_text",
     "resolve",
     "scalars",
 ]

@@ -1,7 +1,6 @@
-"""Recipe text → `Recipe`. What mergekit's own reader refuses is refused here, in one pass that reports all of it.
+"""One YAML document → `Recipe`. What mergekit's own reader refuses is refused here, in one pass that reports all of it.
 
-Unknown keys are refused only where that is asked for, because mergekit ignores them: the linter reports them, the streaming
-engine wants none. `read_recipe` raises the first problem; `parse_document` returns them all, for the linter.
+Unknown keys pass, because mergekit ignores them: `read` and the linter name them where that is asked for.
 """
 
 from __future__ import annotations
@@ -9,15 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mcp_server.errors import Malformed, did_you_mean
-from mcp_server.formats.recipe.keys import dotted, tables
+from mcp_server.errors import Malformed
 from mcp_server.formats.recipe.refs import parse_ref
 from mcp_server.formats.recipe.settings import SCALARS
 from mcp_server.formats.recipe.types import Expert, ModelRef, Module, OutputSlice, Recipe, RecipeKind, Settings, Source
-from mcp_server.system.yaml_io import load_yaml_all
 
-NEXT = "see `model-merging validate` for every finding"
-MAX_STAGES: Final = 100
 MAX_SOURCES: Final = 1_000
 MAX_GRADIENT: Final = 1_000
 """More than any merge or model needs (no model has a thousand layers); every later check may then look at each of them."""
@@ -90,56 +85,6 @@ def _moe(reader: Reader, table: dict[str, Any], text: str) -> Recipe:
         architecture=reader.text(table.get("architecture"), "architecture"),
         text=text,
     )
-
-
-def unread_keys(document: Any) -> list[Problem]:
-    """One problem for each key that mergekit would ignore."""
-    mixture = isinstance(document, dict) and kind_of(document) == "moe"
-    return [
-        Problem(
-            "MM103",
-            f"{dotted(table.path) or 'it'} has the unknown key {name!r}, which mergekit would ignore."
-            + (did_you_mean(name, table.known) or f" Known: {', '.join(table.known)}."),
-            dotted((*table.path, name)),
-            "correct or remove it",
-        )
-        for table in tables(document, mixture=mixture)
-        for name in table.unread()
-    ]
-
-
-def parse_recipe(text: str, what: str = "the recipe", *, unread: bool = False) -> tuple[Recipe, list[Problem]]:
-    """Recipe text → recipe and problems, with `unread` also for keys that mergekit ignores; those come first.
-
-    Several documents make a multi-stage recipe. Raises `Malformed` for broken YAML.
-    """
-    documents = load_yaml_all(text, what)
-    ignored = [problem for document in documents for problem in unread_keys(document)] if unread else []
-    if len(documents) > MAX_STAGES:
-        text_ = f"{what} holds {len(documents):,} documents, which exceeds the limit of {MAX_STAGES}"
-        return Recipe(kind="multi", text=text), [Problem("MM116", text_, "", "split it into several files")]
-    if len(documents) <= 1:
-        recipe, refused = parse_document(documents[0] if documents else None, text, what)
-        return recipe, ignored + refused
-    stages, problems = [], []
-    for number, document in enumerate(documents):
-        stage, found = parse_document(document, "", f"stage {number + 1}")
-        stages.append(stage)
-        problems += [Problem(p.code, p.message, f"stages[{number}].{p.where}".rstrip("."), p.fix) for p in found]
-    return Recipe(kind="multi", stages=tuple(stages), text=text), ignored + problems
-
-
-def read_recipe(text: str, what: str = "the recipe", *, unread: bool = False) -> Recipe:
-    """A recipe that mergekit's reader would accept. Raises `Malformed` with the first problem and how many more there are.
-
-    With `unread`, keys that mergekit would ignore are problems too.
-    """
-    recipe, problems = parse_recipe(text, what, unread=unread)
-    if problems:
-        first = problems[0]
-        more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise Malformed(f"{what} cannot be used: {first.message}{more}", first.fix or NEXT, where=first.where, code=first.code)
-    return recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Final
 
 import yaml
 
-from mcp_server.formats.recipe.keys import Path, dotted
 from mcp_server.system.yaml_io import Document
 
 Place = tuple[int, int]
 """Line and column, both counted from 1."""
+_ENTRY: Final = re.compile(r"\[(\d+)\]")
 
 
-def places(documents: Sequence[Document]) -> dict[str, Place]:
-    """Path → where its key (in a list: its entry) begins. The paths of several documents begin with stages[N]."""
-    found: dict[str, Place] = {}
-    for number, document in enumerate(documents):
-        _walk(document.node, ("stages", number) if len(documents) > 1 else (), found)
-    return found
+def place_of(where: str, documents: Sequence[Document]) -> Place | None:
+    """Where the key of a path (in a list: its entry) begins; where there is nothing, the nearest part of it that is there.
 
-
-def place_of(where: str, known: dict[str, Place]) -> Place | None:
-    """The place of a path or, where there is nothing, of the nearest part of it that is there."""
+    The paths of several documents begin with stages[N].
+    """
+    number = 0
+    if len(documents) > 1:
+        if (stage := re.match(r"stages\[(\d+)\]\.?", where)) is None:
+            return None
+        number, where = int(stage[1]), where[stage.end() :]
+    if number >= len(documents):
+        return None
+    mark = node = documents[number].node
     while where:
-        if where in known:
-            return known[where]
-        where = where[: max(where.rfind("."), where.rfind("["), 0)]
-    return known.get("")
-
-
-def _walk(node: yaml.Node, path: Path, found: dict[str, Place]) -> None:
-    """Each part of the text once, at the first path that leads to it through no alias."""
-    found.setdefault(dotted(path), _place(node))
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*path, key.value)
-            found[dotted(inner)] = _place(key)
-            _walk(value, inner, found)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, entry in enumerate(node.value):
-            _walk(entry, (*path, number), found)
-
-
-def _place(node: yaml.Node) -> Place:
-    return node.start_mark.line + 1, node.start_mark.column + 1
+        if isinstance(node, yaml.SequenceNode) and (entry := _ENTRY.match(where)) and int(entry[1]) < len(node.value):
+            mark = node = node.value[int(entry[1])]
+            where = where[entry.end() :].removeprefix(".")
+            continue
+        keys = node.value if isinstance(node, yaml.MappingNode) else ()
+        # The longest name first: a name may hold a dot.
+        fitting = [(key, value) for key, value in keys if re.match(re.escape(key.value) + r"(?:\.|\[|$)", where)]
+        if not fitting:
+            break
+        mark, node = max(fitting, key=lambda pair: len(pair[0].value))
+        where = where[len(mark.value) :].removeprefix(".")
+    return mark.start_mark.line + 1, mark.start_mark.column + 1

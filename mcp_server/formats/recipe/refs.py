@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-import yaml
 
 from mcp_server.errors import Malformed
 from mcp_server.formats.recipe.types import ModelRef
-from mcp_server.system.yaml_io import load_yaml_all
 
 FORM = "write a folder or hub id, or base+adapter for a LoRA adapter"
 
@@ -72,51 +68,3 @@ def _path(value: Any, where: str) -> tuple[str, str | None]:
         revision = value.get("revision")
         return value["path"], str(revision) if revision is not None else None
     raise Malformed(f"{where} is {value!r}, not the name of a model", FORM, where=where)
-
-
-Rewrite = Callable[[ModelRef], ModelRef]
-_REF_KEYS = ("model", "base_model", "source_model")
-
-
-def rewrite_refs(text: str, rewrite: Rewrite) -> str:
-    """`text` with every reference passed through `rewrite`. Names that are no reference (tokenizer 'union') stay."""
-    documents = load_yaml_all(text, "the recipe")
-    stages = {str(d["name"]) for d in documents if isinstance(d, dict) and d.get("name")}
-    changed = [_walk(document, rewrite, stages, inside_tokenizer=False) for document in documents]
-    return text if changed == documents else yaml.safe_dump_all(changed, sort_keys=False, allow_unicode=True)
-
-
-def _walk(value: Any, rewrite: Rewrite, stages: set[str], *, inside_tokenizer: bool) -> Any:
-    if isinstance(value, list):
-        return [_walk(item, rewrite, stages, inside_tokenizer=inside_tokenizer) for item in value]
-    if not isinstance(value, dict):
-        return value
-    found = {}
-    for key, item in value.items():
-        inside = inside_tokenizer or key == "tokenizer"
-        if key == "parameters":
-            found[key] = item
-        elif key in _REF_KEYS and item is not None:
-            found[key] = _rewritten(item, rewrite, stages)
-        elif (key == "tokenizer_source" or (inside and key == "source")) and isinstance(item, str):
-            found[key] = item if item in ("base", "union") else _rewritten(item, rewrite, stages)
-        else:
-            found[key] = _walk(item, rewrite, stages, inside_tokenizer=inside)
-    return found
-
-
-def _rewritten(item: Any, rewrite: Rewrite, stages: set[str]) -> Any:
-    try:
-        ref = parse_ref(item)
-    except Malformed:
-        return item
-    if ref.base in stages:
-        return item
-    new = rewrite(ref)
-    if new == ref:
-        return item
-    if new.override_architecture is None:
-        return str(new)
-    model = {"path": new.base, "revision": new.revision}
-    lora = {"path": new.adapter, "revision": new.adapter_revision} if new.adapter else None
-    return {"model": model, "lora": lora, "override_architecture": new.override_architecture}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mcp_server.engine.adapter_plan import OVERSAMPLING, PASSES, AdapterPlan, peak_anon_of_adapter, plan_adapter
 from mcp_server.formats.recipe import ModelRef
-from mcp_server.formats.recipe.refs import rewrite_refs
+from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.refs import anchor_ref, resolve_ref
 from mcp_server.schemas.estimate import EngineEstimate, Seconds
 from mcp_server.steps.estimate.budget import METADATA_BYTES, fits

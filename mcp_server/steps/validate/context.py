@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class Context:
 
     document: dict[str, Any]
     recipe: Recipe
-    problems: list[Problem]
+    problems: Sequence[Problem]
     folder: Path
     out: Path | None = None
     ram_gib: float | None = None
@@ -78,7 +79,11 @@ class Context:
 
     def where(self, ref: ModelRef) -> str:
         """The first place that names exactly this."""
-        return next((where for where, named in self.named() if named == ref), "")
+        return self._places.get(ref, "")
+
+    @cached_property
+    def _places(self) -> dict[ModelRef, str]:
+        return {ref: where for where, ref in reversed(list(self.named()))}
 
     def is_stage(self, ref: ModelRef) -> bool:
         """Whether the name is the output of another stage, which does not exist yet."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mcp_server.engine.coverage import covers
 from mcp_server.errors import MergingError
 from mcp_server.formats.recipe import ModelRef
-from mcp_server.formats.recipe.refs import rewrite_refs
+from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.formats.tensor_names import main_stack, stacks
 from mcp_server.steps.validate.context import Context, Unknown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -74,9 +75,9 @@ def base_settings_unread(context: Context) -> Iterator[Found]:
 @check("MM213")
 def same_model_twice(context: Context) -> Iterator[Found]:
     for group in context.recipe.groups():
-        models = [source.model for source in group.sources]
-        for model in dict.fromkeys(m for m in models if models.count(m) > 1):
-            yield Found(f"{model} is listed {models.count(model)} times", group.where)
+        for model, count in Counter(source.model for source in group.sources).items():
+            if count > 1:
+                yield Found(f"{model} is listed {count} times", group.where)
 
 
 def counts_all(method: Strategy) -> bool:

@@ -28,7 +28,7 @@ def fix(text: str, *, folder: Path | None = None) -> Validation:
     folder = (folder or Path.cwd()).resolve()
     before = found = validate(text, folder=folder)
     changes: list[str] = []
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if any(rules()[f.code].fixable for f in found.findings) else 0):
         corrected, made = _round(text, found.findings, folder)
         if not made:
             break

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from mcp_server.errors import BadInput, Incompatible, Malformed, NotAModel, NotFound
-from mcp_server.formats.recipe import Problem, Recipe, parse_document
-from mcp_server.formats.recipe.places import place_of, places
+from mcp_server.formats.recipe import Read, read_text
+from mcp_server.formats.recipe.places import place_of
 from mcp_server.schemas.validation import Finding, Validation
 from mcp_server.steps.validate import (  # noqa: F401 - they register
     adapters,
@@ -28,7 +28,6 @@ from mcp_server.steps.validate import (  # noqa: F401 - they register
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.form import is_moe, is_moe_in_disguise
 from mcp_server.steps.validate.registry import CHECKS, rules, run_check
-from mcp_server.system.yaml_io import read_documents
 
 Planner = Callable[[str, Path], list[str]]
 """Recipe text and folder → what mergekit's planner refuses, in its own words; [] when it accepts. May raise `NotFound`."""
@@ -56,24 +55,27 @@ def validate(
     """
     folder = (folder or Path.cwd()).resolve()
     try:
-        read = read_documents(text, "the recipe")
+        read = read_text(text)
     except Malformed as error:
         line, column = error.details.get("line"), error.details.get("column")
         broken = _finding("MM101", error.message, "", error.next_step).model_copy(update={"line": line, "column": column})
         return Validation(ok=False, findings=[broken], level="yaml")
-    documents = [document.value for document in read]
-    stages = [parse_document(document, text if len(documents) < 2 else "") for document in documents or [None]]
+    if read.too_large:
+        found = [_finding(p.code, p.message, p.where, p.fix) for p in read.problems]
+        return Validation(ok=False, findings=_ordered(found, read), level="yaml")
+    stages = read.stages
     names = frozenset(r.name for r, _ in stages if r.name) if len(stages) > 1 else frozenset()
-    found: list[Finding] = []
+    found = []
     skipped: dict[str, str] = {}
     here = True
-    for number, ((recipe, problems), document) in enumerate(zip(stages, documents or [None], strict=True)):
-        table = document if isinstance(document, dict) else {}
+    for number, (recipe, problems) in enumerate(stages):
+        value = read.documents[number].value if read.documents else None
+        table = value if isinstance(value, dict) else {}
         context = Context(table, recipe, problems, folder, stage_names=names)
         prefix = f"stages[{number}]." if len(stages) > 1 else ""
         found += _stage(context, prefix, skipped)
         here = here and not problems and context.all_here()
-    whole = _whole(text, stages, folder, ram_gib, out)
+    whole = Context({}, read.recipe, (), folder, out=out, ram_gib=ram_gib, stage_names=names, stages=tuple(r for r, _ in stages))
     found += _run(whole, [code for code in WHOLE if code != "MM605" or len(stages) > 1], "", skipped)
     level = "checkpoints" if here else "yaml"
     if deep and planner is None:
@@ -86,10 +88,7 @@ def validate(
             skipped["MM701"] = missing.message
     elif deep:
         skipped["MM701"] = "the recipe has errors already"
-    findings = sorted(dict.fromkeys(found), key=lambda f: ("error", "warning", "note").index(f.severity))
-    if findings:
-        known = places(read)
-        findings = [_placed(finding, place_of(finding.where, known)) for finding in findings]
+    findings = _ordered(found, read)
     ok = all(finding.severity != "error" for finding in findings)
     return Validation(ok=ok, findings=findings, level=level, skipped=skipped)
 
@@ -116,23 +115,16 @@ def _run(context: Context, codes: Iterable[str], prefix: str, skipped: dict[str,
     return found
 
 
-def _whole(
-    text: str, stages: list[tuple[Recipe, list[Problem]]], folder: Path, ram_gib: float | None, out: Path | None
-) -> Context:
-    recipes = tuple(recipe for recipe, _ in stages)
-    names = frozenset(recipe.name for recipe in recipes if recipe.name) if len(recipes) > 1 else frozenset()
-    recipe = recipes[0] if len(recipes) == 1 else Recipe(kind="multi", stages=recipes, text=text)
-    document: dict[str, Any] = {}
-    return Context(document, recipe, [], folder, out=out, ram_gib=ram_gib, stage_names=names, stages=recipes)
-
-
 def _finding(code: str, message: str, where: str, fix: str) -> Finding:
     rule = rules()[code]
     return Finding(code=code, severity=rule.severity, message=message, where=where, fix=fix or rule.fix)
 
 
-def _placed(finding: Finding, place: tuple[int, int] | None) -> Finding:
-    return finding.model_copy(update={"line": place[0], "column": place[1]}) if place else finding
+def _ordered(found: list[Finding], read: Read) -> list[Finding]:
+    """Each finding once, with its line and column; errors first."""
+    findings = sorted(dict.fromkeys(found), key=lambda f: ("error", "warning", "note").index(f.severity))
+    placed = [(finding, place_of(finding.where, read.documents)) for finding in findings]
+    return [f.model_copy(update={"line": at[0], "column": at[1]}) if at else f for f, at in placed]
 
 
 KINDS: Final[dict[str, type[BadInput]]] = {

@@ -1,0 +1,125 @@
+"""A recipe's text, read once: the YAML documents with their places, the `Recipe` that they make, and what is wrong with it.
+
+Everybody who is handed a text asks `read_text`, which remembers the last few: in one process a text is parsed once, however many
+steps look at it. What it gives is shared, so nobody changes it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import yaml
+
+from mcp_server.errors import Malformed, did_you_mean
+from mcp_server.formats.recipe.keys import dotted, tables
+from mcp_server.formats.recipe.parse import Problem, kind_of, parse_document
+from mcp_server.formats.recipe.types import Recipe
+from mcp_server.system.yaml_io import Document, read_documents
+
+NEXT: Final = "see `model-merging validate` for every finding"
+MAX_STAGES: Final = 100
+REMEMBERED: Final = 8
+REMEMBERED_LENGTH: Final = 100_000
+"""Of longer texts nothing is remembered: their nodes take a thousand times the memory."""
+
+_remembered: OrderedDict[str, Read] = OrderedDict()
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """`stages` has one entry for an ordinary recipe; `recipe` is that, or the recipe of all stages."""
+
+    recipe: Recipe
+    problems: tuple[Problem, ...]
+    documents: tuple[Document, ...]
+    stages: tuple[tuple[Recipe, tuple[Problem, ...]], ...]
+
+    @property
+    def too_large(self) -> bool:
+        """Whether a list in it is longer than anybody looks at; it was left out of the recipe."""
+        return any(problem.code == "MM116" for problem in self.problems)
+
+
+def read_text(text: str, what: str = "the recipe") -> Read:
+    """Raises `Malformed` for broken YAML, in which `what` names the text."""
+    if (found := _remembered.get(text)) is not None:
+        _remembered.move_to_end(text)
+        return found
+    return _remember(_made_of(text, tuple(read_documents(text, what))))
+
+
+def written(values: Sequence[Any], nodes: Sequence[yaml.Node]) -> str:
+    """The YAML text of `values`. It is remembered as read, with the places that they had in the text that they come from."""
+    text = yaml.safe_dump_all(values, sort_keys=False, allow_unicode=True)
+    documents = tuple(Document(value, node) for value, node in zip(values, nodes, strict=True))
+    _remember(_made_of(text, documents))
+    return text
+
+
+def _remember(found: Read) -> Read:
+    text = found.recipe.text
+    if len(text) <= REMEMBERED_LENGTH:
+        _remembered[text] = found
+        if len(_remembered) > REMEMBERED:
+            _remembered.popitem(last=False)
+    return found
+
+
+def _made_of(text: str, documents: tuple[Document, ...]) -> Read:
+    if len(documents) > MAX_STAGES:
+        many = f"it holds {len(documents):,} documents, which exceeds the limit of {MAX_STAGES}"
+        problem = Problem("MM116", many, "", "split it into several files")
+        return Read(Recipe(kind="multi", text=text), (problem,), documents, ())
+    if len(documents) <= 1:
+        recipe, found = parse_document(documents[0].value if documents else None, text)
+        problems = tuple(found)
+        return Read(recipe, problems, documents, ((recipe, problems),))
+    stages, every = [], []
+    for number, document in enumerate(documents):
+        stage, found = parse_document(document.value, "", f"stage {number + 1}")
+        stages.append((stage, tuple(found)))
+        every += [Problem(p.code, p.message, f"stages[{number}].{p.where}".rstrip("."), p.fix) for p in found]
+    recipe = Recipe(kind="multi", stages=tuple(stage for stage, _ in stages), text=text)
+    return Read(recipe, tuple(every), documents, tuple(stages))
+
+
+def unread_keys(document: Any) -> list[Problem]:
+    """One problem for each key that mergekit would ignore."""
+    mixture = isinstance(document, dict) and kind_of(document) == "moe"
+    return [
+        Problem(
+            "MM103",
+            f"{dotted(table.path) or 'it'} has the unknown key {name!r}, which mergekit would ignore."
+            + (did_you_mean(name, table.known) or f" Known: {', '.join(table.known)}."),
+            dotted((*table.path, name)),
+            "correct or remove it",
+        )
+        for table in tables(document, mixture=mixture)
+        for name in table.unread()
+    ]
+
+
+def parse_recipe(text: str, what: str = "the recipe", *, unread: bool = False) -> tuple[Recipe, list[Problem]]:
+    """Recipe text → recipe and problems, with `unread` also for keys that mergekit ignores; those come first.
+
+    Several documents make a multi-stage recipe. Raises `Malformed` for broken YAML.
+    """
+    found = read_text(text, what)
+    ignored = [problem for document in found.documents for problem in unread_keys(document.value)] if unread else []
+    return found.recipe, [*ignored, *found.problems]
+
+
+def read_recipe(text: str, what: str = "the recipe", *, unread: bool = False) -> Recipe:
+    """A recipe that mergekit's reader would accept. Raises `Malformed` with the first problem and how many more there are.
+
+    With `unread`, keys that mergekit would ignore are problems too.
+    """
+    recipe, problems = parse_recipe(text, what, unread=unread)
+    if problems:
+        first = problems[0]
+        more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise Malformed(f"{what} cannot be used: {first.message}{more}", first.fix or NEXT, where=first.where, code=first.code)
+    return recipe

@@ -1,0 +1,72 @@
+"""Any recipe is answered at once, or refused by a limit that is named; the time grows with the text and no faster."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from mcp_server.steps.validate import fix, validate
+
+SECONDS = 3.0
+
+
+def of_models(count: int) -> str:
+    return "merge_method: linear\ndtype: bfloat16\nmodels:\n" + "".join(
+        f"  - model: org/model-{n}\n    parameters: {{weight: 0.5}}\n" for n in range(count)
+    )
+
+
+def of_slices(count: int) -> str:
+    return "merge_method: passthrough\nslices:\n" + "".join(
+        f"  - sources: [{{model: org/m{n % 7}, layer_range: [{n}, {n + 1}]}}]\n" for n in range(count)
+    )
+
+
+def of_stages(count: int) -> str:
+    stage = "merge_method: linear\nmodels: [{{model: {0}}}, {{model: org/b}}]\nparameters: {{weight: 1}}\n"
+    names = ["org/a", *(f"s{n}" for n in range(count))]
+    return "---\n".join((f"name: s{n}\n" if n < count - 1 else "") + stage.format(before) for n, before in enumerate(names[:-1]))
+
+
+def of_gradient(count: int) -> str:
+    values = ", ".join(str(n % 10 / 10) for n in range(count))
+    return (
+        f"merge_method: slerp\nbase_model: org/a\nmodels: [{{model: org/a}}, {{model: org/b}}]\nparameters: {{t: [{values}]}}\n"
+    )
+
+
+def seconds(text: str) -> float:
+    before = time.process_time()
+    validate(text)
+    return time.process_time() - before
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        (of_models(9_000), "models lists 9,000 entries"),
+        (of_models(1_000), ""),
+        (of_slices(9_000), "slices lists 9,000 entries"),
+        (of_slices(1_000), ""),
+        (of_stages(2_000), "holds 2,000 documents"),
+        (of_stages(100), ""),
+        (of_gradient(90_000), "a list of 90,000 values"),
+        (of_gradient(1_000), ""),
+    ],
+    ids=["models", "fewer models", "slices", "fewer slices", "documents", "fewer documents", "gradient", "shorter gradient"],
+)
+@pytest.mark.parametrize("correct", [False, True])
+def test_a_large_recipe_is_answered_at_once(text: str, refused: str, correct: bool) -> None:
+    before = time.process_time()
+    found = fix(text) if correct else validate(text)
+    assert time.process_time() - before < SECONDS
+    assert any(f.code == "MM116" and refused in f.message for f in found.findings) is bool(refused)
+
+
+@pytest.mark.parametrize("form", [of_models, of_slices, of_gradient])
+def test_four_times_the_text_takes_at_most_about_four_times_as_long(form: object) -> None:
+    assert callable(form)
+    validate(form(10))  # what is read once per process
+    small, large = (min(seconds(form(count)) for _ in range(3)) for count in (200, 800))
+    assert large < 7 * small + 0.05
