@@ -123,19 +123,36 @@ class _Scaled:
         self.per_matrix = packing.shape[-2]
         grid = (-1, -(-self.per_matrix // high), -(-packing.columns // wide))
         self.scale = _floats(packing.scale, read).reshape(grid)
-        self.zero = _integers(packing.zero, read).reshape(grid) if packing.zero else None
-        self.table = (
-            _BYTES.astype(np.int8).astype(np.float32) if packing.codes.dtype == "I8" else float8_table(packing.codes.dtype)
-        )
+        self.table = float8_table(packing.codes.dtype)
 
     def fill(self, read: Read, start: int, out: Array) -> None:
         block, first = _rows(self.packing, start, out)
         codes = read(self.packing.codes, start, out.size).reshape(block.shape)
-        where = (self.per_matrix, first, *self.packing.block, block)
-        if self.zero is None:
-            kernels.by_byte(codes, self.table, self.scale, *where)
-        else:
-            kernels.by_byte_with_zero(codes.view(np.int8), self.zero, self.scale, *where)
+        kernels.by_byte(codes, self.table, self.scale, self.per_matrix, first, *self.packing.block, block)
+
+
+class _ScaledIntegers:
+    """int8: the scales of each row, and its zero points."""
+
+    def __init__(self, packing: Scaled, read: Read) -> None:
+        self.packing, (high, self.wide) = packing, packing.block
+        height, across = packing.shape[-2], packing.columns // self.wide
+        if packing.columns % self.wide:
+            raise TypeError("int8 scales are by row or by equal groups of a row")
+
+        def each_row(values: Array) -> Array:
+            return np.ascontiguousarray(
+                values.reshape(-1, -(-height // high), across).repeat(high, 1)[:, :height].reshape(-1, across)
+            )
+
+        self.scale = each_row(_floats(packing.scale, read))
+        zero = _integers(packing.zero, read).astype(np.int32) if packing.zero else np.zeros(packing.scale.shape, np.int32)
+        self.zero = each_row(zero)
+
+    def fill(self, read: Read, start: int, out: Array) -> None:
+        block, first = _rows(self.packing, start, out)
+        codes = read(self.packing.codes, start, out.size).view(np.int8).reshape(block.shape)
+        kernels.bytes_with_zero(codes, self.zero, self.scale, first, self.wide, block)
 
 
 class _Float4:
@@ -170,7 +187,10 @@ class _TurnedFloat4:
                     self._fresh(part, number * (part.nbytes // experts), part.nbytes // experts)
                     for part in (self.packing.codes, self.packing.scale)
                 )
-                self._experts[number] = (codes.reshape(outputs, inputs // 2), _exponents()[scale].reshape(outputs, inputs // 32))
+                self._experts[number] = (
+                    np.ascontiguousarray(codes.reshape(outputs, inputs // 2).T),
+                    _exponents()[scale].reshape(outputs, inputs // 32).T.copy(),
+                )
                 while len(self._experts) > UNITS_HELD:
                     self._experts.popitem(last=False)
             return self._experts[number]
@@ -186,48 +206,69 @@ class _TurnedFloat4:
             done += count
 
 
+class _Integers:
+    """Codes along the rows, with scale and zero point (rows or one, groups), and the group of each column where it is stored."""
+
+    def __init__(self, packing: PackedRows | PackedColumns, scale: Array, zero: Array, read: Read) -> None:
+        self.bits, self.columns = packing.bits, packing.columns
+        self.scale, self.zero = np.ascontiguousarray(scale), np.ascontiguousarray(zero, np.int32)
+        groups = self.scale.shape[1]
+        self.size = self.columns // groups if packing.order is None else 0
+        self.group = (
+            np.arange(self.columns) // max(1, self.size) if packing.order is None else _order(packing.order, groups, read)
+        )
+
+    def fill(self, words: Array, first: int, out: Array) -> None:
+        """`words` (rows, ·) uint32 of rows `first` …."""
+        where = (self.zero, self.scale, first, self.size, out)
+        if self.bits == 4 and self.size and self.size % 2 == 0:
+            kernels.nibbles_with_zero(words.view(np.uint8), *where)
+        elif self.bits == 8 and self.size:
+            kernels.bytes_with_zero(words.view(np.uint8), *where)
+        else:
+            kernels.words_with_zero(words, self.bits, self.zero, self.scale, self.group, first, out)
+
+
 class _PackedRows:
     def __init__(self, packing: PackedRows, read: Read) -> None:
-        self.packing, self.scale = packing, _floats(packing.scale, read)
+        self.packing, scale = packing, _floats(packing.scale, read)
         middle = 1 << (packing.bits - 1)  # codes are stored plus this
         if packing.zero is None:
-            self.zero = np.full(self.scale.shape, middle, np.int32)
+            zero = np.full(scale.shape, middle, np.int32)
         elif packing.zero.dtype == "I8":
-            self.zero = _integers(packing.zero, read).astype(np.int32) + middle
+            zero = _integers(packing.zero, read).astype(np.int32) + middle
         else:  # packed down the rows, and stored plus `middle` too
             words = _whole(packing.zero, read).view(np.uint32).reshape(packing.zero.shape)
-            self.zero = _unpacked(words.T, packing.bits)[:, : self.scale.shape[0]].T.astype(np.int32, order="C")
-        self.group = _groups(packing.order, packing.columns, self.scale.shape[1], read)
+            zero = _unpacked(words.T, packing.bits)[:, : scale.shape[0]].T
+        self.numbers = _Integers(packing, scale, zero, read)
         self.row_bytes = packing.codes.shape[1] * 4
 
     def fill(self, read: Read, start: int, out: Array) -> None:
         block, first = _rows(self.packing, start, out)
         words = read(self.packing.codes, first * self.row_bytes, len(block) * self.row_bytes).view(np.uint32)
-        kernels.words_along_rows(
-            words.reshape(len(block), -1), self.packing.bits, self.zero, self.scale, self.group, first, block
-        )
+        self.numbers.fill(words.reshape(len(block), -1), first, block)
 
 
 class _PackedColumns:
     def __init__(self, packing: PackedColumns, read: Read) -> None:
         self.packing = packing
-        self.words = _whole(packing.codes, read).view(np.uint32).reshape(packing.codes.shape)
-        self.scale = _floats(packing.scale, read)
+        words = _whole(packing.codes, read).view(np.uint32).reshape(packing.codes.shape)
+        self.words = np.ascontiguousarray(words.T)
         zero = _unpacked(_whole(packing.zero, read).view(np.uint32).reshape(packing.zero.shape), packing.bits)
         if packing.interleaved:
             zero = zero.reshape(len(zero), -1, 8)[:, :, AWQ_PLACES].reshape(zero.shape)
-        # a v1 zero point of all ones stands for zero: the writer took one from it and kept the low bits
-        self.zero = np.ascontiguousarray(
-            (zero.astype(np.int32) + packing.added) & ((1 << packing.bits) - 1 if packing.added else -1)
-        )
-        self.group = _groups(packing.order, packing.columns, self.scale.shape[0], read)
+        zero = zero.astype(np.int32)
+        if packing.added:  # all ones stand for zero: the writer took one from it and kept the low bits
+            zero = (zero + packing.added) & ((1 << packing.bits) - 1)
+        self.numbers = _Integers(packing, _floats(packing.scale, read).T, zero.T, read)
 
     def fill(self, read: Read, start: int, out: Array) -> None:  # noqa: ARG002 (all codes are held)
         block, first = _rows(self.packing, start, out)
         if self.packing.interleaved:
-            kernels.words_interleaved(self.words, AWQ_PLACES, self.zero, self.scale, self.group, first, block)
+            numbers = self.numbers
+            kernels.interleaved_with_zero(self.words, AWQ_PLACES, numbers.zero, numbers.scale, first, numbers.size, block)
         else:
-            kernels.words_down_columns(self.words, self.packing.bits, self.zero, self.scale, self.group, first, block)
+            self.numbers.fill(self.words[first : first + len(block)], first, block)
 
 
 def _rows(packing: Packing, start: int, out: Array) -> tuple[Array, int]:
@@ -241,20 +282,22 @@ def _unpacked(words: Array, bits: int) -> Array:
     return ((words[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)).reshape(words.shape[0], -1)
 
 
-def _groups(order: Part | None, columns: int, groups: int, read: Read) -> Array:
-    """The group of each input column; as many equal ones as there are scales unless an order is stored."""
-    if order is None:
-        return np.arange(columns) // (columns // groups)
+def _order(order: Part, groups: int, read: Read) -> Array:
+    """The group of each input column."""
     found = _integers(order, read).astype(np.int64)
     if found.min() < 0 or found.max() >= groups:  # it was checked with the header; compiled loops check no bounds
         raise InputChanged(f"{order.name} in {order.file} has changed since it was checked", "start again")
     return found
 
 
+def _open_scaled(packing: Scaled, read: Read) -> Weight:
+    return _ScaledIntegers(packing, read) if packing.codes.dtype == "I8" else _Scaled(packing, read)
+
+
 _OPENERS: Final[dict[type[Packing], Callable[[Any, Read], Weight]]] = {
     Codebook: _Codebook,
     RowScaledInt8: _RowScaled,
-    Scaled: _Scaled,
+    Scaled: _open_scaled,
     Float4: _Float4,
     TurnedFloat4: _TurnedFloat4,
     PackedRows: _PackedRows,

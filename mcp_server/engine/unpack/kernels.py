@@ -54,20 +54,6 @@ def by_byte(codes: Array, table: Array, scale: Array, per_matrix: int, first: in
 
 
 @njit(nogil=True, cache=True)
-def by_byte_with_zero(
-    codes: Array, zero: Array, scale: Array, per_matrix: int, first: int, high: int, wide: int, out: Array
-) -> None:
-    """(int8 code − zero point of its block) · scale of its block."""
-    columns = out.shape[1]
-    for r in range(out.shape[0]):
-        row = first + r
-        m, h = row // per_matrix, (row % per_matrix) // high
-        for c in range(columns):
-            b = c // wide
-            out[r, c] = np.float32(np.int32(codes[r, c]) - np.int32(zero[m, h, b])) * scale[m, h, b]
-
-
-@njit(nogil=True, cache=True)
 def row_scaled(codes: Array, scale: Array, first: int, out: Array) -> None:
     """(int8 code · scale of its row) · (1/127), in bitsandbytes' order of rounding."""
     for r in range(out.shape[0]):
@@ -91,49 +77,59 @@ def nibbles(codes: Array, low: Array, high: Array, scale: Array, first: int, gro
 
 @njit(nogil=True, cache=True)
 def nibbles_turned(codes: Array, table: Array, scale: Array, first: int, out: Array) -> None:
-    """Rows `first` … of the transpose of one expert: codes (out, in/2), scale (out, in/32), `out` (some of in, out)."""
-    for o in range(out.shape[1]):
-        for r in range(out.shape[0]):
-            i = first + r
-            code = (np.int64(codes[o, i >> 1]) >> (4 * (i & 1))) & 15
-            out[r, o] = table[code] * scale[o, i >> 5]
-
-
-@njit(nogil=True, cache=True)
-def words_along_rows(words: Array, bits: int, zero: Array, scale: Array, group: Array, first: int, out: Array) -> None:
-    """Codes packed along the rows: words (rows, ·) uint32; scale and zero (all rows or one, groups); `group` of each column."""
-    per_word, mask = 32 // bits, np.uint32((1 << bits) - 1)
-    one = scale.shape[0] == 1
+    """Rows `first` … of one turned expert: codes (in/2, out), scale (in/32, out), `out` (some of in, out)."""
     for r in range(out.shape[0]):
-        scales = scale[0 if one else first + r]
-        zeros = zero[0 if one else first + r]
-        for c in range(out.shape[1]):
-            word = words[r, c // per_word]
-            code = np.int32((word >> np.uint32((c % per_word) * bits)) & mask)
-            g = group[c]
-            out[r, c] = np.float32(code - zeros[g]) * scales[g]
+        i = first + r
+        shift = 4 * (i & 1)
+        bytes_, scales = codes[i >> 1], scale[i >> 5]
+        for o in range(out.shape[1]):
+            out[r, o] = table[(np.int64(bytes_[o]) >> shift) & 15] * scales[o]
 
 
 @njit(nogil=True, cache=True)
-def words_down_columns(words: Array, bits: int, zero: Array, scale: Array, group: Array, first: int, out: Array) -> None:
-    """GPTQ: words (in/per_word, out); scale and zero (groups, out). `out` holds rows `first` … of the (out, in) weight."""
+def nibbles_with_zero(codes: Array, zero: Array, scale: Array, first: int, size: int, out: Array) -> None:
+    """(code − zero) · scale of two codes a byte, low nibble first; scale and zero (all rows or one, groups of an even `size`)."""
+    half = size // 2
+    for r in range(out.shape[0]):
+        row = 0 if scale.shape[0] == 1 else first + r
+        for g in range(scale.shape[1]):
+            s, z = scale[row, g], zero[row, g]
+            for k in range(g * half, (g + 1) * half):
+                byte = np.int32(codes[r, k])
+                out[r, 2 * k] = np.float32((byte & np.int32(15)) - z) * s
+                out[r, 2 * k + 1] = np.float32((byte >> np.int32(4)) - z) * s
+
+
+@njit(nogil=True, cache=True)
+def bytes_with_zero(codes: Array, zero: Array, scale: Array, first: int, size: int, out: Array) -> None:
+    """(code − zero) · scale of one code a byte; scale and zero (all rows or one, groups of `size`)."""
+    for r in range(out.shape[0]):
+        row = 0 if scale.shape[0] == 1 else first + r
+        for g in range(scale.shape[1]):
+            s, z = scale[row, g], zero[row, g]
+            for c in range(g * size, (g + 1) * size):
+                out[r, c] = np.float32(np.int32(codes[r, c]) - z) * s
+
+
+@njit(nogil=True, cache=True)
+def words_with_zero(words: Array, bits: int, zero: Array, scale: Array, group: Array, first: int, out: Array) -> None:
+    """(code − zero) · scale of words along the rows, whose columns may be in any order: `group` of each column."""
     per_word, mask = 32 // bits, np.uint32((1 << bits) - 1)
-    for k in range(words.shape[0]):
-        for r in range(out.shape[0]):
-            word = words[k, first + r]
-            for j in range(per_word):
-                c = k * per_word + j
-                g = group[c]
-                code = np.int32((word >> np.uint32(j * bits)) & mask)
-                out[r, c] = np.float32(code - zero[g, first + r]) * scale[g, first + r]
+    for r in range(out.shape[0]):
+        row = 0 if scale.shape[0] == 1 else first + r
+        for c in range(out.shape[1]):
+            code = np.int32((words[r, c // per_word] >> np.uint32((c % per_word) * bits)) & mask)
+            g = group[c]
+            out[r, c] = np.float32(code - zero[row, g]) * scale[row, g]
 
 
 @njit(nogil=True, cache=True)
-def words_interleaved(words: Array, places: Array, zero: Array, scale: Array, group: Array, first: int, out: Array) -> None:
-    """AWQ: words (in, out/8), the code of output o at nibble places[o % 8]; scale and zero (groups, out)."""
-    for c in range(words.shape[0]):
-        g = group[c]
-        for r in range(out.shape[0]):
-            o = first + r
-            code = np.int32((words[c, o >> 3] >> np.uint32(4 * places[o & 7])) & np.uint32(15))
-            out[r, c] = np.float32(code - zero[g, o]) * scale[g, o]
+def interleaved_with_zero(words: Array, places: Array, zero: Array, scale: Array, first: int, size: int, out: Array) -> None:
+    """AWQ: words (out/8, in), the code of output o at nibble places[o % 8]; scale and zero (out, groups of `size`)."""
+    for r in range(out.shape[0]):
+        o = first + r
+        row, shift = words[o >> 3], np.uint32(4 * places[o & 7])
+        for g in range(scale.shape[1]):
+            s, z = scale[o, g], zero[o, g]
+            for c in range(g * size, (g + 1) * size):
+                out[r, c] = np.float32(np.int32((row[c] >> shift) & np.uint32(15)) - z) * s

@@ -65,7 +65,7 @@ class TurnedFloat4(Packing):
 
     @property
     def held_bytes(self) -> int:
-        return UNITS_HELD * (self.codes.nbytes + self.scale.nbytes) // max(1, self.shape[0]) + 4096
+        return UNITS_HELD * 2 * (self.codes.nbytes + 4 * self.scale.nbytes) // max(1, self.shape[0]) + 4096
 
 
 def find(stored: Stored) -> Found:

@@ -77,7 +77,7 @@ class PackedColumns(Packing):
 
     @property
     def held_bytes(self) -> int:
-        return self.codes.nbytes + 4 * 4 * self.scale.elements + 12 * self.columns
+        return 2 * self.codes.nbytes + 6 * 4 * self.scale.elements + 12 * self.columns
 
 
 def find(stored: Stored) -> Found:
@@ -165,6 +165,8 @@ def _columns(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
         order = _order(stored, order, columns, groups)
     if order is None and columns % groups:
         raise stored.wrong(scale, f"{columns} inputs in equal groups; {groups} does not divide it")
+    if interleaved and order is not None:
+        raise stored.wrong(order, "absent: AWQ's groups are in order")
     form = stored.settings.get("checkpoint_format", "gptq")
     if not interleaved and form not in ("gptq", "gptq_v2"):
         raise Malformed(f"{stored.where}: checkpoint_format {form!r} is neither gptq nor gptq_v2", "save it in one of them")

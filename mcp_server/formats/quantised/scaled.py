@@ -69,8 +69,10 @@ def find(stored: Stored) -> Found:
         zero = stored.parts.get(f"{name}_zero_point") if codes.dtype == "I8" else None
         if zero is not None:
             stored.expect(zero, ("I8",), scale.shape, "one for each scale")
-        shape = codes.shape
-        packing = Scaled(shape, stored.dtype, codes, scale, zero, _block(stored, codes, scale))
+        block = _block(stored, codes, scale)
+        if codes.dtype == "I8" and codes.shape[-1] % block[1]:
+            raise stored.wrong(scale, f"one for each row, or for equal groups of each row, of {codes}")
+        packing = Scaled(codes.shape, stored.dtype, codes, scale, zero, block)
         found[name] = (packing, tuple(part.name for part in packing.parts))
     return found
 

@@ -30,8 +30,8 @@ UNPACKING = {
     "Scaled": "by_byte",
     "Float4": "nibbles",
     "TurnedFloat4": "nibbles_turned",
-    "PackedRows": "words_along_rows",
-    "PackedColumns": "words_down_columns",
+    "PackedRows": "nibbles_with_zero",
+    "PackedColumns": "nibbles_with_zero",
 }
 """A layout of packed weights → a kernel that reads it."""
 CODECS = {2: ("_widen_bf16", "_narrow_bf16")}
