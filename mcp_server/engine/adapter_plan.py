@@ -1,5 +1,8 @@
 """Which merges of adapters can be written as one adapter, and what goes into each of its matrices. Imports no numpy.
 
+The base's weights are not read, and it need not be here: what an adapter adds does not depend on them. Biases and
+modules_to_save, which adapters store whole, are merged as in a model; only those may need the base's own tensor.
+
 Under linear and task_arithmetic the ranks of the sources add up and the result is exact. Other methods change single elements:
 the merged update has full rank, and a truncated SVD keeps as much of it as the chosen rank allows.
 """
@@ -8,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.memory import INTERPRETER_BYTES, peak_anon, shape_of
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.recipe import parse_recipe
+from mcp_server.engine.sources import open_sources
 from mcp_server.errors import Malformed, Unsupported
-from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.checkpoint import Checkpoint, StoredTensor
+from mcp_server.formats.recipe import Group
 
 EXACT = ("linear", "task_arithmetic")
 OVERSAMPLING = 8
@@ -55,14 +60,30 @@ class Module:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """A tensor that the output stores whole: a bias, or a weight of modules_to_save. `method` merges it."""
+
+    plan: TensorPlan
+    method: str
+    key: str
+
+
+@dataclass(frozen=True)
 class AdapterPlan:
+    """`dtype` is that of every tensor of the output, as torch names it."""
+
     merge: MergePlan
     modules: tuple[Module, ...]
+    saved: tuple[Saved, ...]
     exact: bool
+    dtype: str
 
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """The tensors of the output, all float32, in the order in which they are written."""
-        return {name: shape for module in self.modules for name, shape in module.shapes().items()}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of the output, in the order in which they are written."""
+        found: dict[str, tuple[int, ...]] = {}
+        for module in self.modules:
+            found |= module.shapes()
+        return found | {saved.key: saved.plan.shape for saved in self.saved}
 
 
 def plan_adapter(recipe_text: str, rank: int | None) -> AdapterPlan:
@@ -72,19 +93,26 @@ def plan_adapter(recipe_text: str, rank: int | None) -> AdapterPlan:
     """
     recipe = parse_recipe(recipe_text)
     require_coverage(recipe)
-    plan = make_plan(recipe)
+    plan = make_plan(recipe, open_sources(recipe, base_may_be_absent=True))
     _check(plan)
     exact = recipe.method in EXACT
     if not exact and rank is None:
         raise Malformed(
             f"{recipe.method} does not keep updates low-rank, so an adapter needs a rank", "give --rank, for instance 64"
         )
-    modules = tuple(_module(plan, tensor, None if exact else rank) for tensor in plan.tensors if _adapted(tensor))
-    return AdapterPlan(plan, modules, exact)
+    whole = {tensor.name: tensor for tensor in plan.tensors if _replaced(plan, tensor)}
+    modules = tuple(
+        _module(plan, tensor, None if exact else rank)
+        for tensor in plan.tensors
+        if tensor.name not in whole and any(entry.low_rank for entry in tensor.inputs)
+    )
+    adapted = {module.name for module in modules}
+    saved = tuple(_saved(plan, tensor, adapted) for tensor in whole.values())
+    return AdapterPlan(plan, modules, saved, exact, recipe.out_dtype or recipe.dtype or "float32")
 
 
 def _check(plan: MergePlan) -> None:
-    """Only adapters of one base, and nothing but low-rank updates in them."""
+    """Only adapters of one base, in a way that keeps the base as it is."""
     recipe = plan.recipe
     for ref in recipe.refs:
         if ref.adapter is None and ref != recipe.base:
@@ -94,10 +122,11 @@ def _check(plan: MergePlan) -> None:
         raise Unsupported(f"the sources stand on different bases: {sorted(models)}", _WAY_ROUND)
     if any(listed.layer_range is not None for group in recipe.groups for listed in group.sources):
         raise Unsupported("slices change the layers, and an adapter cannot", _WAY_ROUND)
-    for ref, source in plan.sources.items():
-        for name, change in source.adapter.changes.items() if source.adapter else ():
-            if change.replacement is not None:
-                raise Unsupported(f"{ref} replaces {name} whole (bias or modules_to_save)", _WAY_ROUND)
+    if not _base(plan).headers and any(_is_gradient(value) for group in recipe.groups for value in _settings(group)):
+        raise Unsupported(
+            "a gradient runs over the base's layers, and the base is not here, so their number is not known",
+            "give the base, or single numbers",
+        )
     if recipe.method == "linear":
         for tensor in (tensor for tensor in plan.tensors if tensor.how == "merged"):
             total = sum(values["weight"] for values in tensor.per_source)
@@ -110,23 +139,74 @@ def _check(plan: MergePlan) -> None:
         raise Unsupported(f"{recipe.method} here interpolates whole models, not deltas from the base", _WAY_ROUND)
 
 
-def _adapted(plan: TensorPlan) -> bool:
-    return any(entry.low_rank for entry in plan.inputs)
+def _settings(group: Group) -> Iterator[Any]:
+    for scope in (*group.scopes, *(listed.parameters for listed in group.sources)):
+        yield from scope.values()
+
+
+def _is_gradient(value: Any) -> bool:
+    """A list of numbers, also inside filters."""
+    if not isinstance(value, list):
+        return False
+    return any(_is_gradient(item.get("value")) if isinstance(item, dict) else True for item in value)
+
+
+def _base(plan: MergePlan) -> Checkpoint:
+    return next(iter(plan.sources.values())).checkpoint
+
+
+def _replaced(plan: MergePlan, tensor: TensorPlan) -> bool:
+    """Whether some adapter stores this tensor whole."""
+    return any(entry.stored != _base(plan).tensors.get(tensor.name, entry.stored) for entry in tensor.inputs)
+
+
+def _saved(plan: MergePlan, tensor: TensorPlan, adapted: set[str]) -> Saved:
+    """How a whole tensor is merged. Where the base's own value cancels out, the merge is a weighted sum that does not read it.
+
+    PEFT stores the bias of a layer that has factors under `base_layer`.
+    """
+    module, _, leaf = tensor.name.rpartition(".")
+    key = f"base_model.model.{module}.{'base_layer.' if module in adapted else ''}{leaf}"
+    base = _base(plan)
+    own = base.tensors.get(tensor.name)
+    entries = [i for i in range(len(tensor.inputs)) if i != tensor.base]
+    if plan.recipe.method in EXACT and all(tensor.inputs[i].stored != own for i in entries):
+        factors = _coefficients(tensor)
+        if abs(sum(factors) - 1) < 1e-6:
+            summed = replace(
+                tensor,
+                inputs=tuple(tensor.inputs[i] for i in entries),
+                base=None,
+                reference=None,
+                shared={"normalize": False},
+                per_source=tuple({"weight": factors[i]} for i in entries),
+            )
+            return Saved(summed, "linear", key)
+    if not base.headers:
+        raise Unsupported(
+            f"{tensor.name} is stored whole by some adapter, and the recipe mixes it with the base's own, which is not here",
+            "give the base, or weights that sum to 1 for adapters that all store it",
+        )
+    return Saved(tensor, plan.recipe.method, key)
+
+
+def _coefficients(tensor: TensorPlan) -> list[float]:
+    """The factor of each input under linear and task_arithmetic."""
+    weights = [values.get("weight", 0.0) for values in tensor.per_source]
+    lambda_, total = tensor.shared.get("lambda", 1.0), sum(weights)
+    if tensor.shared.get("normalize") and abs(total) >= 1e-8:
+        lambda_ /= total
+    return [lambda_ * weight for weight in weights]
 
 
 def _module(plan: MergePlan, tensor: TensorPlan, rank: int | None) -> Module:
     updates = [entry.low_rank for entry in tensor.inputs if entry.low_rank]
     if len({update.transposed for update in updates}) != 1:
         raise Unsupported(f"{tensor.name} is adapted in two orientations", _WAY_ROUND)
-    weights = [values.get("weight", 0.0) for values in tensor.per_source]
-    lambda_, total = tensor.shared.get("lambda", 1.0), sum(weights)
-    if tensor.shared.get("normalize") and abs(total) >= 1e-8:
-        lambda_ /= total
     added = sum(update.rank for update in updates)
     limit = min(tensor.shape)
     embedding = any(".lora_embedding_" in key for key in _keys(plan, tensor))
-    coefficients = tuple(lambda_ * weight for weight in weights)
-    return Module(tensor, coefficients, min(rank, limit) if rank else added, updates[0].transposed, embedding)
+    return Module(tensor, tuple(_coefficients(tensor)), min(rank, limit) if rank else added, updates[0].transposed, embedding)
 
 
 def _keys(plan: MergePlan, tensor: TensorPlan) -> Iterator[str]:
@@ -144,13 +224,17 @@ PLAIN_INTERPRETER_BYTES: Final = 60_000_000
 def peak_anon_of_adapter(plan: AdapterPlan, threads: int) -> dict[str, int]:
     """Part → bytes; their sum is the bound."""
     if plan.exact:
-        narrow = any(part.dtype == "BF16" for module in plan.modules for part in module.factors())
+        narrow = plan.dtype == "bfloat16" or any(part.dtype == "BF16" for module in plan.modules for part in module.factors())
         process = INTERPRETER_BYTES if narrow else PLAIN_INTERPRETER_BYTES
-        return {"interpreter and libraries": process, "adapter factors": max(map(_concatenated, plan.modules))}
-    tensors = tuple(module.plan for module in plan.modules)
+        parts = {"interpreter and libraries": process, "adapter factors": max(map(_concatenated, plan.modules), default=0)}
+        if plan.saved:
+            whole = peak_anon(shape_of(replace(plan.merge, tensors=tuple(saved.plan for saved in plan.saved)), threads))
+            parts = {name: max(size, parts.get(name, 0)) for name, size in (parts | whole).items()}
+        return parts
+    tensors = (*(module.plan for module in plan.modules), *(saved.plan for saved in plan.saved))
     parts = peak_anon(shape_of(replace(plan.merge, tensors=tensors), threads))
     del parts["write buffers"]
-    return parts | {"truncated SVD": max(map(_factored, plan.modules))}
+    return parts | {"truncated SVD": max(map(_factored, plan.modules), default=0)}
 
 
 def _sides(module: Module) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Merging adapters into an adapter: megabytes and seconds, no full model written, usable on a quantised base.
+"""Merging adapters into an adapter: megabytes and seconds, no full model written, the base quantised, elsewhere, or plain.
 
 Under linear and task_arithmetic the sum of low-rank updates is a low-rank update, exactly:
 Σ cᵢsᵢ·BᵢAᵢ = [c₁s₁B₁ c₂s₂B₂ …]·[A₁; A₂; …], with the ranks added up and every scale folded into B. Other methods change single
@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.engine.adapter_plan import OVERSAMPLING, POWER_ITERATIONS, Module, plan_adapter
+from mcp_server.engine.adapter_plan import OVERSAMPLING, POWER_ITERATIONS, AdapterPlan, Module, Saved, plan_adapter
+from mcp_server.engine.codecs import encode
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.limits import PeakMeter, give_back_freed_memory, usable_cores
 from mcp_server.engine.metadata import copy_files, sync_folder, write_json, write_record
@@ -29,7 +30,10 @@ from mcp_server.engine.reader import Reader
 from mcp_server.engine.request import Report, Request, choose_seed
 from mcp_server.engine.thread_pool import ThreadPool
 from mcp_server.errors import Malformed
+from mcp_server.formats.checkpoint import ITEM_BYTES
 from mcp_server.formats.companions import tokenizer_companions
+from mcp_server.formats.lineage import name_of_base
+from mcp_server.formats.tensors import STORED
 
 Array = np.ndarray[Any, Any]
 
@@ -54,15 +58,17 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
                 errors.append(error)
                 yield from (a, b)
             report("merge", number + 1, len(modules), "matrices")
+        for whole in planned.saved:
+            yield from _whole(whole, reader, pool, seed)
 
     try:
         shapes = planned.shapes()
         with meter.watching():
-            size = _write(request.folder / "adapter_model.safetensors", shapes, tensors())
+            size = _write(request.folder / "adapter_model.safetensors", shapes, planned.dtype, tensors())
     finally:
         pool.close()
         reader.close()
-    write_json(request.folder / "adapter_config.json", _config(plan, modules))
+    write_json(request.folder / "adapter_config.json", _config(planned, request.folder))
     lost, whole = (sum(values) for values in zip(*errors, strict=True)) if errors else (0.0, 0.0)
     measured: dict[str, Any] = {
         "engine": "stream",
@@ -101,7 +107,7 @@ def _approximate(
     module: Module, plan: MergePlan, reader: Reader, pool: ThreadPool, seed: int
 ) -> tuple[Array, Array, tuple[float, float]]:
     """(A, B, (squared error, squared norm)) of the merged delta's truncated SVD."""
-    tensor = OpenTensor(module.plan, reader)
+    tensor = OpenTensor(module.plan, reader, around_zero=True)
     for source in tensor.nonfinite_factors():
         raise _not_finite(module, source)
     merge_block = prepare(plan.recipe.method, tensor, pool, seed)
@@ -112,7 +118,6 @@ def _approximate(
         for block in tensor.blocks:
             reference, deltas = tensor.load_all(workspace, block)
             out = workspace.take("out", block.count)
-            reference[:] = 0
             merge_block(workspace, block, reference, deltas, out)
             yield slice(block.row, block.row + block.rows), out.reshape(block.rows, block.columns)
 
@@ -138,6 +143,24 @@ def _approximate(
     return (tall.T.copy(), flat.T.copy(), error) if module.transposed else (flat, tall, error)
 
 
+def _whole(saved: Saved, reader: Reader, pool: ThreadPool, seed: int) -> Iterator[Array]:
+    """A tensor that is stored whole, merged block by block as in a model."""
+    tensor = OpenTensor(saved.plan, reader)
+    merge_block = prepare(saved.method, tensor, pool, seed)
+    workspace = pool.workspace()
+    for block in tensor.blocks:
+        reference, deltas, bad = tensor.load_checked(workspace, block)
+        for source in bad:
+            raise Malformed(
+                f"{saved.plan.name} of {source} holds values that are not finite",
+                "train or download that source again; no adapter can hold them",
+            )
+        out = workspace.take("out", block.count)
+        merge_block(workspace, block, reference, deltas, out)
+        yield out
+    tensor.close()
+
+
 def _not_finite(module: Module, source: str) -> Malformed:
     return Malformed(
         f"{module.plan.name} of {source} holds values that are not finite",
@@ -145,48 +168,59 @@ def _not_finite(module: Module, source: str) -> Malformed:
     )
 
 
-def _write(path: Path, shapes: dict[str, tuple[int, int]], tensors: Iterator[Array]) -> int:
-    """One safetensors file in float32, a tensor at a time."""
+def _write(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, values: Iterator[Array]) -> int:
+    """One safetensors file; `values` are all tensors' float32 values in order, in pieces of any size."""
+    stored = STORED[dtype]
+    width = ITEM_BYTES[stored]
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape in shapes.items():
-        end = position + 4 * math.prod(shape)
-        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [position, end]}
+        end = position + width * math.prod(shape)
+        entries[name] = {"dtype": stored, "shape": shape, "data_offsets": [position, end]}
         position = end
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for shape, tensor in zip(shapes.values(), tensors, strict=True):
-            assert tensor.shape == shape, (tensor.shape, shape)
-            file.write(np.ascontiguousarray(tensor, np.float32).data)
+        for piece in values:
+            flat = np.ascontiguousarray(piece, np.float32).reshape(-1)
+            raw = np.empty(flat.size * width, np.uint8)
+            encode(flat, stored, raw)
+            file.write(raw.data)
+        assert file.tell() == 8 + len(text) + position, (file.tell(), position)
         file.flush()
         os.fsync(file.fileno())
     return path.stat().st_size
 
 
-def _config(plan: MergePlan, modules: tuple[Module, ...]) -> dict[str, Any]:
+def _config(planned: AdapterPlan, folder: Path) -> dict[str, Any]:
     """A PEFT config under which every module's scale is 1: alpha equals the rank, module by module."""
-    first = next(source.adapter for source in plan.sources.values() if source.adapter)
-    base = plan.recipe.refs[0]
-    ranks = [module.rank for module in modules]
+    plan, modules = planned.merge, planned.modules
+    adapters = [source.adapter for source in plan.sources.values() if source.adapter]
+    first = adapters[0]
+    ranks = [module.rank for module in modules] or [1]
     usual = max(set(ranks), key=ranks.count)
+    base, revision = name_of_base(plan.recipe.refs[0], [adapter.config for adapter in adapters], folder)
+    biases = {str(adapter.config.get("bias") or "none") for adapter in adapters} - {"none"}
+    saves_bias = any(saved.key.endswith(".bias") for saved in planned.saved)
+    listed = [adapter.config.get("modules_to_save") or [] for adapter in adapters]
+    named = list(dict.fromkeys(module for modules in listed for module in modules))
     others = {module.name: module.rank for module in modules if module.rank != usual}
     return {
         "peft_type": "LORA",
         "task_type": first.config.get("task_type"),
-        "base_model_name_or_path": base.base,
-        "revision": base.revision,
+        "base_model_name_or_path": base,
+        "revision": revision,
         "r": usual,
         "lora_alpha": usual,
         "rank_pattern": others,
         "alpha_pattern": dict(others),
         "target_modules": _targets(plan, modules),
         "fan_in_fan_out": bool(first.config.get("fan_in_fan_out")),
-        "bias": "none",
+        "bias": ("all" if "all" in biases else next(iter(biases), "none")) if saves_bias else "none",
         "lora_dropout": 0.0,
         "use_rslora": False,
-        "modules_to_save": None,
+        "modules_to_save": named or None,
         "init_lora_weights": True,
         "inference_mode": True,
     }

@@ -44,8 +44,9 @@ class Factors:
 class OpenTensor:
     """A tensor plan with its low-rank factors loaded; shared by all threads, which bring their own workspaces."""
 
-    def __init__(self, plan: TensorPlan, reader: Reader) -> None:
-        self.plan, self.reader = plan, reader
+    def __init__(self, plan: TensorPlan, reader: Reader, *, around_zero: bool = False) -> None:
+        """`around_zero` takes zero for the reference and never reads it: only for low-rank deltas, which do not need it."""
+        self.plan, self.reader, self.around_zero = plan, reader, around_zero
         self.blocks = split(plan.shape)
         self.reference = plan.reference
         self.deltas = [entry for i, entry in enumerate(plan.inputs) if i != plan.base]
@@ -83,6 +84,10 @@ class OpenTensor:
         """The reference's block; empty when there is none."""
         if self.reference is None:
             return workspace.take("reference", 0)
+        if self.around_zero:
+            zeros = workspace.take("reference", block.count)
+            zeros[:] = 0
+            return zeros
         return self._value(self.reference, workspace, block, workspace.take("reference", block.count))
 
     def load_delta(self, index: int, workspace: Workspace, block: Block, reference: Array, out: Array) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from mcp_server.engine.recipe import Recipe
-from mcp_server.errors import Incompatible
+from mcp_server.errors import Incompatible, NotFound
 from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from mcp_server.formats.identity import text_section
-from mcp_server.formats.lora import Adapter, LowRank, open_adapter
+from mcp_server.formats.lora import Adapter, LowRank, base_of_adapters, open_adapter
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.tied import tied
 
@@ -93,7 +94,7 @@ class Source:
         part = text_section(config)
         key = tensor_names.layer_key(part)
         count = int(part[key]) if key is not None and stack == tensor_names.main_stack(self.stacks) else max(held) + 1
-        if absent := sorted(set(range(count)) - held):
+        if self.checkpoint.headers and (absent := sorted(set(range(count)) - held)):
             raise Incompatible(
                 f"{self.ref}: the config says {key}={count}, the weights hold no layer {absent[0]} of {stack}",
                 "download or save the checkpoint again",
@@ -109,13 +110,26 @@ class Source:
         return names
 
 
-def open_sources(recipe: Recipe) -> dict[ModelRef, Source]:
-    """Open every model and adapter of the recipe; models that several adapters share are opened once."""
+def open_sources(recipe: Recipe, *, base_may_be_absent: bool = False) -> dict[ModelRef, Source]:
+    """Open every model and adapter of the recipe; models that several adapters share are opened once.
+
+    With `base_may_be_absent`, a base that is not here is told from its adapters: names and shapes, no weights.
+    """
     checkpoints: dict[str, Checkpoint] = {}
     sources = {}
     for ref in recipe.refs:
         if ref.base_ref not in checkpoints:
-            checkpoints[ref.base_ref] = open_checkpoint(ref.base_ref)
+            checkpoints[ref.base_ref] = _open_base(recipe, ref.base_ref) if base_may_be_absent else open_checkpoint(ref.base_ref)
         base = checkpoints[ref.base_ref]
         sources[ref] = Source(str(ref), base, open_adapter(ref.adapter_ref, base.tensors) if ref.adapter_ref else None)
     return sources
+
+
+def _open_base(recipe: Recipe, base: str) -> Checkpoint:
+    try:
+        return open_checkpoint(base)
+    except NotFound:
+        adapters = dict.fromkeys(ref.adapter_ref for ref in recipe.refs if ref.base_ref == base and ref.adapter_ref)
+        if not adapters:
+            raise
+        return Checkpoint(Path(base), {}, base_of_adapters(adapters), {})

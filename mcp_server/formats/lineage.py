@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from mcp_server.formats.licence import read_licence
 from mcp_server.formats.provenance import SourceRecord, identify, read_provenance, read_recipe_text
-from mcp_server.formats.recipe import MISSING, Recipe, as_number, read_recipe, resolve
+from mcp_server.formats.recipe import MISSING, ModelRef, Recipe, as_number, read_recipe, resolve
+from mcp_server.formats.refs import is_hub_id
 from mcp_server.schemas.base import Frozen
 
 Role = Literal["base", "model", "adapter"]
@@ -67,6 +69,23 @@ def _unique(records: list[SourceRecord]) -> list[SourceRecord]:
             name = f"{name} ({number + 1})"
         unique.append(record.model_copy(update={"name": name}))
     return unique
+
+
+def name_of_base(ref: ModelRef, configs: list[dict[str, Any]], beside: Path) -> tuple[str, str | None]:
+    """(name, revision) under which an adapter in the folder `beside` names its base: a hub id where one is known.
+
+    Known are the ref itself, a snapshot of the hub cache, and what the adapters' configs agree on. Else it is the base's path
+    from `beside`, since an absolute path means nothing on another machine.
+    """
+    folder = Path(ref.base)
+    if is_hub_id(ref.base) and not folder.exists():
+        return ref.base, ref.revision
+    if commit := _revision(folder):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), commit
+    said = {str(config.get("base_model_name_or_path")) for config in configs}
+    if len(said) == 1 and is_hub_id(name := said.pop()) and "/" in name:
+        return name, None
+    return os.path.relpath(folder.resolve(), beside.resolve()), None
 
 
 class Tried(Frozen):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -120,6 +121,36 @@ def open_adapter(ref: str, base: dict[str, StoredTensor]) -> Adapter:
     if not changes:
         raise Malformed(f"adapter {ref} holds no tensors", "train or save the adapter again")
     return Adapter(folder, config, changes, {file: header})
+
+
+def base_of_adapters(refs: Iterable[str]) -> dict[str, StoredTensor]:
+    """The tensors that adapters change, with the base's names and shapes as far as the adapters tell them; no bytes behind them.
+
+    It stands for a base that is not here. Raises `Incompatible` when two adapters need different shapes of one tensor.
+    """
+    found: dict[str, StoredTensor] = {}
+    for ref in refs:
+        file = locate(ref) / "adapter_model.safetensors"
+        shapes: dict[str, tuple[int, ...]] = {}
+        factors: dict[str, dict[str, tuple[int, ...]]] = {}
+        for key, info in read_header(file).tensors.items():
+            if match := _KEY.match(key):
+                factors.setdefault(_bare(match["module"]), {})[match["part"]] = info.shape
+            else:
+                shapes[_bare(key)] = info.shape
+        for module, parts in factors.items():
+            out, into = ("embedding_A", "embedding_B") if "embedding_A" in parts else ("B", "A")
+            if out in parts and into in parts and len(parts[out]) == len(parts[into]) == 2:
+                rows, columns = (parts[out][0], parts[into][1]) if out == "B" else (parts[out][1], parts[into][0])
+                shapes[f"{module}.weight"] = (rows, columns)
+        for name, shape in shapes.items():
+            if name in found and found[name].shape != shape:
+                raise Incompatible(
+                    f"{name} is {list(found[name].shape)} for one adapter and {list(shape)} for {ref}",
+                    "merge adapters of one base",
+                )
+            found[name] = StoredTensor(file, 0, "BF16", shape, math.prod(shape))
+    return found
 
 
 def _tied_advice(key: str) -> str:

@@ -58,6 +58,8 @@ def choose(request: MergeRequest) -> Choice:
     engines = [engine for engine in wanted if engine in costs.engines and costs.engines[engine].covers]
     if not engines:
         why = [f"{name}: {reason}" for name in wanted if name in costs.engines for reason in costs.engines[name].why_not]
+        if why and stream.covers:
+            raise Unsupported("; ".join(why), "use engine 'stream', which unpacks them")
         if why:
             raise Unsupported(
                 f"no engine does this: {'; '.join(why)}", "merge unquantised models, or change what the stream engine lacks"

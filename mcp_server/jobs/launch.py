@@ -136,12 +136,13 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
     """
     rules = policy or _default_policy()
     out = rules.check_write(request.out)
-    recipe, online = resolve(request.recipe, Path(request.recipe_folder or Path.cwd()), rules)
+    adapter = request.output == "adapter"
+    recipe, online = resolve(request.recipe, Path(request.recipe_folder or Path.cwd()), rules, base_may_be_absent=adapter)
     sources = [os.path.realpath(folder) for folder in local_sources(recipe)]
     keep_off(out, sources)
     require_folder(out, overwrite=request.overwrite, not_ours=not_ours)
     require_place(out)
-    require_valid(recipe.text)
+    require_valid(recipe.text, base_may_be_absent=adapter)
     seed = request.seed if request.seed is not None else secrets.randbelow(1 << 31)
     request = request.model_copy(update={"recipe": recipe.text, "recipe_folder": None, "out": str(out), "seed": seed})
     choice = engines.choose(request)
@@ -198,8 +199,11 @@ def local_sources(recipe: Recipe) -> list[str]:
     return [p for ref in recipe.references() for p in (ref.base, ref.adapter) if p is not None and Path(p).is_absolute()]
 
 
-def resolve(text: str, folder: Path, rules: Policy) -> tuple[Recipe, bool]:
-    """The recipe with absolute paths, and whether its merge must go online for hub ids that are not in the local cache."""
+def resolve(text: str, folder: Path, rules: Policy, *, base_may_be_absent: bool = False) -> tuple[Recipe, bool]:
+    """The recipe with absolute paths, and whether its merge must go online for hub ids that are not in the local cache.
+
+    With `base_may_be_absent` a base need not be here (an adapter as output is made without it), so nothing is fetched for it.
+    """
     online = False
 
     def absolute(ref: ModelRef) -> ModelRef:
@@ -209,16 +213,17 @@ def resolve(text: str, folder: Path, rules: Policy) -> tuple[Recipe, bool]:
             if path is None:
                 continue
             resolved = resolve_ref(path, folder, getattr(ref, pinned))
+            needed = name == "adapter" or not base_may_be_absent
             if is_hub_id(resolved) and not Path(resolved).is_absolute():
-                if rules.offline:
+                if needed and rules.offline:
                     raise NotFound(
                         f"{resolved} is not in the local cache, and the network is switched off",
                         "fetch it first, or name a folder",
                     )
-                online = True
+                online = online or needed
             else:
                 rules.check_read(resolved)
-                if not Path(resolved).exists():
+                if needed and not Path(resolved).exists():
                     raise NotFound(
                         f"{resolved} does not exist", "correct the path in the recipe (relative paths start at its folder)"
                     )

@@ -244,6 +244,14 @@ def test_an_adapter_output_is_admitted_by_its_own_estimate(adapters, tmp_path):
     assert 50e6 < stored.read(stored.find(job)).estimate_bytes < stored.read(stored.find(as_model)).estimate_bytes
 
 
+def test_an_adapter_output_needs_no_base_and_fetches_none(adapters, model, tmp_path):
+    away = adapters.replace(f"{model}+", "org/elsewhere+")
+    job = start(away, tmp_path / "out", Policy(offline=True), output="adapter").job_id
+    assert request_of(job)["online"] is False
+    with pytest.raises(NotFound, match="org/elsewhere"):
+        start(away, tmp_path / "model-out", Policy(offline=True))
+
+
 def test_an_adapter_output_that_cannot_be_is_refused_before_it_starts(adapters, model, tmp_path):
     with pytest.raises(DoesNotFit, match="stream needs") as caught:
         start(adapters, tmp_path / "out", output="adapter", ram_gib=0.01)

@@ -246,4 +246,4 @@ def test_what_cannot_be_an_adapter_has_no_estimate(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="is a full model"):
         estimate(text, folder=tmp_path, output="adapter")
     with pytest.raises(NotFound):
-        estimate(text.replace("base+a", "me/absent+a"), folder=tmp_path, output="adapter")
+        estimate(text.replace("base+a", "base+absent"), folder=tmp_path, output="adapter")

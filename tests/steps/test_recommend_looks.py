@@ -145,6 +145,14 @@ def test_what_a_models_config_says_reaches_the_verdict(
     assert inspect_models([str(one), str(changed)], base=str(base)).compatible is (verdict == "merge_with_caution")
 
 
+def test_packed_codes_that_are_not_read_reach_the_verdict(base: Path, tmp_path: Path) -> None:
+    one, packed = (write_tokenizer(write_model(tmp_path / name, seed=seed)) for seed, name in enumerate(("one", "packed"), 1))
+    file = packed / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"BF16"', b'"I16" '))
+    plan = plan_for(base, one, packed)
+    assert (plan.verdict, plan.rules[0].id) == ("cannot_merge", "files_unusable")
+
+
 def test_a_pickle_among_the_sources_cannot_be_merged(base: Path, tmp_path: Path) -> None:
     pickled = write_model(tmp_path / "pickled", seed=2)
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")

@@ -47,7 +47,7 @@ def unrelated(scenario: Scenario) -> str | None:
 
 @signal
 def unusable(scenario: Scenario) -> str | None:
-    """Sources whose files cannot be merged as they are: pickles, GGUF, incomplete downloads, quantised models."""
+    """Sources whose files cannot be merged as they are: pickles, GGUF, incomplete downloads, unknown packings."""
     return observed(scenario).unusable
 
 
@@ -59,7 +59,7 @@ def damaged(scenario: Scenario) -> str | None:
 
 @signal
 def quantised_base(scenario: Scenario) -> str | None:
-    """A base that is quantised: adapters can be merged for it, a full model cannot be made on it."""
+    """A base that is quantised: adapters are merged without it, a full model made on it keeps the error of its quantisation."""
     return observed(scenario).quantised_base
 
 

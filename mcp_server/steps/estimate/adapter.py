@@ -60,11 +60,12 @@ def _kernels(plan: AdapterPlan) -> list[str]:
 
 
 def _out_bytes(plan: AdapterPlan) -> int:
-    return sum(4 * rows * columns for rows, columns in plan.shapes().values())
+    return sum(DTYPE_BYTES[plan.dtype] * math.prod(shape) for shape in plan.shapes().values())
 
 
 def _read_bytes(plan: AdapterPlan) -> int:
-    return sum(part.nbytes for module in plan.modules for part in module.factors())
+    whole = (entry.stored.nbytes for saved in plan.saved for entry in saved.plan.inputs)
+    return sum(part.nbytes for module in plan.modules for part in module.factors()) + sum(whole)
 
 
 def _seconds(plan: AdapterPlan) -> Seconds:

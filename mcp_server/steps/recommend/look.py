@@ -86,15 +86,16 @@ def _observed(seen: Inspection, titles: dict[str, str], kinds: dict[str, SourceI
 
     bases = by_field.get("adapter_base")
     of_bases = _values(bases, titles) if bases else None
-    mergeable = ("full", "lora")
     return Observed(
         compatible=seen.compatible,
         misfits=told(SHAPES, ("fatal",)),
         other_base=of_bases if bases and bases.meaning == "fatal" else None,
         doubtful_base=of_bases if bases and bases.meaning != "fatal" else None,
         unrelated=told({"weights"}, ("fatal",)),
-        unusable=_joined([f"{name} ({info.detail})" for name, info in kinds.items() if info.kind not in mergeable]),
-        quantised_base=base.detail if base and base.kind not in mergeable else None,
+        unusable=_joined(
+            [f"{name} ({info.detail})" for name, info in kinds.items() if info.kind != "lora" and not info.is_model]
+        ),
+        quantised_base=base.detail if base and base.kind == "quantised" else None,
         tokenizers=told({"vocabulary", "tokenizer"}, ("needs_tokenizer_block", "caution")),
         templates=told({"chat_template_hash"}, ("caution",)),
         settings=told(SETTINGS, ("caution",)),

@@ -134,13 +134,15 @@ KINDS: Final[dict[str, type[BadInput]]] = {
 """Code → the kind of error; MM1xx is `Malformed`, the rest `BadInput`."""
 
 
-def require_valid(text: str, folder: Path | None = None) -> list[Finding]:
+def require_valid(text: str, folder: Path | None = None, *, base_may_be_absent: bool = False) -> list[Finding]:
     """Warnings and notes of a recipe that may run. Raises for the first error, with how many more there are.
 
-    Output, disk and memory are not looked at: whoever starts a job checks those against the job's own settings.
+    Output, disk and memory are not looked at: whoever starts a job checks those against the job's own settings. Where the base
+    may be absent (an adapter as output needs none), a source that is not here is left to the engine: it knows what it needs.
     """
     found = validate(text, folder=folder)
-    errors = [finding for finding in found.findings if finding.severity == "error"]
+    excused = ("MM301",) if base_may_be_absent else ()
+    errors = [finding for finding in found.findings if finding.severity == "error" and finding.code not in excused]
     if not errors:
         return found.findings
     first = errors[0]
