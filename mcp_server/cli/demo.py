@@ -33,8 +33,10 @@ from mcp_server.steps.render import render
 from mcp_server.steps.report import write_report
 from mcp_server.steps.scenario import read_scenario
 from mcp_server.steps.validate import validate
-from mcp_server.system.files import write_text
+from mcp_server.system.outputs import Kept
 from mcp_server.system.paths import demo_base_dir, shipped
+from mcp_server.system.policy import for_person
+from mcp_server.system.settings import load
 
 SUITES = ["task_api_tools", "taskmaster_persona", "perplexity"]
 SEED = 17
@@ -65,7 +67,7 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
     """Run every step into the folder `out`; what an earlier demo left there is replaced."""
     begin = time.monotonic()
     tell = Narrator(quiet=quiet)
-    out.mkdir(parents=True, exist_ok=True)
+    kept = _opened(out)
     example = shipped("examples/taskmaster")
     paths = {
         "comparison": out / "comparison.json",
@@ -86,14 +88,14 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
         ranks = ", ".join(f"{Path(s.ref).name} rank {s.adapter.ranks[0]}" for s in inspection.sources if s.adapter)
         said.append(f"{ranks}; mergeable: {'yes' if inspection.compatible else 'no'}")
     with tell.step("compare") as said:
-        said.append(_compare(refs, paths["comparison"], quiet=quiet))
+        said.append(_compare(refs, kept, quiet=quiet))
     with tell.step("recommend") as said:
-        plan = _recommended(example / "scenario.yaml", paths["plan"])
+        plan = _recommended(example / "scenario.yaml", kept)
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in plan.weights.items())
         said.append(f"{plan.verdict}: {plan.strategy.id if plan.strategy else '–'}, {weights}; {plan.rules[0].because}")
     with tell.step("render") as said:
         rendered = render(plan)
-        paths["recipe"].write_text(rendered.recipe, encoding="utf-8")
+        kept.write("recipe.yml", rendered.recipe)
         said.append(str(paths["recipe"]))
     with tell.step("validate") as said:
         validation = validate(rendered.recipe, ram_gib=RAM_GIB)
@@ -137,18 +139,27 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
     )
 
 
-def _recommended(scenario: Path, file: Path) -> Plan:
-    """The plan for the scenario, also written to `file`."""
+def _opened(out: Path) -> Kept:
+    """The demo's folder; nothing in it is replaced that an earlier demo did not write."""
+    for_person(load()).check_write(out)
+    kept = Kept(out)
+    kept.require(("comparison.json", "plan.yaml", "recipe.yml"))
+    out.mkdir(parents=True, exist_ok=True)
+    return kept
+
+
+def _recommended(scenario: Path, kept: Kept) -> Plan:
+    """The plan for the scenario, also written to plan.yaml."""
     plan = recommend(read_scenario(scenario))
     saved = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-    write_text(file, saved)
+    kept.write("plan.yaml", saved)
     return plan
 
 
-def _compare(refs: list[str], file: Path, *, quiet: bool) -> str:
-    """Compare the sources into `file`, where the report finds it; what stands out in a line."""
+def _compare(refs: list[str], kept: Kept, *, quiet: bool) -> str:
+    """Compare the sources into comparison.json, where the report finds it; what stands out in a line."""
     found = Comparison.model_validate(run_job(CompareRequest(base=str(demo_base_dir()), refs=refs), quiet=quiet))
-    write_text(file, Path(found.path).read_text(encoding="utf-8"))
+    kept.write("comparison.json", Path(found.path).read_text(encoding="utf-8"))
     (pair,) = found.pairs
     return f"cosine {pair.cosine:.3f}, sign disagreement {pair.sign_disagreement:.3f}, norm ratio {pair.norm_ratio:.2f}"
 

@@ -16,11 +16,18 @@ from mcp_server.schemas.comparison import Comparison, PairRelation
 from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
 from mcp_server.schemas.job import CompareRequest, EvaluateRequest, JobRequest, SweepRequest, VerifyRequest
 from mcp_server.steps.report import write_report
-from mcp_server.system.files import write_json, write_text
+from mcp_server.system.outputs import is_json_with, require_file, write_own
 from mcp_server.system.paths import expanded
+from mcp_server.system.policy import for_person
+from mcp_server.system.settings import load
 
 EXIT_OF_VERIFICATION = {"verified": 0, "failed": 1, "unreadable": 2, "inconclusive": 3}
 EXIT_OF_EVALUATION = {"passed": 0, "adjust": 1, "failed": 1, "inconclusive": 3}
+
+
+COMPARISON = is_json_with("base", "sources", "layers", "tensors"), "a comparison"
+EVALUATION = is_json_with("capabilities", "verdict"), "an evaluation"
+"""How a file that -o may replace is recognised, and what it is called."""
 
 
 def register(app: typer.Typer) -> None:
@@ -75,10 +82,11 @@ def compare(
     import json as encoder
 
     parameters = {"base": anchored(base), "refs": [anchored(ref) for ref in refs], "sample": sample}
+    if output is not None:
+        require_file(output, *COMPARISON)
     result = run_job(CompareRequest.of(parameters), quiet=json)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, Path(result["path"]).read_text(encoding="utf-8"))
+        write_own(output, Path(result["path"]).read_text(encoding="utf-8"), *COMPARISON)
     if json:
         say_json(encoder.dumps(result, ensure_ascii=False, indent=2))
         return 0
@@ -153,9 +161,11 @@ def evaluate(
     if endpoint:
         names = dict(pair.partition("=")[::2] for pair in served or [])
         parameters |= {"backend": "openai", "endpoint": endpoint, "served": names, "tokenizer": tokenizer and anchored(tokenizer)}
+    if output is not None:
+        require_file(output, *EVALUATION)
     found = Evaluation.model_validate(run_job(EvaluateRequest.of(parameters), quiet=json))
     if output is not None:
-        write_json(output, found.model_dump(mode="json"))
+        write_own(output, found.model_dump_json(indent=1) + "\n", *EVALUATION)
     emit(found, json, lambda: show_evaluation(found))
     return EXIT_OF_EVALUATION[found.verdict]
 
@@ -260,6 +270,8 @@ def report(
     json: Json = False,
 ) -> int:
     """One self-contained HTML page: rationale, sources, recipe, verification, evaluation."""
-    written = write_report(out.resolve(), output)
+    where = (output or out / "report.html").absolute()
+    for_person(load()).check_write(where)
+    written = write_report(out.resolve(), where)
     emit(written, json, lambda: stderr.print(f"wrote {written.html}", markup=False, soft_wrap=True))
     return 0

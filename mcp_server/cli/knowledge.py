@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +20,9 @@ from mcp_server.steps.recommend import recommend as recommend_for
 from mcp_server.steps.render import parse_overrides
 from mcp_server.steps.render import render as render_plan
 from mcp_server.steps.scenario import read_plan, read_scenario, with_cross_context
+from mcp_server.system.files import write_text
+from mcp_server.system.policy import for_person
+from mcp_server.system.settings import load
 
 
 def register(app: typer.Typer) -> None:
@@ -33,10 +37,11 @@ def read_text(path: Path, what: str) -> str:
 
 
 def write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise OutputExists(f"{path} exists already", "choose another path, or remove it first")
+    for_person(load()).check_write(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     stderr.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 

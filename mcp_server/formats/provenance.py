@@ -25,6 +25,7 @@ from mcp_server.schemas.base import EngineId, Frozen
 from mcp_server.schemas.faults import first_fault
 from mcp_server.system.files import write_json, write_text
 from mcp_server.system.outputs import RECORD
+from mcp_server.system.plain_text import markdown_code, markdown_inline
 from mcp_server.system.yaml_io import read_text
 
 PROVENANCE_FILE: Final = "merge_provenance.json"
@@ -186,18 +187,19 @@ def write_model_card(folder: Path, provenance: Provenance, name: str | None = No
     if len(licences) == 1 and None not in licences:
         front["license"] = licences.pop()
     rows = "\n".join(
-        f"| {s.name} | {s.role} | {_public(s.ref)} | {s.licence or 'not stated'} | "
+        f"| {markdown_inline(s.name)} | {s.role} | {markdown_inline(_public(s.ref))} | "
+        f"{markdown_inline(s.licence or 'not stated')} | "
         f"{s.identity.sha256[:16] if s.identity else 'not recorded'} |"
         for s in provenance.sources
     )
     recipe = provenance.recipe
     for source in sorted(provenance.sources, key=lambda s: -len(s.ref)):
         recipe = recipe.replace(source.ref, _public(source.ref))
-    warnings = "".join(f"\n- {w}" for w in provenance.warnings)
+    warnings = "".join(f"\n- {markdown_inline(w)}" for w in provenance.warnings)
     text = f"""---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
 ---
-# {name or folder.name}
+# {markdown_inline(name or folder.name)}
 
 A merge of {len(provenance.sources)} sources by `{provenance.method}`, made with {provenance.product}
 (engine {provenance.engine_version}, seed {provenance.seed if provenance.seed is not None else "not used"}).
@@ -212,9 +214,7 @@ A merge of {len(provenance.sources)} sources by `{provenance.method}`, made with
 
 ## Recipe
 
-```yaml
-{recipe.strip()}
-```
+{markdown_code(recipe, "yaml")}
 {_landing(provenance)}{f"{chr(10)}## Warnings{chr(10)}{warnings}{chr(10)}" if warnings else ""}
 `{PROVENANCE_FILE}` holds the full record. A merge inherits what its sources were trained on; measure it before you rely on it.
 """
@@ -230,7 +230,7 @@ def _landing(provenance: Provenance) -> str:
     if not any(share is not None for share in provenance.landed.values()):
         return ""
     rows = "\n".join(
-        f"| {name} | {_share(share)} | {_share(provenance.rounding_loss.get(name))} |"
+        f"| {markdown_inline(name)} | {_share(share)} | {_share(provenance.rounding_loss.get(name))} |"
         for name, share in provenance.landed.items()
     )
     return f"\n## What landed\n\n| source | share of its delta in the result | lost to rounding |\n|---|---|---|\n{rows}\n"
@@ -249,5 +249,6 @@ def _licence_note(licences: set[str | None]) -> str:
     if None in licences:
         return "At least one source states no licence: find out before you publish this model."
     if len(licences) > 1:
-        return f"The sources carry different licences ({', '.join(sorted(str(x) for x in licences))}): all of them apply."
+        named = ", ".join(sorted(markdown_inline(str(licence)) for licence in licences))
+        return f"The sources carry different licences ({named}): all of them apply."
     return "All sources carry the same licence."

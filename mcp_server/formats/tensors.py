@@ -98,7 +98,7 @@ def _sharded(folder: Path, index: Path) -> StoredTensors:
         raise Malformed(f"{index} has no weight_map of tensor names to file names", "download or save the checkpoint again")
     files = tuple(sorted(set(weight_map.values())))
     for name in files:
-        if Path(name).name != name or name in ("", ".", ".."):
+        if "\0" in name or Path(name).name != name or name in ("", ".", ".."):
             raise Malformed(f"{index} names the file {name!r}, which is outside its folder", "download the checkpoint again")
     present = {name: _of_file(folder / name) for name in files}
     tensors = {}

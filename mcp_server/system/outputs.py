@@ -17,10 +17,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from mcp_server.errors import BadInput, NotAllowed, OutputExists
+from mcp_server.errors import BadInput, MergingError, NotAllowed, OutputExists
 from mcp_server.system.files import read_json, write_json, write_text
+from mcp_server.system.os_errors import REFUSED
+from mcp_server.system.policy import Policy
 
 RECORD: Final = ".model-merging.json"
 """In a folder that several of our files share with others': which of them are ours, by content."""
@@ -118,6 +120,22 @@ def write_own(path: Path, text: str, ours: Callable[[str], bool], what: str) -> 
     require_file(path, ours, what)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
+
+
+def leave_record(path: Path, data: dict[str, Any], ours: Callable[[str], bool]) -> Path | None:
+    """Write what was found about a model beside it; None where that is not to be: the folder may not be written, lies in the
+    program's own memory, or holds another file of that name. The job's result has it all the same."""
+    try:
+        Policy().check_write(path)
+        require_file(path, ours, "a record")
+        write_json(path, data)
+    except MergingError:
+        return None
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        return None
+    return path
 
 
 class Kept:

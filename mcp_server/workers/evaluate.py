@@ -32,6 +32,7 @@ from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
 from mcp_server.steps.evaluate.assemble import Measured, assemble
 from mcp_server.steps.inspect import inspect_source
+from mcp_server.system.outputs import is_json_with, leave_record
 from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker, write_json
 
@@ -113,8 +114,10 @@ def measure(request: EvaluateRequest, job: Job) -> Evaluation:
         }
     )
     if request.out and Path(request.out).is_dir():
-        evaluation = evaluation.model_copy(update={"path": str(Path(request.out) / RESULT_FILE)})
-        write_json(Path(request.out) / RESULT_FILE, evaluation.model_dump(mode="json"))
+        file = Path(request.out) / RESULT_FILE
+        written = evaluation.model_copy(update={"path": str(file)})
+        if leave_record(file, written.model_dump(mode="json"), is_json_with("capabilities", "verdict")):
+            return written
     return evaluation
 
 

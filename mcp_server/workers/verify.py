@@ -21,6 +21,7 @@ from mcp_server.schemas.evidence import Check, Verification
 from mcp_server.schemas.job import VerifyRequest
 from mcp_server.steps.verify import verify, with_check
 from mcp_server.system.files import write_json
+from mcp_server.system.outputs import is_json_with, leave_record
 from mcp_server.workers.protocol import Job, run_worker
 
 RESULT_FILE = "verification.json"
@@ -36,7 +37,7 @@ def main(job: Job) -> Verification:
         job.progress("load and generate", 1, 2, unit="steps")
         found = with_check(found, _loads(out, wanted.base, job))
     job.progress("done", 2, 2, unit="steps")
-    write_json(out / RESULT_FILE, found.model_dump(mode="json"))
+    leave_record(out / RESULT_FILE, found.model_dump(mode="json"), is_json_with("verdict", "checks"))
     return found
 
 

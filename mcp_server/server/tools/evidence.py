@@ -103,4 +103,5 @@ def write_report(
     from mcp_server.steps.report import write_report as write_html
 
     access = Access.now()
-    return write_html(access.existing_folder(out), access.output(path) if path is not None else None)
+    folder = access.existing_folder(out)
+    return write_html(folder, access.output(path) if path is not None else access.output(str(folder / "report.html")))

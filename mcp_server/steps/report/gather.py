@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mcp_server.errors import Malformed, MergingError, NotFound
 from mcp_server.formats.provenance import Provenance, read_provenance, read_recipe_text
@@ -35,6 +35,69 @@ HOW: Final = {
 }
 
 
+class _Part(BaseModel):
+    """What the page shows of a file. Files of other versions may hold more; what is shown has to be of its type."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class _Candidate(_Part):
+    name: str
+    scores: dict[str, float | None] | None = None
+    perplexity_ratio: float | None = None
+    pareto: bool = False
+    stopped: str | None = None
+
+
+class _Sweep(_Part):
+    candidates: list[_Candidate]
+    winner: str | None = None
+
+
+class _Change(_Part):
+    name: str
+    norm: float = Field(ge=0)
+    relative_norm: float | None = Field(ge=0)
+
+
+class _Pair(_Part):
+    between: tuple[str, str]
+    sign_disagreement: float | None
+    norm_ratio: float | None = Field(gt=0)
+
+
+class _Layer(_Part):
+    sources: list[_Change]
+    pairs: list[_Pair]
+
+
+class _Comparison(_Part):
+    sources: dict[str, str]
+    layers: dict[str, _Layer]
+
+
+class _Span(_Part):
+    low: float
+    high: float
+
+
+class _Cost(_Part):
+    peak_anon_bytes: int | None = None
+    disk_bytes: int | None = None
+    seconds: _Span | None = None
+
+
+class _Estimate(_Part):
+    engines: dict[str, _Cost] = Field(default_factory=dict)
+    evaluate: _Cost | None = None
+
+
+class _Merge(_Part):
+    peak_anon_bytes: int | None = None
+    bytes: int | None = None
+    wall_seconds: float | None = None
+
+
 class Evidence(Frozen):
     """Everything that a report can show about one merge."""
 
@@ -50,6 +113,7 @@ class Evidence(Frozen):
     sweep: dict[str, Any] | None = None
     estimate: dict[str, Any] | None = None
     merge: dict[str, Any] = Field(default_factory=dict, description="the merge job's result, while the store still has it")
+    left_out: list[str] = Field(default_factory=list, description="files that are not what their name says, and why")
 
     @property
     def absent(self) -> dict[str, str]:
@@ -65,6 +129,7 @@ def gather(out: Path) -> Evidence:
     if not out.is_dir():
         raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
     provenance = read_provenance(out)
+    left_out: list[str] = []
     return Evidence(
         folder=str(out),
         name=out.name,
@@ -75,9 +140,10 @@ def gather(out: Path) -> Evidence:
         verification=_read(out / FILES["verification"], Verification),
         evaluation=_read(out / FILES["evaluation"], Evaluation),
         merge=_job_result(provenance),
-        comparison=_near(out, FILES["comparison"]) or _compared(provenance),
-        sweep=_near(out, FILES["sweep"]),
-        estimate=_near(out, FILES["estimate"]) or _estimate(provenance),
+        comparison=_near(out, FILES["comparison"], _Comparison, left_out) or _compared(provenance),
+        sweep=_near(out, FILES["sweep"], _Sweep, left_out),
+        estimate=_near(out, FILES["estimate"], _Estimate, left_out) or _estimate(provenance),
+        left_out=left_out,
     )
 
 
@@ -99,7 +165,7 @@ def _compared(provenance: Provenance | None) -> dict[str, Any] | None:
     for folder in sorted(paths.jobs_dir().glob("compare-*"), reverse=True) if wanted else []:
         if not (folder / "result.json").is_file():
             continue
-        found = _near(folder, FILES["comparison"])
+        found = _near(folder, FILES["comparison"], _Comparison, [])
         if found and {str(ref).rpartition("+")[2] for ref in found.get("sources", {}).values()} == wanted:
             return found
     return None
@@ -111,7 +177,7 @@ def _job_result(provenance: Provenance | None) -> dict[str, Any]:
     file = paths.jobs_dir() / job_id / "result.json"
     if not job_id or Path(job_id).name != job_id or not file.is_file():
         return {}
-    return read_json(file)
+    return _typed(file, _Merge, []) or {}
 
 
 def _read(file: Path, model: type[M]) -> M | None:
@@ -123,10 +189,21 @@ def _read(file: Path, model: type[M]) -> M | None:
         raise Malformed(f"{file}: {first_fault(error, model)}", "make it again with the command that wrote it") from error
 
 
-def _near(out: Path, name: str) -> dict[str, Any] | None:
+def _near(out: Path, name: str, model: type[BaseModel], left_out: list[str]) -> dict[str, Any] | None:
+    """The table in the file, in the folder or beside it. A file that is something else is left out, and `left_out` says so."""
     for folder in (out, out.parent):
-        if (file := folder / name).is_file():
-            return read_json(file)
+        if (file := folder / name).is_file() and (found := _typed(file, model, left_out)) is not None:
+            return found
+    return None
+
+
+def _typed(file: Path, model: type[BaseModel], left_out: list[str]) -> dict[str, Any] | None:
+    try:
+        return model.model_validate(read_json(file)).model_dump(mode="json")
+    except ValidationError as error:
+        left_out.append(f"{file.name}: {first_fault(error, model)}")
+    except (MergingError, OSError) as error:
+        left_out.append(f"{file.name}: {error}")
     return None
 
 

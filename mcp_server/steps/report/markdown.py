@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mcp_server.schemas.evidence import Capability, Evaluation, Sweep, SweepCandidate
+from mcp_server.system.plain_text import markdown_inline
 
 
 def model_card_section(evaluation: Evaluation) -> str:
@@ -13,16 +14,16 @@ def model_card_section(evaluation: Evaluation) -> str:
     lines += [_row(_cells(name, c, sources)) for name, c in evaluation.capabilities.items()]
     lines += _confusions(evaluation)
     lines += ["", f"Verdict: **{evaluation.verdict}**.", ""]
-    lines += [f"- {reason}" for reason in evaluation.why]
+    lines += [f"- {markdown_inline(reason)}" for reason in evaluation.why]
     if evaluation.next:
-        lines += ["", f"Next: {evaluation.next.get('why', evaluation.next)}"]
+        lines += ["", f"Next: {markdown_inline(str(evaluation.next.get('why', evaluation.next)))}"]
     served = evaluation.numerics.startswith("endpoint")
     notes = [
         f"{evaluation.split} split, greedy, the same prompts for every model ({evaluation.numerics})",
         *([] if served else ["adapters were folded into their base in float32 and rounded once"]),
         "intervals are 95 % paired bootstrap; gain recovered = (merged − base) ÷ (expert − base), given only where the expert "
         "beats the base by two standard errors",
-        *evaluation.notes,
+        *map(markdown_inline, evaluation.notes),
     ]
     return "\n".join([*lines, "", "Measured with lm-evaluation-harness: " + "; ".join(notes) + ".", ""])
 
@@ -59,7 +60,12 @@ def _figure(capability: Capability, label: str, value: float | None) -> str:
 
 
 def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    """A row of a table; text in it is text, whatever it holds, unless it was `_Written` here."""
+    return "| " + " | ".join(cell if isinstance(cell, _Written) else markdown_inline(cell) for cell in cells) + " |"
+
+
+class _Written(str):
+    """Markdown of our own making."""
 
 
 def sweep_section(sweep: Sweep) -> str:
@@ -74,19 +80,19 @@ def sweep_section(sweep: Sweep) -> str:
             for text, wanted in (
                 ("**chosen**", candidate.name == sweep.winner),
                 ("Pareto front", candidate.pareto),
-                (f"stopped: {candidate.stopped}", candidate.stopped is not None),
+                (f"stopped: {markdown_inline(candidate.stopped or '')}", candidate.stopped is not None),
             )
             if wanted
         )
         figures = [f"{_plain(candidate.scores.get(n))} ({_percent(candidate.gains.get(n))})" for n in names]
-        lines.append(_row([candidate.name, *figures, _plain(candidate.perplexity_ratio), note]))
+        lines.append(_row([candidate.name, *figures, _plain(candidate.perplexity_ratio), _Written(note)]))
     lines += ["", "Measured against, on the same prompts:", ""]
     labels = list(dict.fromkeys(label for row in sweep.sources.values() for label in row))
     lines += [_row(["capability", *labels]), _row(["---"] * (len(labels) + 1))]
     lines += [_row([name, *(_plain(row.get(label)) for label in labels)]) for name, row in sweep.sources.items()]
     prompts = max((c.prompts for c in sweep.candidates), key=lambda p: sum(p.values()), default={})
     counted = ", ".join(f"{count} {name}" for name, count in prompts.items())
-    lines += ["", f"Development split ({counted}); stopped candidates stand on the quick look. {sweep.why}.", ""]
+    lines += ["", f"Development split ({counted}); stopped candidates stand on the quick look. {markdown_inline(sweep.why)}.", ""]
     if sweep.test is not None:
         lines += ["The winner on the test split, which the choice did not use:", ""]
         lines += model_card_section(sweep.test).splitlines()[2:]

@@ -9,15 +9,18 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from mcp_server.errors import BadInput
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.evidence import Capability, Interval, ReportResult
 from mcp_server.steps.evaluate.verdict import load_thresholds
 from mcp_server.steps.report import charts
 from mcp_server.steps.report.gather import Evidence, gather
 from mcp_server.steps.report.markdown import model_card_section
-from mcp_server.system.files import write_text
+from mcp_server.system.outputs import require_file, write_own
 
 HERE = Path(__file__).parent
+_REPORT_MARK = '<meta name="generator" content="model-merging report">'
+_SECTION_MARK = "<!-- made by model-merging report -->"
 
 
 class Row(Frozen):
@@ -48,17 +51,31 @@ class Panel(Frozen):
 
 
 def write_report(out: Path, output: Path | None = None) -> ReportResult:
-    """Write `output` (default: OUT/report.html) and `evaluation.md` beside it. Raises `NotFound` or `Malformed`."""
-    evidence = gather(out)
-    html = render_page(evidence)
+    """Write `output` (default: OUT/report.html) and the evaluation as Markdown beside it, over earlier reports only.
+
+    Raises `NotFound`, `Malformed`, `BadInput` for a name that does not end in .html, `OutputExists` for another file's place.
+    """
     target = output or out / "report.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, html)
-    markdown = None
-    if evidence.evaluation is not None:
-        markdown = target.with_suffix(".md")
-        write_text(markdown, model_card_section(evidence.evaluation))
+    if target.suffix != ".html":
+        raise BadInput(f"{target} does not end in .html", "name a report as REPORT.html")
+    evidence = gather(out)
+    markdown = target.with_suffix(".md") if evidence.evaluation is not None else None
+    require_file(target, _is_report, "a report")
+    if markdown is not None:
+        require_file(markdown, _is_section, "a report's Markdown")
+    html = render_page(evidence)
+    if evidence.evaluation is not None and markdown is not None:
+        write_own(markdown, f"{model_card_section(evidence.evaluation)}\n{_SECTION_MARK}\n", _is_section, "a report's Markdown")
+    write_own(target, html, _is_report, "a report")
     return ReportResult(html=str(target), markdown=str(markdown) if markdown else None, bytes=len(html.encode()))
+
+
+def _is_report(text: str) -> bool:
+    return _REPORT_MARK in text[:4000]
+
+
+def _is_section(text: str) -> bool:
+    return text.rstrip().endswith(_SECTION_MARK)
 
 
 def render_page(evidence: Evidence) -> str:
@@ -116,7 +133,7 @@ def panel(name: str, capability: Capability, target: float) -> Panel:
         gain=gain,
         gain_interval=capability.ci.get("gain_recovered"),
         gain_chart=charts.bar(gain, min(0.0, gain), max(1.0, gain), target=target) if gain is not None else None,
-        details=[(label, dict(found)) for label, found in capability.detail.items() if found],
+        details=[(label, dict(found)) for label, found in capability.detail.items() if isinstance(found, dict)],
     )
 
 
@@ -192,7 +209,7 @@ def _heat(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _shade(value: float | None, low: float, high: float) -> int | None:
-    return None if value is None else min(4, max(0, int(5 * (value - low) / (high - low))))
+    return None if value is None else min(4, max(0, int(5 * (value - low) / ((high - low) or 1.0))))
 
 
 def _pareto(evidence: Evidence) -> dict[str, Any] | None:
