@@ -141,10 +141,13 @@ def require_head(source: Source) -> None:
     architecture, tensors = architecture_name(source.checkpoint.config) or "", source.checkpoint.tensors
     if source.tied is not False or not architecture.endswith("ForCausalLM") or source.embedding is None:
         return
-    rows = tensors[source.embedding].shape[0]
-    if not any(
-        tensor.shape[:1] == (rows,) and len(tensor.shape) == 2 for name, tensor in tensors.items() if name != source.embedding
-    ):
+    rows, width = tensors[source.embedding].shape[0], tensors[source.embedding].shape[-1]
+    large = (
+        len(tensor.shape) == 2 and tensor.shape[1] == width and 2 * tensor.shape[0] > rows
+        for name, tensor in tensors.items()
+        if name != source.embedding and not tensor_names.split_layer(name)
+    )
+    if not any(map(tensor_names.is_head, tensors)) and not any(large):
         raise Incompatible(
             f"{source.ref} stores no lm_head.weight and its config says that its head is not tied (tie_word_embeddings), "
             "so loaders would start that head at random",

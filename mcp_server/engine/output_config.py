@@ -17,7 +17,7 @@ def output_config(plan: MergePlan, *, own_head: bool = False) -> dict[str, Any]:
     """`own_head` says that the head that was written differs from the embedding, so that no flag may tie them."""
     donor = plan.sources[plan.recipe.donor]
     config = copy.deepcopy(without_quantisation(donor.checkpoint.config))
-    _name_dtypes(config, [tensor.dtype for tensor in plan.tensors if tensor.how != "copied"])
+    name_dtypes(config, [tensor.dtype for tensor in plan.tensors if tensor.how != "copied"])
     section = text_section(config)
     if plan.layers is not None:
         section |= plan.layer_settings
@@ -37,7 +37,7 @@ def output_config(plan: MergePlan, *, own_head: bool = False) -> dict[str, Any]:
     return config
 
 
-def _name_dtypes(config: dict[str, Any], dtypes: list[str]) -> None:
+def name_dtypes(config: dict[str, Any], dtypes: list[str]) -> None:
     """Every dtype key names what is stored; keys of parts are left alone only where the output itself holds several dtypes."""
     main = max(set(dtypes), key=dtypes.count) if dtypes else "float32"
     if not any(key in config for key in _DTYPE_KEYS):

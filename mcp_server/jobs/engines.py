@@ -6,6 +6,7 @@ stops with the options instead. The budget is what the request names, else the o
 
 from __future__ import annotations
 
+import importlib.util
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from typing import Final
 
 from mcp_server.engine.coverage import covers
 from mcp_server.errors import DoesNotFit, NotFound, Unsupported
+from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
+from mcp_server.formats.identity import architecture_name
+from mcp_server.formats.recipe import read_recipe
+from mcp_server.formats.tensor_names import stacks
+from mcp_server.jobs.ask import ask_planner
 from mcp_server.schemas.base import EngineId
 from mcp_server.schemas.estimate import EngineEstimate, Estimate
 from mcp_server.schemas.job import MergeRequest
@@ -66,11 +72,46 @@ def choose(request: MergeRequest) -> Choice:
             )
         raise Unsupported(f"the {request.engine} engine does not make adapters", "use engine 'stream' or 'auto'")
     for engine in engines:
+        if engine == "mergekit":
+            _require_whole(request, stream.why_not)
         cost = costs.engines[engine]
         if cost.fits is not False:
             shard_size = int(cost.settings.get(_SHARD_SETTING, request.shard_size))
             return Choice(engine, WORKERS[engine], min(shard_size, request.shard_size), cost.peak_anon_bytes)
     raise _too_big(engines, costs, request)
+
+
+def _require_whole(request: MergeRequest, why: list[str]) -> None:
+    """Raise `Unsupported` when mergekit refuses the recipe or would leave tensors out; asked where its templates may not fit.
+
+    Its planner takes 6 to 20 s to answer. Models that are not here cannot be asked about: the job compares the output's names.
+    """
+    recipe = read_recipe(request.recipe)
+    if recipe.kind != "merge":
+        return
+    try:
+        models = [open_checkpoint(ref.base_ref) for ref in recipe.references()]
+        if all(_has_template(model) for model in models):
+            return
+        problems = ask_planner(request.recipe, Path(request.recipe_folder or Path.cwd()))
+    except NotFound:
+        return
+    if problems:
+        reason = f"only mergekit does this ({'; '.join(why)})" if why else "mergekit was asked for"
+        raise Unsupported(
+            f"{reason}, and its planner answers: {'; '.join(problems)}", "use a method of the streaming engine (see `strategies`)"
+        )
+
+
+def _has_template(model: Checkpoint) -> bool:
+    """Whether mergekit ships a template of this class, and the model has the one stack of layers that templates describe best."""
+    found = importlib.util.find_spec("mergekit")
+    name = architecture_name(model.config)
+    if found is None or not found.submodule_search_locations or name is None:
+        return False
+    folder = Path(found.submodule_search_locations[0]) / "_data" / "architectures"
+    known = any(f'"{name}"' in file.read_text(encoding="utf-8") for file in folder.glob("*.json"))
+    return known and len(stacks(model.tensors)) == 1
 
 
 def _too_big(engines: list[EngineId], costs: Estimate, request: MergeRequest) -> DoesNotFit:

@@ -29,7 +29,7 @@ from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.safetensors import read_header
 from mcp_server.schemas.job import MergeRequest
 from mcp_server.system.files import tree_bytes, write_text
-from mcp_server.workers import mergekit_process
+from mcp_server.workers import mergekit_output, mergekit_process
 from mcp_server.workers.protocol import Job, run_worker
 
 _STAGES = ".stages"
@@ -47,6 +47,7 @@ def main(job: Job) -> dict[str, Any]:
     _require_unchanged(sources)
     shutil.rmtree(partial / _STAGES, ignore_errors=True)
     tensors = _check(partial, job.folder / "log.txt")
+    mergekit_output.finish(read_recipe(text), partial, allow_nonfinite=request.allow_nonfinite)
     warnings = _warnings(transcript.warnings, partial)
     record = Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),

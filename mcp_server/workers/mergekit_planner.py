@@ -37,6 +37,7 @@ from mcp_server.errors import NotFound  # noqa: E402
 from mcp_server.formats.recipe import ModelRef, read_recipe  # noqa: E402
 from mcp_server.formats.recipe.rewrite import rewrite_refs  # noqa: E402
 from mcp_server.formats.refs import is_hub_id, resolve_ref  # noqa: E402
+from mcp_server.formats.tensor_names import is_buffer, is_head, main_stack, split_layer, stacks  # noqa: E402
 
 REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, OSError, NotImplementedError)
 """What mergekit raises for a recipe that it cannot plan; it has no exceptions of its own."""
@@ -81,7 +82,31 @@ def _plan(document: dict[str, Any], stages: set[str], moe: bool) -> tuple[list[s
     planner.normalize_config()
     for name, module in config.modules.items():
         planner.plan_module(name, module)
-    return _missing(planner, loaders), len(planner._tensors)
+    return _missing(planner, loaders) + _left_out(planner, loaders, config), len(planner._tensors)
+
+
+def _left_out(planner: Any, loaders: Any, config: Any) -> list[str]:
+    """Stored tensors of the base that nothing planned reads or writes: mergekit would end well without them."""
+    base = config.base_model or config.referenced_models()[0]
+    index = loaders.get(base).index.tensor_paths
+    planned = {weight.name for weight, _ in planner._tensors}
+    for _, task in planner._tensors:
+        gather = getattr(task.gather_tensors, "gather_tensors", task.gather_tensors)
+        planned |= {load._resolve_name(loaders.get(load.model)) for load in gather.arguments().values()}
+    sliced = any(module.slices for module in config.modules.values()) if config.modules else bool(config.slices)
+    stack = main_stack(stacks(index)) if sliced else None
+    left = [
+        name
+        for name in index
+        if name not in planned
+        and not is_buffer(name, ())
+        and not is_head(name)
+        and not name.endswith((".attn.bias", ".attention.bias"))
+        and not (stack and (layer := split_layer(name)) and layer[0] == stack)
+    ]
+    if not left:
+        return []
+    return [f"it would leave out {len(left)} of the {len(index)} tensors of {base.model.path}, such as {left[0]}"]
 
 
 def _missing(planner: Any, loaders: Any) -> list[str]:

@@ -1,0 +1,107 @@
+"""What mergekit wrote, held against what went in: every tensor of the base is there and finite, and the small files say so.
+
+mergekit goes by templates of architectures and skips what it takes for optional, so a run can end well without half of a model.
+Source of the names: the headers of base and output.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from mcp_server.engine.metadata import copy_files, same_bytes
+from mcp_server.engine.output_config import name_dtypes
+from mcp_server.errors import RunFailed
+from mcp_server.formats import tensor_names
+from mcp_server.formats.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from mcp_server.formats.companions import companions, is_tokenizer_file
+from mcp_server.formats.recipe import ModelRef, Recipe
+from mcp_server.formats.tensors import DTYPES
+from mcp_server.formats.tied import tied
+from mcp_server.system.files import write_text
+
+_EXPONENT: Final = {"BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000)}
+_PIECE: Final = 1 << 24
+
+
+def finish(recipe: Recipe, partial: Path, *, allow_nonfinite: bool) -> None:
+    """Check the output and complete its small files. Raises `RunFailed`, naming the tensor."""
+    out = open_checkpoint(str(partial))
+    donor = donor_of(recipe)
+    base = open_checkpoint(donor.base_ref) if donor else None
+    if base is not None:
+        require_all(recipe, base, out, str(donor))
+    if not allow_nonfinite:
+        for name, tensor in out.tensors.items():
+            _require_finite(name, tensor)
+    _correct_config(partial, out)
+    if base is None:
+        return
+    named = recipe.tokenizer is not None or recipe.tokenizer_source is not None
+    lacking = [n for n in companions(base.folder) if not (partial / n).exists() and not (named and is_tokenizer_file(n))]
+    copy_files(dict.fromkeys(lacking, base.folder), partial)
+
+
+def donor_of(recipe: Recipe) -> ModelRef | None:
+    """The model whose tensors the output must have: the base, else the first source; of several stages the first folder."""
+    return next((ref for ref in recipe.references() if Path(ref.base).is_dir()), None)
+
+
+def require_all(recipe: Recipe, base: Checkpoint, out: Checkpoint, whose: str) -> None:
+    """Raise `RunFailed` when the output lacks a tensor of the base. Slices change the layers, a mixture its feed-forward."""
+    sliced = bool(recipe.slices) or any(stage.slices for stage in recipe.stages) or any(m.slices for m in recipe.modules.values())
+    stack = tensor_names.main_stack(tensor_names.stacks(base.tensors)) if sliced else None
+    mixture = recipe.kind == "moe" or any(stage.kind == "moe" for stage in recipe.stages)
+    missing = []
+    for name, tensor in base.tensors.items():
+        layer = tensor_names.split_layer(name)
+        if name in out.tensors or tensor_names.is_buffer(name, tensor.shape) or tensor.dtype not in DTYPES:
+            continue
+        if (stack and layer and layer[0] == stack) or (mixture and ".mlp." in name):
+            continue
+        if tensor_names.is_head(name) and tied(out.config):
+            continue
+        missing.append(name)
+    if missing:
+        raise RunFailed(
+            f"mergekit left out {len(missing)} of the {len(base.tensors)} tensors of {whose}, such as {missing[0]}; nothing is "
+            "published",
+            "use a method of the streaming engine (engine 'stream'), which merges every tensor by name",
+            tensors=missing[:20],
+        )
+
+
+def _require_finite(name: str, tensor: StoredTensor) -> None:
+    if tensor.dtype not in _EXPONENT:
+        return
+    kind, mask = _EXPONENT[tensor.dtype]
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.offset)
+        left = tensor.nbytes
+        while left:
+            bits = np.frombuffer(file.read(min(left, _PIECE)), kind)
+            if count := int(((bits & kind(mask)) == mask).sum()):
+                raise RunFailed(
+                    f"{name} of the output holds {count} values that are infinite or not a number ({DTYPES[tensor.dtype]}); "
+                    "nothing is published",
+                    "write bfloat16 or float32 (`dtype:`), or lower the weights",
+                    tensor=name,
+                )
+            left -= bits.nbytes
+
+
+def _correct_config(partial: Path, out: Checkpoint) -> None:
+    """Every dtype key names what is stored, and no flag ties a head that differs from the embedding."""
+    config = dict(out.config)
+    name_dtypes(config, [DTYPES[tensor.dtype] for tensor in out.tensors.values() if tensor.dtype in _EXPONENT])
+    heads = [name for name in out.tensors if tensor_names.is_head(name)]
+    words = [name for name in out.tensors if tensor_names.is_word_embedding(name)]
+    if heads and words and tied(config) is not False:
+        places = [(t.file, t.offset, t.nbytes) for t in (out.tensors[heads[0]], out.tensors[words[0]])]
+        if not same_bytes(*places):
+            config["tie_word_embeddings"] = False
+    if config != out.config:
+        write_text(partial / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
