@@ -6,6 +6,7 @@ log hold must not speak to the terminal.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
@@ -29,6 +30,9 @@ class PlainConsole(Console):
 
 
 stderr = PlainConsole(stderr=True, highlight=False, emoji=False)
+"""Progress, and what is said beside a result."""
+stdout = PlainConsole(highlight=False, emoji=False)
+"""Results for people."""
 
 Json = Annotated[bool, typer.Option("--json", help="print the result model on stdout and nothing else")]
 
@@ -61,7 +65,18 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
         view.add_column(column, justify=justify, overflow="fold", min_width=longest_word)
     for row in rows:
         view.add_row(*(Text(one_line(cell(value))) for value in row))
-    stderr.print(view, markup=False)
+    stdout.print(view, markup=False)
+
+
+def line(label: str, text: str) -> None:
+    """`label   text`, wrapped under itself so that it fits the terminal; off a terminal nothing is wrapped."""
+    text = one_line(text)
+    if not stdout.is_terminal:
+        print(f"{label:<10}{text}")
+        return
+    room = max(40, stdout.width - 10)
+    for number, part in enumerate(textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]):
+        print(f"{label if number == 0 else '':<10}{part}")
 
 
 def cell(value: object) -> str:

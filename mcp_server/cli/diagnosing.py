@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mcp_server.cli.console import Json, emit, stderr
+from mcp_server.cli.console import Json, emit, line
 from mcp_server.schemas.diagnosis import Diagnosis
 from mcp_server.steps.diagnose import diagnose as diagnose_folder
 
@@ -27,9 +27,13 @@ def diagnose(
 
 
 def show_diagnosis(found: Diagnosis) -> None:
+    """Causes first to last; the verdict comes last."""
+    for one in found.findings:
+        line("cause", f"{one.cause} [{one.code}]")
+        line("  seen", one.evidence)
+        line("  next", one.next)
     for text in found.unknown:
-        stderr.print(f"not known: {text}", markup=False, soft_wrap=True)
-    for number, one in enumerate(found.findings, 1):
-        print(f"{number}. {one.cause} [{one.code}]\n   seen: {one.evidence}\n   next: {one.next}")
-    if found.ok:
-        print("nothing was found against it in " + ", ".join(found.looked_at or ["what lies in the folder"]))
+        line("unknown", text)
+    count = len(found.findings)
+    told = f"{count} cause{'s' if count > 1 else ''}, the most likely first" if count else "nothing was found against it"
+    line("diagnosis", f"{told}; looked at: {', '.join(found.looked_at) or 'nothing'}")

@@ -15,6 +15,7 @@ from mcp_server.formats.suites import SIDECAR, TEXTS
 from mcp_server.schemas.comparison import Comparison, PairRelation
 from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
 from mcp_server.schemas.job import CompareRequest, EvaluateRequest, JobRequest, SweepRequest, VerifyRequest
+from mcp_server.steps.handles import PLAN_ID, plan_file
 from mcp_server.steps.report import write_report
 from mcp_server.system.outputs import is_json_with, require_file, write_own
 from mcp_server.system.paths import expanded
@@ -204,7 +205,7 @@ def show_evaluation(found: Evaluation) -> None:
 
 
 def sweep(
-    plan: Annotated[Path, typer.Argument(help="plan YAML")],
+    plan: Annotated[Path, typer.Argument(help="plan YAML, or a plan's id")],
     out: Annotated[Path, typer.Argument(help="folder for the table and the winner")],
     suite: Annotated[list[str] | None, typer.Option(help="suite, lm-eval task, .txt or .jsonl file; repeat for more")] = None,
     data: Annotated[list[str] | None, typer.Option(help="your own .jsonl: prompt and expected a line; repeat for more")] = None,
@@ -222,7 +223,7 @@ def sweep(
 ) -> int:
     """Merge and evaluate several candidates, choose on the dev split, report once on the test split."""
     parameters = {
-        "plan": str(plan.resolve()),
+        "plan": str(plan_file(str(plan)) if PLAN_ID.fullmatch(str(plan)) else plan.resolve()),
         "out": str(out.resolve()),
         "suites": [anchored_suite(name) for name in suite or []],
         "data": [str(expanded(file).resolve()) for file in data or []],

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-import yaml
 
-from mcp_server.cli.console import Json, emit, size, stderr, table
+from mcp_server.cli.console import Json, cell, emit, line, size, stderr, table
 from mcp_server.errors import NotFound, OutputExists
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.inspect import Inspection
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.estimate import estimate as estimate_recipe
+from mcp_server.steps.handles import PLAN_ID, RECIPE_ID, keep_plan, keep_recipe, kept_plan, kept_recipe, plan_text
 from mcp_server.steps.inspect import inspect_models
+from mcp_server.steps.recommend import comparison_for
 from mcp_server.steps.recommend import recommend as recommend_for
 from mcp_server.steps.render import parse_overrides
 from mcp_server.steps.render import render as render_plan
@@ -24,6 +25,9 @@ from mcp_server.system.files import write_text
 from mcp_server.system.policy import for_person
 from mcp_server.system.settings import load
 
+WARNINGS_SHOWN = 5
+QUESTIONS_SHOWN = 4
+
 
 def register(app: typer.Typer) -> None:
     for command in (inspect, recommend, render, estimate):
@@ -31,9 +35,19 @@ def register(app: typer.Typer) -> None:
 
 
 def read_text(path: Path, what: str) -> str:
+    """The text of a file, or of a recipe by id; a plan's id stands for its recipe."""
+    if not path.exists() and RECIPE_ID.fullmatch(str(path)):
+        return kept_recipe(str(path))
+    if not path.exists() and PLAN_ID.fullmatch(str(path)):
+        return render_plan(kept_plan(str(path))).recipe
     if not path.is_file():
         raise NotFound(f"there is no {what} at {path}", f"give the path of a {what} file")
     return path.read_text(encoding="utf-8")
+
+
+def plan_given(plan: Path) -> Plan:
+    """A plan by file or by id."""
+    return kept_plan(str(plan)) if PLAN_ID.fullmatch(str(plan)) and not plan.exists() else read_plan(plan)
 
 
 def write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
@@ -71,11 +85,11 @@ def show_inspection(found: Inspection) -> None:
         table("Differences", ("field", "values", "meaning", "why"), differences)
     for source in found.sources:
         if source.detail:
-            stderr.print(f"{source.ref}: {source.detail}", markup=False, soft_wrap=True)
-    for line in found.licences:
-        stderr.print(f"licence: {line}", markup=False, soft_wrap=True)
+            line("note", f"{source.ref}: {source.detail}")
+    for note in found.licences:
+        line("licence", note)
     answer = {True: "yes", False: "no", None: "unknown"}[found.compatible]
-    stderr.print(f"mergeable with each other: {answer}", markup=False, soft_wrap=True)
+    line("mergeable", f"{answer} (with each other)")
 
 
 def recommend(
@@ -84,44 +98,77 @@ def recommend(
     cross: Annotated[
         Path | None, typer.Option(help="what `evaluate --cross -o FILE` measured: sources in each other's contexts")
     ] = None,
+    compared: Annotated[
+        Path | None,
+        typer.Option("--compare", help="what `compare -o FILE` measured; default: the newest comparison of these sources"),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="every reason with its source, and every warning in full")] = False,
     json: Json = False,
 ) -> int:
     """Merge or not, how, and why."""
     described = read_scenario(scenario)
-    plan = recommend_for(with_cross_context(described, cross) if cross else described)
+    figures = comparison_for(described, compared)
+    plan = keep_plan(recommend_for(with_cross_context(described, cross) if cross else described, figures))
     if output:
-        write_new(output, yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
-    emit(plan, json, lambda: show_plan(plan))
+        write_new(output, plan_text(plan))
+    emit(plan, json, lambda: show_plan(plan, explain=explain, scenario=scenario, saved=output))
     return 1 if plan.verdict == "cannot_merge" else 0
 
 
-def show_plan(plan: Plan) -> None:
-    rows: list[tuple[str, object]] = [("verdict", plan.verdict)]
+def show_plan(plan: Plan, *, explain: bool = False, scenario: Path | None = None, saved: Path | None = None) -> None:
+    """One screen: what, with which numbers, what speaks against it, what to ask; the verdict and the next command last."""
     if plan.strategy:
-        parameters = ", ".join(f"{k}={v}" for k, v in plan.strategy.parameters.items())
-        rows.append(("strategy", plan.strategy.id + (f" ({parameters})" if parameters else "")))
+        parameters = ", ".join(f"{k} {cell(v)}" for k, v in plan.strategy.parameters.items())
+        line("strategy", plan.strategy.id + (f" ({parameters})" if parameters else ""))
     if plan.weights:
-        rows.append(("weights", ", ".join(f"{k} {v:.2f}" for k, v in plan.weights.items())))
+        line("weights", ", ".join(f"{k} {v:.2f}" for k, v in plan.weights.items()))
     if plan.engine:
         fits = {True: "fits", False: "does not fit", None: "size unknown"}[plan.engine.fits]
-        rows.append(("engine", f"{plan.engine.id}, {fits}. {plan.engine.note}".rstrip()))
-    rows += [(f"then try {n}", f"{r.strategy}: {r.why}") for n, r in enumerate(plan.runner_up, 1)]
-    rows += [("evaluate", f"{step.suite} ({step.when}): {step.why}") for step in plan.evaluation]
-    rows += [("because", f"{rule.because} [{rule.id}; {rule.source}]") for rule in plan.rules]
-    rows += [("differs", line) for line in plan.differences]
-    rows += [(f"warning {w.code}", w.message) for w in plan.warnings]
-    rows += [("question", question) for question in plan.questions]
-    table("Plan", ("", ""), rows)
+        line("engine", f"{plan.engine.id}, {fits}. {plan.engine.note}".rstrip())
+    if plan.runner_up:
+        line("then try", ", ".join(r.strategy for r in plan.runner_up))
+    if plan.evaluation:
+        line("measure", ", ".join(step.suite for step in plan.evaluation))
+    for difference in plan.differences:
+        line("differs", difference)
+    told = {w.code for w in plan.warnings}
+    if explain:
+        for rule in plan.rules:
+            if rule.id not in told:
+                line("because", f"{rule.because} [{rule.id}; {rule.source}]")
+        for runner_up in plan.runner_up:
+            line(runner_up.strategy, f"{runner_up.why} [{runner_up.rule}; {runner_up.source}]")
+        for step in plan.evaluation:
+            line(step.suite, f"{step.why} [{step.rule}; {step.source}]")
+        for warning in plan.warnings:
+            line("warning", f"{warning.message} [{warning.code}]")
+    else:
+        for warning in plan.warnings[:WARNINGS_SHOWN]:
+            line("warning", shortened(warning.message))
+    for question in plan.questions if explain else plan.questions[:QUESTIONS_SHOWN]:
+        line("question", question if explain else shortened(question))
+    hidden = max(0, len(plan.warnings) - WARNINGS_SHOWN) + max(0, len(plan.questions) - QUESTIONS_SHOWN)
+    if hidden and not explain:
+        line("", f"{hidden} more warnings and questions: --explain")
+    line("verdict", f"{plan.verdict}: {plan.rules[0].because}" if plan.rules else plan.verdict)
+    if plan.strategy:
+        line("next", f"model-merging render {saved or plan.plan_id or scenario} -o recipe.yml")
+
+
+def shortened(text: str) -> str:
+    """The first sentence or clause, so that a list of them fits a screen."""
+    end = min((i for mark in (". ", "; ", "? ") if (i := text.find(mark)) > 0), default=len(text))
+    return text[: end + 1].rstrip(" ;")
 
 
 def render(
-    plan: Annotated[Path, typer.Argument(help="plan YAML, as `recommend -o` wrote it")],
+    plan: Annotated[Path, typer.Argument(help="plan YAML as `recommend -o` wrote it, or a plan's id")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as sources.persona.weight=0.7")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="save the recipe here")] = None,
     json: Json = False,
 ) -> int:
     """Turn a plan into a recipe that any folder can run."""
-    rendered = render_plan(read_plan(plan), parse_overrides(set_ or []))
+    rendered = keep_recipe(render_plan(plan_given(plan), parse_overrides(set_ or [])))
     if output:
         write_new(output, rendered.recipe)
         rendered = rendered.model_copy(update={"path": str(output.resolve())})

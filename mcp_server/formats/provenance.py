@@ -38,7 +38,8 @@ _LEFT_BEHIND: Final = frozenset(
         *TOKENIZER_FILES, "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json",
         "adapter_model.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
         "video_preprocessor_config.json",
-        PROVENANCE_FILE, RECIPE_FILE, CARD_FILE, "evaluation.json", "evaluation.md", "verification.json", "comparison.json",
+        PROVENANCE_FILE, RECIPE_FILE, CARD_FILE, "plan.yaml",
+        "evaluation.json", "evaluation.md", "verification.json", "comparison.json",
         "estimate.json", "report.html", "report.md", RECORD, ".gitattributes", ".DS_Store",
     }
 )  # fmt: skip

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import BadInput, RunFailed
+from mcp_server.jobs import about, publish, queue, store
 from mcp_server.jobs import locks as claims
-from mcp_server.jobs import publish, queue, store
 from mcp_server.jobs.locks import is_held, try_lock
 from mcp_server.jobs.logs import last_progress, read_page
 from mcp_server.jobs.process import end_group, is_alive
@@ -269,7 +269,8 @@ def public(folder: Path, record: Record, *, with_result: bool = True) -> JobStat
         created=record.created,
         started=record.started,
         finished=record.finished,
-        output=record.output,
+        output=about.subject(folder, record),
+        about=about.about(folder, record),
         engine=record.engine,
         progress=last_progress(folder),
         error=record.error,

@@ -15,11 +15,12 @@ from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision
 from mcp_server.formats.suites import TEXTS, find_suite
-from mcp_server.jobs import engines, queue, store
+from mcp_server.jobs import engines, publish, queue, store
 from mcp_server.jobs import locks as claims
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
 from mcp_server.schemas.job import EvaluateRequest, JobRequest, JobStatus, MergeRequest, Names, SweepRequest
+from mcp_server.steps.handles import plan_of, plan_text
 from mcp_server.steps.validate import require_valid
 from mcp_server.system import files, policy, settings
 from mcp_server.system.machine import GIB
@@ -143,6 +144,7 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
     require_folder(out, overwrite=request.overwrite, not_ours=not_ours)
     require_place(out)
     require_valid(recipe.text, base_may_be_absent=adapter)
+    reasons = plan_of(request.recipe)
     seed = request.seed if request.seed is not None else secrets.randbelow(1 << 31)
     request = request.model_copy(update={"recipe": recipe.text, "recipe_folder": None, "out": str(out), "seed": seed})
     choice = engines.choose(request)
@@ -156,6 +158,8 @@ def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: 
             "shard_size": choice.shard_size,
         }
         _write_request(new, "merge", parameters, worker or choice.worker, rules, online=online, reads=sources)
+        if reasons is not None:
+            files.write_text(new / publish.PLAN_FILE, plan_text(reasons))
         record = Record(
             job_id=new.name,
             kind="merge",

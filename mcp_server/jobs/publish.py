@@ -14,13 +14,16 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mcp_server.errors import OutputExists, RunFailed
 from mcp_server.formats.provenance import not_ours
 from mcp_server.jobs.store import Record
 from mcp_server.system import files
 from mcp_server.system.outputs import is_free, replace_folder, require_folder
+
+PLAN_FILE: Final = "plan.yaml"
+"""The reasons for the recipe, where its plan is in the store: they travel with the model into every report."""
 
 
 def prepare(record: Record) -> None:
@@ -64,6 +67,8 @@ def note_worker_done(folder: Path, record: Record, result: dict[str, Any]) -> No
             raise RunFailed(
                 f"the engine reported success but left no weights in {partial}", f"see {folder / 'log.txt'} and resume the job"
             )
+        if (folder / PLAN_FILE).is_file():
+            shutil.copyfile(folder / PLAN_FILE, partial / PLAN_FILE)
         files.sync_tree(partial)
     files.write_json(folder / "result.json", result)
     finished = None if record.partial is None else _inode(Path(record.partial))

@@ -184,7 +184,8 @@ class JobStatus(Frozen):
     created: str = Field(description="UTC, ISO 8601")
     started: str | None = None
     finished: str | None = None
-    output: str | None = None
+    output: str | None = Field(default=None, description="the folder that it writes, or looks at")
+    about: str = Field(default="", description="what it works on: method and sources, suites, base")
     engine: EngineId | None = None
     progress: Progress | None = None
     error: dict[str, Any] | None = None

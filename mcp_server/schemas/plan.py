@@ -96,10 +96,12 @@ class Plan(Frozen):
     decided: bool = Field(default=True, description="false: too little is known to decide (exit code 3)")
     observed: Observed | None = Field(default=None, description="null: no source could be looked at")
     scenario: Scenario = Field(default_factory=Scenario)
+    plan_id: str | None = Field(default=None, description="what every later call takes in the plan's place")
 
 
 class Rendered(Frozen):
     strategy: str
     recipe: str = Field(description="the YAML text")
+    recipe_id: str | None = Field(default=None, description="what every later call takes in the recipe's place")
     warnings: list[Message] = Field(default_factory=list)
     path: str | None = None

@@ -17,6 +17,7 @@ from mcp_server.formats.refs import resolve_ref, split_revision
 from mcp_server.formats.suites import SIDECAR, TEXTS
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.scenario import Scenario
+from mcp_server.steps.handles import PLAN_ID, RECIPE_ID, kept_plan, kept_recipe
 from mcp_server.steps.scenario import read_plan
 from mcp_server.system import settings as operator
 from mcp_server.system.paths import expanded
@@ -84,7 +85,13 @@ class Access:
 
     def recipe(self, text_or_path: str) -> tuple[str, Path]:
         """The recipe's text and the folder that its relative paths start from; every model in it passes the policy."""
-        if is_text(text_or_path):
+        if RECIPE_ID.fullmatch(text_or_path):
+            text, folder = kept_recipe(text_or_path), self.folder
+        elif PLAN_ID.fullmatch(text_or_path):
+            from mcp_server.steps.render import render  # Jinja costs a fifth of the server's start
+
+            text, folder = render(self.plan(text_or_path, None)).recipe, self.folder
+        elif is_text(text_or_path):
             text, folder = text_or_path, self.folder
         else:
             path = self.file(text_or_path, "recipe")
@@ -99,15 +106,18 @@ class Access:
         text = str(value)
         return self.ref(text) if names_model and text not in TOKENIZER_WORDS else text
 
-    def plan(self, table: dict[str, Any] | None, file: str | None) -> Plan:
-        """The plan of a call that gives it as a table or as a file; exactly one of the two."""
+    def plan(self, table: dict[str, Any] | str | None, file: str | None) -> Plan:
+        """The plan of a call that gives it by id, as a table (whose id stands for the whole) or as a file: one of them."""
         if (table is None) == (file is None):
             found = "neither" if table is None else "both"
             raise BadInput(
                 f"one of plan and plan_file is needed, found {found}", "give the plan that recommend_strategy returned"
             )
+        if isinstance(table, str):
+            table, file = (None, table) if not PLAN_ID.fullmatch(table) else ({"plan_id": table}, None)
         if file is None:
-            plan, folder = read_plan(table or {}), self.folder
+            named = (table or {}).get("plan_id")
+            plan, folder = kept_plan(str(named)) if named else read_plan(table or {}), self.folder
         else:
             path = self.file(file, "plan")
             plan, folder = read_plan(path), path.parent

@@ -26,8 +26,8 @@ Recipe = Annotated[
     Field(
         min_length=1,
         max_length=MAX_RECIPE_CHARACTERS,
-        description="mergekit YAML as text (`render_config` returns it), or the path of a file that holds it.",
-        examples=["./recipe.yml"],
+        description="A recipe_id, a plan_id, mergekit YAML as text, or the path of a file that holds it.",
+        examples=["recipe-0123456789ab", "./recipe.yml"],
     ),
 ]
 RamGib = Annotated[
@@ -73,8 +73,8 @@ Limit = Annotated[
 Offset = Annotated[int, Field(ge=0, description="Where the page starts: 0, or the `next_offset` of the page before.")]
 PageSize = Annotated[int, Field(ge=1, le=50, description="Entries on a page.")]
 PlanTable = Annotated[
-    dict[str, Any] | None,
-    Field(description="The plan that recommend_strategy returned, whole and unchanged."),
+    str | dict[str, Any] | None,
+    Field(description="The plan_id that recommend_strategy returned (or the plan itself).", examples=["plan-0123456789ab"]),
 ]
 PlanFile = Annotated[str | None, Field(max_length=4096, description="Path of a saved plan (YAML), instead of `plan`.")]
 

@@ -8,6 +8,8 @@ from mcp import Client
 
 from mcp_server.schemas.plan import Plan
 from mcp_server.server import build_server
+from mcp_server.steps.handles import kept_plan
+from mcp_server.steps.report.gather import gather
 from tests.engine.synthetic import run
 from tests.server.conftest import data_of, recipe_of, text_of
 from tests.server.test_contract import READ_ONLY
@@ -46,9 +48,37 @@ async def test_the_cost_of_an_adapter_output(call, workspace):
     assert (list(engines), engines["stream"]["fits"]) == (["stream"], True)
 
 
-async def test_a_plan_survives_the_round_trip_through_the_agent(call, workspace):
-    plan = data_of(await call("recommend_strategy", scenario=scenario(workspace)))
-    assert Plan.model_validate(plan).scenario.base_model == str(workspace / "base")
+async def test_a_plan_is_kept_whole_under_the_id_that_the_agent_gets(call, workspace):
+    plan = Plan.model_validate(data_of(await call("recommend_strategy", scenario=scenario(workspace))))
+    assert plan.plan_id is not None
+    kept = kept_plan(plan.plan_id)
+    assert kept.scenario.base_model == str(workspace / "base")
+    assert (kept.verdict, kept.strategy, kept.weights) == (plan.verdict, plan.strategy, plan.weights)
+
+
+async def test_plan_and_recipe_go_by_id_from_advice_to_the_model_and_its_report(call, workspace):
+    plan_id = data_of(await call("recommend_strategy", scenario=scenario(workspace)))["plan_id"]
+    rendered = data_of(await call("render_config", plan=plan_id, overrides={"strategy": "linear"}))
+    recipe_id = rendered["recipe_id"]
+    assert f"# plan: {plan_id}" in rendered["recipe"]
+    assert data_of(await call("validate_config", recipe=recipe_id))["ok"] is True
+    assert "stream" in data_of(await call("estimate_ram", recipe=plan_id))["engines"]
+    job = data_of(await call("launch_merge", recipe=recipe_id, out="./merged"))
+    ended = data_of(await call("merge_status", job_id=job["job_id"], wait_seconds=50))
+    assert (ended["state"], ended["about"]) == ("succeeded", "linear of code, chat"), ended["error"]
+    assert data_of(await call("list_merges"))["jobs"][0]["about"] == "linear of code, chat"
+    assert gather(workspace / "merged").plan == kept_plan(plan_id)
+
+
+@pytest.mark.parametrize("tool", ["render_config", "validate_config"])
+async def test_an_id_that_nobody_kept_is_refused_by_name(call, tool):
+    given = {"render_config": {"plan": "plan-0123456789ab"}, "validate_config": {"recipe": "recipe-0123456789ab"}}[tool]
+    assert next(iter(given.values())) in text_of(await call(tool, **given))
+
+
+async def test_advice_fits_what_an_agent_can_read_at_once(call, workspace):
+    result = await call("recommend_strategy", scenario=scenario(workspace))
+    assert len(text_of(result)) / 4 < 1_500
 
 
 async def test_overrides_change_the_recipe(call, workspace):
@@ -104,7 +134,7 @@ async def test_no_read_only_tool_writes_a_file(workspace, store):
         for tool, given in arguments.items():
             await client.call_tool(tool, given)
     assert sorted(p for p in workspace.rglob("*")) == before
-    assert [p for p in store.rglob("*") if p.is_file()] == []
+    assert {p.parent.name for p in store.rglob("*") if p.is_file()} == {"plans"}, "a plan is kept under its id, nothing else is"
 
 
 async def test_fifty_calls_at_once_are_each_answered_with_their_own_result(workspace):

@@ -20,8 +20,9 @@ from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.inputs import READS, Offset, Out, Output, PageSize, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref
 from mcp_server.steps.estimate import estimate
+from mcp_server.steps.handles import keep_plan, keep_recipe
 from mcp_server.steps.inspect import inspect_models as inspect_checkpoints
-from mcp_server.steps.recommend import recommend
+from mcp_server.steps.recommend import comparison_for, recommend
 from mcp_server.steps.scenario import read_scenario
 from mcp_server.steps.validate import fix as fix_recipe
 from mcp_server.steps.validate import validate
@@ -72,8 +73,8 @@ def recommend_strategy(
 ) -> Plan:
     """Decide between merge, merge_with_caution, retrain_combined, route, distill, train_first and cannot_merge, and when
     merging choose strategy, parameters, weights and engine. Every answer carries the rules that fired with their sources,
-    warnings, and the questions whose answers would change it: ask the user those before going on. Hand the whole plan to
-    render_config.
+    warnings, and the questions whose answers would change it: ask the user those before going on. Later calls take the
+    `plan_id`.
     """
     access = Access.now()
     if (scenario is None) == (scenario_file is None):
@@ -81,9 +82,28 @@ def recommend_strategy(
         raise BadInput(f"one of scenario and scenario_file is needed, found {found}", "give what you know as `scenario`")
     if scenario is not None:
         named = read_scenario(scenario.model_dump(mode="json", exclude_none=True))
-        return recommend(access.scenario(named))
+        return slim(advised(access.scenario(named)))
     path = access.file(scenario_file or "", "scenario")
-    return recommend(access.scenario(read_scenario(path), path.parent))
+    return slim(advised(access.scenario(read_scenario(path), path.parent)))
+
+
+def advised(scenario: Scenario) -> Plan:
+    """The plan, with what a comparison of these sources has measured, kept under its id."""
+    return keep_plan(recommend(scenario, comparison_for(scenario)))
+
+
+def slim(plan: Plan) -> Plan:
+    """What an agent decides by. The scenario came from it, and the kept plan has everything else: reasons of warnings, sources
+    of what to try and to measure."""
+    told = {warning.code for warning in plan.warnings}
+    return plan.model_copy(
+        update={
+            "scenario": Scenario(),
+            "rules": [rule for rule in plan.rules if rule.id not in told],
+            "runner_up": [one.model_copy(update={"why": "", "source": ""}) for one in plan.runner_up],
+            "evaluation": [one.model_copy(update={"why": "", "source": ""}) for one in plan.evaluation],
+        }
+    )
 
 
 def list_strategies(offset: Offset = 0, limit: PageSize = 20) -> StrategyPage:
@@ -104,13 +124,14 @@ def render_config(
     ] = None,
 ) -> Rendered:
     """Turn a plan into a mergekit recipe (YAML text) with absolute paths, and warn about what it leaves open. Validate the
-    recipe, then launch it. Writes nothing.
+    recipe, then launch it: both take the `recipe_id`.
     """
     from mcp_server.steps.render import render  # Jinja alone would take a fifth of the time that the server has to start
 
     access = Access.now()
     chosen = access.plan(plan, plan_file)
-    return render(chosen, {name: as_text(value) for name, value in (overrides or {}).items()}, relative_to=access.folder)
+    settings = {name: as_text(value) for name, value in (overrides or {}).items()}
+    return keep_recipe(render(chosen, settings, relative_to=access.folder))
 
 
 def validate_config(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from mcp_server import jobs
 from mcp_server.schemas.base import Engine, Verdict
 from mcp_server.schemas.job import CompareRequest, JobStatus, MergeRequest, SweepRequest
-from mcp_server.schemas.plan import Plan
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.consent import LaunchConsent, require_consent
@@ -30,8 +27,8 @@ from mcp_server.server.inputs import (
     Ref,
     Suites,
 )
-from mcp_server.system import paths
-from mcp_server.system.files import private_folder, write_text
+from mcp_server.steps.handles import keep_plan
+from mcp_server.steps.handles import plan_file as plan_file_of
 
 
 def tools() -> list[CheckedTool]:
@@ -134,7 +131,7 @@ def sweep_merges(
     """
     access = Access.now()
     target = access.output(out)
-    source = saved_plan(access.plan(plan, plan_file))
+    source = str(plan_file_of(str(keep_plan(access.plan(plan, plan_file)).plan_id)))
     axes = {name: [access.grid_value(name, value) for value in values] for name, values in (grid or {}).items()}
     request = SweepRequest(
         plan=source,
@@ -145,11 +142,3 @@ def sweep_merges(
         limit=limit,
     )
     return jobs.start(request, policy=access.policy)
-
-
-def saved_plan(plan: Plan) -> str:
-    """The path of the plan, written into the store under its content's hash: a job's parameters name files, not objects."""
-    text = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-    target = private_folder(paths.home() / "plans") / f"plan-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
-    write_text(target, text)
-    return str(target)

@@ -7,7 +7,6 @@ weights and without forming a delta. Full models are sampled. `compare` measures
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,12 +62,6 @@ def from_comparison(details: dict[str, Any], names: dict[str, str]) -> Figures:
             pairs[names[one], names[other]] = {k: pair[k] for k in ("cosine", "sign_disagreement") if pair[k] is not None}
     relative = [s["relative_norm"] for s in overall["sources"] if s.get("relative_norm") is not None]
     return Figures(norms, pairs, min(relative, default=None), "compare")
-
-
-def read_comparison(file: Path) -> dict[str, Any]:
-    """The whole comparison as a table."""
-    details: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return details
 
 
 def _of_models(base: dict[str, StoredTensor], sources: dict[str, tuple[Path, bool]]) -> Figures:

@@ -38,7 +38,8 @@ def render(plan: Plan, overrides: dict[str, str] | None = None, *, relative_to: 
     strategy = strategy_of(plan)
     folder = relative_to or Path.cwd()
     meaning = meaning_of(plan, strategy, folder)
-    text = _text(strategy, meaning, paths.templates_dir())
+    named = f"# plan: {plan.plan_id}\n" if plan.plan_id else ""
+    text = named + _text(strategy, meaning, paths.templates_dir())
     return Rendered(strategy=strategy.id, recipe=text, warnings=_warnings(plan, strategy, folder))
 
 

@@ -1,0 +1,54 @@
+"""What a job is about, in one line for people and agents: "task_arithmetic of persona, tools → ./merged"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mcp_server.errors import MergingError
+from mcp_server.formats.lineage import lineage_of
+from mcp_server.formats.recipe import read_recipe
+from mcp_server.jobs.store import Record
+from mcp_server.system import files
+
+MOST = 160
+
+
+def about(folder: Path, record: Record) -> str:
+    """From the job's own request; an empty text when it cannot be read."""
+    try:
+        wanted = files.read_json(folder / "request.json")["parameters"]
+        text = _described(record, wanted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MergingError):
+        return ""
+    return text if len(text) <= MOST else text[: MOST - 1] + "…"
+
+
+def subject(folder: Path, record: Record) -> str | None:
+    """The folder that a job writes or looks at."""
+    if record.output is not None:
+        return record.output
+    try:
+        out = files.read_json(folder / "request.json")["parameters"].get("out")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return out if isinstance(out, str) else None
+
+
+def _described(record: Record, wanted: dict[str, Any]) -> str:
+    if record.kind == "merge":
+        recipe = read_recipe(str(wanted["recipe"]))
+        return f"{recipe.method} of {', '.join(lineage_of(recipe).sources) or 'its sources'}"
+    if record.kind == "compare":
+        return f"{', '.join(_name(ref) for ref in wanted['refs'])} on {_name(wanted['base'])}"
+    if record.kind == "sweep":
+        return f"sweep of {_name(str(wanted['plan']))}"
+    if record.kind == "evaluate":
+        suites = ", ".join(_name(name) for name in wanted.get("suites") or []) or "its own suites"
+        cross = ", and in each other's contexts" if wanted.get("cross") else ""
+        return f"{_name(wanted.get('out') or 'the sources alone')} on {suites}{cross}"
+    return _name(str(wanted.get("out") or ""))
+
+
+def _name(ref: str) -> str:
+    return Path(ref.rpartition("+")[2]).name
