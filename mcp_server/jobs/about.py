@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.lineage import lineage_of
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.jobs.store import Record
 from mcp_server.system import files
@@ -38,7 +37,9 @@ def subject(folder: Path, record: Record) -> str | None:
 def _described(record: Record, wanted: dict[str, Any]) -> str:
     if record.kind == "merge":
         recipe = read_recipe(str(wanted["recipe"]))
-        return f"{recipe.method} of {', '.join(lineage_of(recipe).sources) or 'its sources'}"
+        stages = {stage.name for stage in recipe.stages}
+        sources = [r.adapter or r.base for r in recipe.references() if r != recipe.base and r.base not in stages]
+        return f"{recipe.method} of {', '.join(dict.fromkeys(map(_name, sources))) or 'its base'}"
     if record.kind == "compare":
         return f"{', '.join(_name(ref) for ref in wanted['refs'])} on {_name(wanted['base'])}"
     if record.kind == "sweep":
