@@ -65,7 +65,8 @@ def read_documents(text: str, what: str) -> list[Document]:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         problem = (error.problem or error.context or "it cannot be parsed").replace("\n", " ")
-        raise _malformed(what, problem, error.problem_mark or error.context_mark) from error
+        mark = error.problem_mark or error.context_mark
+        raise _malformed(what, *_in_plain_words(text, problem, mark), mark) from error
     except yaml.YAMLError as error:
         raise Malformed(f"{what} is not YAML: {' '.join(str(error).split())[:200]}", "save it as UTF-8 text") from error
     except (ValueError, OverflowError) as error:
@@ -81,16 +82,18 @@ def _check_events(text: str, what: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise _malformed(what, f"it is nested deeper than {MAX_DEPTH} levels", event.start_mark)
+                raise _malformed(what, f"it is nested deeper than {MAX_DEPTH} levels", "correct that line", event.start_mark)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
             if aliases > MAX_ALIASES:
-                raise _malformed(what, f"it uses more than {MAX_ALIASES} aliases (*name)", event.start_mark)
+                raise _malformed(what, f"it uses more than {MAX_ALIASES} aliases (*name)", "correct that line", event.start_mark)
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise _malformed(what, f"the tag {tag!r} is not allowed; only plain values are read", event.start_mark)
+            raise _malformed(
+                what, f"the tag {tag!r} is not allowed; only plain values are read", "correct that line", event.start_mark
+            )
 
 
 class _Size:
@@ -104,7 +107,7 @@ class _Size:
     def of(self, node: yaml.Node, level: int) -> tuple[int, int]:
         key = id(node)
         if key in self.open:
-            raise _malformed(self.what, "an alias refers to the value that it is part of", node.start_mark)
+            raise _malformed(self.what, "an alias refers to the value that it is part of", "correct that line", node.start_mark)
         if key in self.known:
             nodes, depth = self.known[key]
         else:
@@ -116,7 +119,12 @@ class _Size:
             self.open.discard(key)
             self.known[key] = nodes, depth
         if nodes > MAX_NODES or level + depth > MAX_DEPTH + 1:
-            raise _malformed(self.what, f"with its aliases expanded it is larger than {MAX_NODES:,} values", node.start_mark)
+            raise _malformed(
+                self.what,
+                f"with its aliases expanded it is larger than {MAX_NODES:,} values",
+                "correct that line",
+                node.start_mark,
+            )
         return nodes, depth
 
     def _children(self, node: yaml.Node) -> list[yaml.Node]:
@@ -127,21 +135,41 @@ class _Size:
         seen: dict[tuple[str, str], yaml.Node] = {}
         for name, _ in node.value:
             if not isinstance(name, yaml.ScalarNode):
-                raise _malformed(self.what, "a key is a list or a table; keys are plain names", name.start_mark)
+                raise _malformed(
+                    self.what, "a key is a list or a table; keys are plain names", "correct that line", name.start_mark
+                )
             if name.tag == _MERGE_TAG:
                 continue
             if (name.tag, name.value) in seen:
                 first = seen[name.tag, name.value].start_mark
                 line = f" (first on line {first.line + 1})" if first else ""
-                raise _malformed(self.what, f"the key {name.value!r} appears twice{line}", name.start_mark)
+                raise _malformed(self.what, f"the key {name.value!r} appears twice{line}", "correct that line", name.start_mark)
             seen[name.tag, name.value] = name
         return [part for pair in node.value for part in pair]
 
 
-def _malformed(what: str, problem: str, mark: Any) -> Malformed:
+_AT: Final = {
+    "\t": ("a tab stands where YAML takes spaces only", "indent with spaces"),
+    "`": ("it is fenced as Markdown", "remove the lines of ```, and whatever stands around them"),
+    "@": ("a value begins with @, which YAML keeps for itself", "put the value in quotes"),
+    "%": ("a value begins with %, which YAML keeps for itself", "put the value in quotes"),
+}
+"""A character that begins no YAML token → what it most likely is, and what to do."""
+
+
+def _in_plain_words(text: str, problem: str, mark: Any) -> tuple[str, str]:
+    """What is wrong and the next step, for faults whose words in the YAML library name neither."""
+    if "cannot start any token" in problem and mark and (known := _AT.get(text[mark.index : mark.index + 1])):
+        return known
+    if "unknown escape character" in problem or "did not find expected hexdecimal number" in problem:
+        return "a backslash in double quotes begins an escape", "use single quotes, or / instead of the backslash"
+    return problem, "correct that line"
+
+
+def _malformed(what: str, problem: str, next_step: str, mark: Any) -> Malformed:
     where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
     place = {"line": mark.line + 1, "column": mark.column + 1} if mark else {}
-    return Malformed(f"{what} cannot be read{where}: {problem}", "correct that line", **place)
+    return Malformed(f"{what} cannot be read{where}: {problem}", next_step, **place)
 
 
 def read_text(path: Path, what: str) -> str:

@@ -17,7 +17,7 @@ CASES: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "recipes" 
 TOKENS = ["<s>", "</s>", *(f"t{n}" for n in range(14))]
 ELSEWHERE = {"MM116", "MM501", "MM502", "MM503", "MM504", "MM701"}
 """Tested with an output, a budget or a planner in test_validate_resources.py; sizes in test_validate_bounds.py."""
-READER = {"MM101", "MM105", "MM106", "MM108", "MM109", "MM112", "MM116", "MM701"}
+READER = {"MM101", "MM105", "MM106", "MM108", "MM109", "MM112", "MM116", "MM117", "MM701"}
 """Reported by the reader or the planner rather than by a check."""
 
 

@@ -31,6 +31,14 @@ def parse_document(document: Any, text: str = "", what: str = "the recipe") -> t
         reader.refuse("MM101", f"{what} is {found}", "", "write at least merge_method and models")
         return Recipe(text=text), reader.problems
     table = reader.table(document, what)
+    if "genome" in table and "merge_method" not in table:
+        reader.refuse(
+            "MM117",
+            f"{what} is a genome of mergekit-evolve, which searches for a recipe",
+            "genome",
+            "give the recipe that it found",
+        )
+        return Recipe(text=text), reader.problems
     recipe = _moe(reader, table, text) if kind_of(table) == "moe" else _merge(reader, table, text)
     return recipe, reader.problems
 

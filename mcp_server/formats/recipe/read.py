@@ -38,9 +38,9 @@ class Read:
     stages: tuple[tuple[Recipe, tuple[Problem, ...]], ...]
 
     @property
-    def too_large(self) -> bool:
-        """Whether a list in it is longer than anybody looks at; it was left out of the recipe."""
-        return any(problem.code == "MM116" for problem in self.problems)
+    def refused_whole(self) -> bool:
+        """Whether nothing more is to be said: a list is too long to be looked at, or it is another program's configuration."""
+        return any(problem.code in ("MM116", "MM117") for problem in self.problems)
 
 
 def read_text(text: str, what: str = "the recipe") -> Read:

@@ -16,6 +16,14 @@ from mcp_server.steps.validate.registry import Found, check
 
 PLACEHOLDER: Final = re.compile(r"^<.*>$|^\.\.\.$|^…$|path/to/|^your[-_/]|^YOUR_")
 
+OTHER_WORDS: Final = {
+    "lora": ("An adapter is named together with its model.", "write model: MODEL+ADAPTER"),
+    "adapter": ("An adapter is named together with its model.", "write model: MODEL+ADAPTER"),
+    "revision": ("A revision is named together with its model.", "write model: MODEL@REVISION"),
+}
+"""Keys beside a model that would say something if mergekit read them."""
+WINDOWS: Final = re.compile(r"^[A-Za-z]:[\\/]|\\")
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -66,6 +74,9 @@ def _parameters(table: Table, context: Context) -> Iterator[Key]:
 def unknown_key(context: Context) -> Iterator[Found]:
     for key in unread_keys(context):
         if not key.belongs:
+            if len(key.path) > 1 and (other := OTHER_WORDS.get(key.name)):
+                yield Found(f"{key.name!r} is not a key that mergekit reads here; it is ignored. {other[0]}", key.where, other[1])
+                continue
             known = ", ".join(key.known)
             near = did_you_mean(key.name, key.known)
             yield Found(
@@ -122,6 +133,18 @@ def placeholder(context: Context) -> Iterator[Found]:
         for part in (ref.base, ref.adapter):
             if part and PLACEHOLDER.search(part.strip()):
                 yield Found(f"{part!r} is a placeholder", where)
+
+
+@check("MM118")
+def path_of_windows(context: Context) -> Iterator[Found]:
+    for where, ref in context.named():
+        for part in (ref.base, ref.adapter):
+            if part and WINDOWS.search(part) and not (context.folder / part).exists():
+                drive, _, rest = part.replace("\\", "/").partition(":/")
+                here = f"/mnt/{drive.lower()}/{rest}" if rest else drive
+                yield Found(
+                    f"{part!r} is a path of Windows, which means nothing on this system", where, f"under WSL write {here}"
+                )
 
 
 @check("MM115")

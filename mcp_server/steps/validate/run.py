@@ -60,7 +60,7 @@ def validate(
         line, column = error.details.get("line"), error.details.get("column")
         broken = _finding("MM101", error.message, "", error.next_step).model_copy(update={"line": line, "column": column})
         return Validation(ok=False, findings=[broken], level="yaml")
-    if read.too_large:
+    if read.refused_whole:
         found = [_finding(p.code, p.message, p.where, p.fix) for p in read.problems]
         return Validation(ok=False, findings=_ordered(found, read), level="yaml")
     stages = read.stages

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mcp_server.errors import Malformed, NotAModel, NotFound
 from mcp_server.steps.validate.context import Context, absent
-from mcp_server.steps.validate.form import PLACEHOLDER
+from mcp_server.steps.validate.form import PLACEHOLDER, WINDOWS
 from mcp_server.steps.validate.registry import Found, check
 
 
@@ -15,7 +15,7 @@ from mcp_server.steps.validate.registry import Found, check
 def source_exists(context: Context) -> Iterator[Found]:
     seen = set()
     for where, ref in context.named():
-        if context.is_stage(ref) or ref.base_ref in seen or PLACEHOLDER.search(str(ref)):
+        if context.is_stage(ref) or ref.base_ref in seen or PLACEHOLDER.search(str(ref)) or WINDOWS.search(str(ref)):
             continue
         seen.add(ref.base_ref)
         found = context.probe(ref)
