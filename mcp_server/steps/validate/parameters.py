@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from mcp_server.catalog import Strategy
 from mcp_server.catalog.models import Parameter
@@ -13,6 +13,9 @@ from mcp_server.formats.recipe.keys import OWN, TOP, dotted, tables
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.methods import ignores_base, merge_methods, parameter_names
 from mcp_server.steps.validate.registry import Found, check
+
+SHARES: Final = ("density", "t")
+"""Parameters between 0 and 1 that people also give in per cent."""
 
 
 @check("MM204")
@@ -84,8 +87,7 @@ def legal_values(context: Context) -> Iterator[Found]:
 
 def per_cent(parameter: Parameter, value: Any) -> float | None:
     """The share that a whole number from 2 to 100 stands for, where a share of at most 1 is asked for; else None."""
-    limit = parameter.range
-    shares = limit is not None and (limit.at_most, limit.at_least) == (1, 0)
+    shares = parameter.name in SHARES
     return value / 100 if shares and type(value) in (int, float) and 2 <= value <= 100 and value == int(value) else None
 
 
