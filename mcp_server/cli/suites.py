@@ -1,4 +1,4 @@
-"""suites: what can be measured here."""
+"""suites, evaluations: what can be measured here, and what was."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from mcp_server.cli.console import Json, emit, stderr, table
-from mcp_server.schemas.evidence import SuiteList
+from mcp_server.schemas.evidence import EvaluationList, SuiteList
+from mcp_server.steps.evaluate.history import evaluations as runs_of
 from mcp_server.steps.evaluate.listing import suite_list
 
 
 def register(app: typer.Typer) -> None:
-    for command in (suites,):
+    for command in (suites, evaluations):
         app.command()(command)
 
 
@@ -35,3 +36,29 @@ def show_suites(found: SuiteList) -> None:
     columns = ("suite", "capability", "metric", "dev", "test", "minutes")
     table("Suites (prompts in each split; minutes on test for a model of 1 B)", columns, rows, right=(3, 4, 5))
     stderr.print(found.hint, markup=False, soft_wrap=True)
+
+
+def evaluations(
+    out: Annotated[Path, typer.Argument(help="a merged model")],
+    json: Json = False,
+) -> int:
+    """Every evaluation of a merge, newest first: none replaces another."""
+    found = runs_of(out.resolve())
+    emit(found, json, lambda: show_evaluations(found))
+    return 0
+
+
+def show_evaluations(found: EvaluationList) -> None:
+    rows = [
+        (
+            run.created,
+            run.split,
+            ", ".join(f"{suite} {count}" for suite, count in run.suites.items()),
+            ", ".join(f"{name} {'–' if value is None else f'{value:.3g}'}" for name, value in run.merged.items()),
+            run.verdict,
+            run.current,
+        )
+        for run in found.runs
+    ]
+    columns = ("when", "split", "suites and prompts", "the merge's figures", "verdict", "same weights as now")
+    table(f"Evaluations of {Path(found.output).name}", columns, rows)

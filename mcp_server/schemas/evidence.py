@@ -70,11 +70,14 @@ class Evaluation(Frozen):
     perplexity_ratio: float | None = Field(default=None, description="merged ÷ best source; above 1.1 adjust, above 2 failed")
     verdict: Literal["passed", "adjust", "failed", "inconclusive"]
     why: list[str] = Field(default_factory=list)
+    prompts_needed: dict[str, int] = Field(default_factory=dict, description="capability → prompts that would decide it")
     next: dict[str, Any] | None = Field(default=None, description="the next recipe to try, and why")
     models: dict[str, str] = Field(default_factory=dict, description="label → folder")
+    created: str = Field(default="", description="UTC, ISO 8601")
+    model: str | None = Field(default=None, description="SHA-256 of the merge's files; null: not measured here")
     limit: int | None = None
     seconds: float | None = None
-    split: Literal["dev", "test"] = "test"
+    split: Literal["dev", "test"] = "dev"
     limits: dict[str, int | None] = Field(default_factory=dict, description="suite → prompts used; null: all")
     generation: dict[str, Generation] = Field(default_factory=dict, description="label → speed")
     peak_rss_bytes: int | None = Field(default=None, description="of the measuring process, all models one after the other")
@@ -82,6 +85,25 @@ class Evaluation(Frozen):
     tables: dict[str, dict[str, Any]] = Field(default_factory=dict, description="suite → label → confusion counts")
     notes: list[str] = Field(default_factory=list)
     path: str | None = Field(default=None, description="evaluation.json, this result as a file")
+
+
+class EvaluationRun(Frozen):
+    """One run in a merge's history."""
+
+    created: str = ""
+    split: Literal["dev", "test"]
+    suites: dict[str, int] = Field(description="suite → prompts")
+    merged: dict[str, float | None] = Field(description="capability → the merge's figure")
+    verdict: str
+    model: str | None = Field(default=None, description="SHA-256 of the merge's files then")
+    current: bool | None = Field(default=None, description="false: the merge's files have changed since; null: not recorded")
+    numerics: str = ""
+    seconds: float | None = None
+
+
+class EvaluationList(Frozen):
+    output: str
+    runs: list[EvaluationRun] = Field(description="newest first")
 
 
 class SuiteInfo(Frozen):

@@ -12,7 +12,8 @@ Worker inputs   request.json parameters:
     split           dev (default) or test; without it files of your own are measured whole
     backend         hf (default) or openai, with endpoint, served {label: model name} and tokenizer (folder)
     batch_size, dtype, threads, suite_folders, offline
-Worker outputs  result.json: `Evaluation`; evaluation.json beside the merge; evaluation_samples.json in the job folder
+Worker outputs  result.json: `Evaluation`; evaluation.json and a line of evaluations.jsonl beside the merge;
+                evaluation_samples.json in the job folder
 Not covered     multimodal suites, sampling (answers are greedy), suites that execute generated code.
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,15 @@ from mcp_server.formats.lineage import Lineage, read_lineage
 from mcp_server.formats.suites import DEFAULT_SPLIT, Suite, find_suite, list_suites
 from mcp_server.schemas.evidence import Evaluation, Generation
 from mcp_server.schemas.job import EvaluateRequest
+from mcp_server.steps.diagnose.skills import FAR_ABOVE
 from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
 from mcp_server.steps.evaluate.assemble import Measured, assemble
+from mcp_server.steps.evaluate.causes import base_note, with_causes
+from mcp_server.steps.evaluate.history import keep
 from mcp_server.steps.inspect import inspect_source
-from mcp_server.system.outputs import is_json_with, leave_record
 from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker, write_json
 
-RESULT_FILE = "evaluation.json"
 NEUTRAL = "refusals"
 """Plain prompts that no source was trained for: where the cross-context check looks for leaks into anything."""
 
@@ -103,6 +106,8 @@ def measure(request: EvaluateRequest, job: Job) -> Evaluation:
     evaluation = assemble(measured, rules).model_copy(
         update={
             "models": {label: str(ref) for label, ref in refs.items()},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model": models["merged"].content if "merged" in models else None,
             "limit": request.limit,
             "limits": limits,
             "split": request.split or DEFAULT_SPLIT,
@@ -114,10 +119,11 @@ def measure(request: EvaluateRequest, job: Job) -> Evaluation:
         }
     )
     if request.out and Path(request.out).is_dir():
-        file = Path(request.out) / RESULT_FILE
-        written = evaluation.model_copy(update={"path": str(file)})
-        if leave_record(file, written.model_dump(mode="json"), is_json_with("capabilities", "verdict")):
-            return written
+        out = Path(request.out)
+        keep(out, evaluation, run=False)
+        evaluation = keep(out, with_causes(evaluation, out))
+    elif told := base_note(evaluation, FAR_ABOVE):
+        evaluation = evaluation.model_copy(update={"notes": [told, *evaluation.notes]})
     return evaluation
 
 

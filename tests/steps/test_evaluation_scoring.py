@@ -11,6 +11,7 @@ from mcp_server.steps.evaluate import Metric, SuiteSamples, Thresholds, judge, l
 from mcp_server.steps.evaluate.assemble import Measured, assemble
 from mcp_server.steps.evaluate.capability import expert_gain
 from mcp_server.steps.evaluate.cross import cross_context, leaks, wilson
+from mcp_server.steps.evaluate.verdict import prompts_needed
 
 LIMITS = Thresholds(
     perplexity_adjust=1.1,
@@ -311,7 +312,72 @@ def test_a_suite_with_a_target_has_no_expert_to_be_measured_by() -> None:
     found = assemble(Measured(suites={"mixed": Suite(name="mixed", target=0.8)}, samples=samples, sources=["x"]), LIMITS)
     mixed = found.capabilities["mixed"]
     assert (mixed.target, mixed.retention, mixed.gain_recovered) == (0.8, None, None)
-    assert set(mixed.ci) == {"base", "x", "merged"}
+    assert set(mixed.ci) == {"base", "x", "merged", "difference_to_base"}
     assert found.verdict == "adjust"
     assert found.next is not None
     assert found.next["action"] == "retrain"
+
+
+def test_perplexity_is_no_skill_however_much_better_than_the_base_a_source_is() -> None:
+    losses = {"base": -90.0, "x": -10.0, "merged": -60.0}
+    found = score_capability({label: texts(*[(loss, 10)] * 9) for label, loss in losses.items()}, ["x"])
+    assert (found.expert, found.gain_recovered) == ("x", None)
+    verdict, why = judge({"prose": found}, LIMITS)
+    assert verdict == "failed"
+    figures = f"prose: {math.e**6:.2f}, {math.e**5:.2f} times the best source's {math.e:.2f}, 95 % interval 148.41 to 148.41"
+    assert why == [f"{figures}; above 2 the merge counts as failed"]
+
+
+@pytest.mark.parametrize(
+    ("hits", "of", "verdict"),
+    [
+        (6, 8, "inconclusive"),
+        (8, 8, "inconclusive"),
+        (24, 24, "inconclusive"),
+        (40, 40, "passed"),
+        (0, 8, "failed"),
+        (20, 40, "adjust"),
+    ],
+)
+def test_few_prompts_never_pass_a_merge_and_may_well_fail_it(hits: int, of: int, verdict: str) -> None:
+    found = score_capability({"base": times(0, of), "x": times(of, of), "merged": times(hits, of)}, ["x"])
+    assert judge({"tools": found}, LIMITS)[0] == verdict
+
+
+def test_an_open_verdict_says_how_many_prompts_would_close_it() -> None:
+    samples = {"s": {"base": times(0, 24), "x": times(24, 24), "merged": times(24, 24)}}
+    found = assemble(Measured(suites={"s": Suite(name="s", capability="tools")}, samples=samples, sources=["x"]), LIMITS)
+    assert (found.verdict, found.prompts_needed) == ("inconclusive", {"tools": 30})
+    assert found.next is not None
+    assert (found.next["action"], found.next["prompts"]) == ("measure_more", 30)
+    assert found.why == [
+        "tools: 1.000 against x's 1.000 (retention 1.00, gain recovered 1.00, 95 % interval 1.00 to 1.00, n=24); "
+        "undecided, which needs about 30 prompts"
+    ]
+
+
+def test_more_prompts_are_needed_the_nearer_the_figure_is_to_its_target() -> None:
+    near, far = (
+        score_capability({"base": times(0, 40), "x": times(40, 40), "merged": times(hits, 40)}, ["x"]) for hits in (36, 38)
+    )
+    needed = [prompts_needed({"tools": found}, LIMITS)["tools"] for found in (near, far)]
+    assert needed[0] > 10 * needed[1] > 400
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [(20.0, "passed"), (22.5, "adjust"), (30.0, "failed")])
+def test_without_sources_the_base_is_the_reference_of_perplexity(loss: float, verdict: str) -> None:
+    found = score_capability({"base": texts(*[(-20.0, 10)] * 10), "merged": texts(*[(-loss, 10)] * 10)}, [])
+    assert judge({"prose": found}, LIMITS)[0] == verdict
+
+
+@pytest.mark.parametrize(("hits", "verdict"), [(30, "passed"), (10, "failed"), (22, "adjust")])
+def test_without_sources_a_skill_of_the_base_can_get_worse(hits: int, verdict: str) -> None:
+    found = score_capability({"base": times(30, 60), "merged": times(hits, 60)}, [])
+    assert judge({"general": found}, LIMITS)[0] == verdict
+
+
+def test_what_the_base_can_and_no_source_taught_may_not_be_lost() -> None:
+    found = score_capability({"base": times(50, 60), "x": times(50, 60), "merged": times(10, 60)}, ["x"])
+    assert judge({"general": found}, LIMITS)[0] == "failed"
+    kept = score_capability({"base": times(50, 60), "x": times(50, 60), "merged": times(50, 60)}, ["x"])
+    assert judge({"general": kept}, LIMITS)[0] == "inconclusive"

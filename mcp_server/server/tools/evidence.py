@@ -8,17 +8,19 @@ from pydantic import Field
 
 from mcp_server import jobs
 from mcp_server.errors import BadInput
-from mcp_server.schemas.evidence import ReportResult, SuiteList
+from mcp_server.schemas.evidence import EvaluationList, ReportResult, SuiteList
 from mcp_server.schemas.job import EvaluateRequest, JobStatus, VerifyRequest
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.inputs import READS, REPEATABLE, STARTS, Data, Limit, Out, Recipe, Ref, Suites
+from mcp_server.steps.evaluate.history import evaluations
 from mcp_server.steps.evaluate.listing import suite_list
 
 
 def tools() -> list[CheckedTool]:
     return [
         checked(verify_merge, "Verify a merged model", STARTS),
+        checked(list_evaluations, "List a merge's evaluations", READS),
         checked(list_suites, "List evaluation suites", READS),
         checked(evaluate_merge, "Evaluate a merged model", STARTS),
         checked(write_report, "Write the report", REPEATABLE),
@@ -41,6 +43,13 @@ def verify_merge(
         recipe=str(access.file(recipe, "recipe")) if recipe is not None else None,
     )
     return jobs.start(request, policy=access.policy)
+
+
+def list_evaluations(out: Out) -> EvaluationList:
+    """List every evaluation of a merge, newest first, with split, prompts, figures and verdict; none replaces another. `current`
+    is false where the model's files have changed since that run.
+    """
+    return evaluations(Access.now().existing_folder(out))
 
 
 def list_suites() -> SuiteList:

@@ -14,7 +14,7 @@ from mcp_server.steps.evaluate.capability import BASE, score_capability
 from mcp_server.steps.evaluate.cross import CrossContext, Detector, cross_context
 from mcp_server.steps.evaluate.samples import SuiteSamples
 from mcp_server.steps.evaluate.suggest import suggest_next
-from mcp_server.steps.evaluate.verdict import Thresholds, judge, load_thresholds, perplexity_ratio
+from mcp_server.steps.evaluate.verdict import Thresholds, is_perplexity, judge, load_thresholds, perplexity_ratio, prompts_needed
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def assemble(measured: Measured, limits: Thresholds | None = None) -> Evaluation
     capabilities = {names[suite]: capability for suite, capability in scored.items()}
     cross = _cross(measured, scored) if measured.cross else None
     verdict, why = judge(capabilities, limits)
-    ratios = [r for c in capabilities.values() if "perplexity" in c.metric and (r := perplexity_ratio(c)) is not None]
+    ratios = [r for c in capabilities.values() if is_perplexity(c) and (r := perplexity_ratio(c)) is not None]
+    needed = prompts_needed(capabilities, limits)
     return Evaluation(
         capabilities=capabilities,
         cross_context=cross.rates if cross else {},
@@ -50,7 +51,8 @@ def assemble(measured: Measured, limits: Thresholds | None = None) -> Evaluation
         perplexity_ratio=max(ratios, default=None),
         verdict=verdict,
         why=why,
-        next=suggest_next(verdict, capabilities, limits, measured.tried, cross),
+        prompts_needed=needed,
+        next=suggest_next(verdict, capabilities, limits, measured.tried, cross, needed),
         tables=_tables(measured.samples),
     )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mcp_server.schemas.evidence import Capability, Interval
 from mcp_server.steps.evaluate.bootstrap import interval, ratio, resample
 from mcp_server.steps.evaluate.samples import SuiteSamples
+from mcp_server.steps.evaluate.verdict import OVER_BASE, TO_BASE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,12 +36,17 @@ def score_capability(measured: Mapping[str, SuiteSamples], sources: list[str]) -
     base, merged = figures.get(BASE), figures.get(MERGED)
     intervals: dict[str, Interval | None] = {label: interval(drawn) for label, drawn in draws.items()}
     retention = gain = None
+    language = first.primary.kind == "perplexity"  # no skill: it never counts as a gain
     if expert is not None and merged is not None:
         retention = _retention(merged, known[expert], first.higher_is_better)
         if expert in draws and MERGED in draws:
             parts = (draws[MERGED], draws[expert]) if first.higher_is_better else (draws[expert], draws[MERGED])
             intervals["retention"] = interval(ratio(*parts))
-    if expert is not None and base is not None and _has_gain(draws, expert, sign):
+    if BASE in draws and MERGED in draws:
+        intervals[TO_BASE] = interval(sign * (draws[MERGED] - draws[BASE]))
+        if language:
+            intervals[OVER_BASE] = interval(ratio(draws[MERGED], draws[BASE]))
+    if expert is not None and base is not None and not language and _has_gain(draws, expert, sign):
         if merged is not None:
             gain = (merged - base) / (known[expert] - base)
         if MERGED in draws:

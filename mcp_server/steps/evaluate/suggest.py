@@ -12,7 +12,7 @@ from typing import Any, Final
 from mcp_server.formats.lineage import Tried
 from mcp_server.schemas.evidence import Capability
 from mcp_server.steps.evaluate.cross import CrossContext, leaks
-from mcp_server.steps.evaluate.verdict import Outcome, Thresholds, perplexity_ratio
+from mcp_server.steps.evaluate.verdict import Outcome, Thresholds, is_perplexity, perplexity_ratio
 
 LAMBDA_STEP: Final = 0.7
 WEIGHT_STEP: Final = 1.15
@@ -26,6 +26,7 @@ def suggest_next(
     limits: Thresholds,
     tried: Tried,
     cross: CrossContext | None = None,
+    needed: Mapping[str, int] | None = None,
 ) -> dict[str, Any] | None:
     """The next recipe to try; null when nothing needs changing.
 
@@ -34,14 +35,23 @@ def suggest_next(
     """
     if verdict == "passed":
         return None
+    if verdict == "inconclusive" and needed:
+        most = max(needed.values())
+        return {
+            "action": "measure_more",
+            "prompts": most,
+            "why": f"{', '.join(needed)} cannot be told from the target with so few prompts: about {most} would decide it. Leave "
+            "--limit out, or give more prompts of your own with --data",
+        }
     if verdict == "inconclusive":
         return {
             "action": "measure_more",
             "why": "give the base and the sources, and a suite on which a source is better than the base",
         }
     weak = _weak(capabilities, limits)
+    measured = any(is_perplexity(c) for c in capabilities.values())
     worst_ratio = max(
-        (r for c in capabilities.values() if not _counts(c) and (r := perplexity_ratio(c)) is not None), default=1.0
+        (r for c in capabilities.values() if is_perplexity(c) and (r := perplexity_ratio(c)) is not None), default=1.0
     )
     leaking = leaks(cross, limits.cross_context_leak) if cross else []
     strategy = tried.method or "task_arithmetic"
@@ -99,8 +109,8 @@ def suggest_next(
         "action": "change_method",
         "strategy": "dare_ties" if strategy != "dare_ties" else "task_arithmetic",
         "sweep": True,
-        "why": f"every skill fell under {strategy} although perplexity is fine: which method keeps both depends on how the "
-        "adapters were trained, so compare the shortlist",
+        "why": f"every skill fell under {strategy}{' although perplexity is fine' if measured else ''}: which method keeps both "
+        "depends on how the adapters were trained, so compare the shortlist",
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mcp_server.formats.content import content_hash
 from mcp_server.system import paths
 from mcp_server.workers.evaluating import models as loading
 from mcp_server.workers.evaluating.harness import WINDOW_TOKENS
@@ -20,6 +21,8 @@ class Opened:
 
     model: RememberingLM
     numerics: str
+    content: str | None = None
+    """SHA-256 of the model's files; null: they are not here."""
 
     def release(self) -> None:
         self.model.release()
@@ -34,9 +37,11 @@ def local_models(refs: Mapping[str, str], dtype: str, batch_size: int, threads: 
     opened = {}
     for label, ref in found.items():
         tokenizer = loading.load_tokenizer(_tokenizer_folder(ref))
-        store = ResponseStore(paths.cache_dir() / "evaluations" / loading.content_hash(ref)[:32] / f"{numerics}.jsonl")
+        digest = content_hash(ref.folder, ref.adapter)
+        store = ResponseStore(paths.cache_dir() / "evaluations" / digest[:32] / f"{numerics}.jsonl")
         load = partial(_load, ref, chosen, threads, tokenizer, batch_size)
-        opened[label] = Opened(RememberingLM(store, load, tokenizer, str(ref), batch_size), f"{numerics}, batch {batch_size}")
+        model = RememberingLM(store, load, tokenizer, str(ref), batch_size)
+        opened[label] = Opened(model, f"{numerics}, batch {batch_size}", digest)
     return opened
 
 

@@ -3,13 +3,10 @@
 The fold is the product's own (`mcp_server.formats.lora` reads the adapter): ΔW = scale·B·A in float32, added to the base
 weight in float32, rounded once to the base's dtype. So a source is measured with the weights that a merge of it would see,
 and not with PEFT's fold, which multiplies in the base's dtype.
-
-The identity of a model is the SHA-256 of everything that decides its answers: weights, config, tokenizer, chat template.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -17,13 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import BadInput, DoesNotFit, NotAModel
-from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.refs import resolve_ref
-from mcp_server.system.hashes import file_sha256
 from mcp_server.system.machine import available_bytes, gib, multiplies_bfloat16
 
-DECIDES = {*TOKENIZER_FILES, "config.json", "generation_config.json", "adapter_config.json"}
-"""Beside the weights. Whatever else lies in a folder (records, evidence, training logs) does not change an answer."""
 OVERHEAD_BYTES = 900_000_000
 """Python, torch, transformers and lm-eval together, resident: 0.75 to 0.85 GB measured with torch 2.13 on Linux, rounded up."""
 
@@ -54,19 +47,6 @@ def find_model(ref: str, base: str | None = None) -> ModelRef:
     if not named:
         raise BadInput(f"{ref} is an adapter and names no base", "give it as BASE+ADAPTER")
     return ModelRef(Path(resolve_ref(str(named).partition("+")[0], folder)), folder)
-
-
-def content_hash(ref: ModelRef) -> str:
-    """SHA-256 over the files that decide a model's answers, read anew: scores are evidence, and a time stamp proves nothing."""
-    digest = hashlib.sha256()
-    for folder in (ref.folder, ref.adapter):
-        if folder is None:
-            continue
-        for file in sorted(folder.iterdir()):
-            if (file.suffix == ".safetensors" or file.name in DECIDES) and file.is_file():
-                digest.update(f"{file.name}\0{file_sha256(file, remembered=False)}\0".encode())
-        digest.update(b"+")
-    return digest.hexdigest()
 
 
 def weight_bytes(ref: ModelRef) -> int:
