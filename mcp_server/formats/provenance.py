@@ -71,6 +71,20 @@ class SourceRecord(Frozen):
     modified: dict[str, int] = Field(default_factory=dict, description="weight file → modification time, ns since 1970")
 
 
+class TensorDigest(Frozen):
+    """SHA-256 over the SHA-256 digests, in order, of a tensor's bytes in pieces of `chunk_bytes` (the last may be shorter)."""
+
+    chunk_bytes: int
+    sha256: str
+
+
+class Digests(Frozen):
+    """What was written, as it was written: made while the bytes were in memory, before they went to disk."""
+
+    tensors: dict[str, TensorDigest] = Field(default_factory=dict, description="tensor name → digest of its stored bytes")
+    files: dict[str, str] = Field(default_factory=dict, description="file name → SHA-256 of a file that holds no weights")
+
+
 class Provenance(Frozen):
     schema_version: Literal[1] = 1
     created: str = Field(description="UTC, ISO 8601")
@@ -84,6 +98,7 @@ class Provenance(Frozen):
     seed: int | None = None
     sources: list[SourceRecord]
     output: Identity | None = None
+    digests: Digests | None = Field(default=None, description="null: the engine that wrote the weights made none")
     landed: dict[str, float | None] = Field(default_factory=dict)
     rounding_loss: dict[str, float | None] = Field(default_factory=dict)
     nonfinite: dict[str, int] | None = Field(default=None, description="source or 'output' → count, where the engine counted")

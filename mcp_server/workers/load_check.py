@@ -1,26 +1,42 @@
-"""Does the model load with transformers and produce a token? A process of its own, because the answer may be a killed process.
+"""Does the model load with transformers and run? A process of its own, because the answer may be a killed process.
 
-Worker inputs   request.json parameters: {out, base (for an adapter), tokens}
-Worker outputs  result.json: {"loads": bool, "detail": str, "seconds": float, "peak_rss_bytes": int}
+The class is the one that config.json names. What its loader reports (weights missing, left over, of another shape) is compared
+with what it reports for the base: a class that loads its own base with a remark is no evidence against the merge. Without a
+class of transformers' own (custom code, which is never run) there is no answer.
+
+Worker inputs   request.json parameters: {out, base (null: unknown; for an adapter, its base), tokens}
+Worker outputs  result.json: {"loads": bool or null, "detail": str, "seconds": float, "peak_rss_bytes": int}
 Not covered     whether the text is any good: that is the evaluation's matter.
 """
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
+import warnings
+from pathlib import Path
 from typing import Any
 
+from mcp_server.errors import MergingError
+from mcp_server.formats.refs import resolve_ref
+from mcp_server.formats.tensors import read_json
 from mcp_server.workers.evaluating import models
 from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker
 
 PROMPT = "The three primary colours are"
+_KINDS = {
+    "missing_keys": "weights that {cls} needs are not stored, such as {name}: a loader invents them",
+    "mismatched_keys": "weights have another shape than {cls} needs, such as {name}",
+    "unexpected_keys": "stored weights are not used by {cls}, such as {name}: a loader drops them",
+}
+"""What a loader reports, and what it means for a user, worst first."""
 
 
 def main(job: Job) -> dict[str, Any]:
-    """Load, feed a prompt, generate. A shape that does not fit the config, a missing tensor or a broken tokenizer shows here."""
+    """Load and run. A missing tensor, a shape that does not fit the config or a broken tokenizer shows here."""
     start = time.monotonic()
     quiet(offline=True)
     ref = models.find_model(str(job.parameters["out"]), job.parameters.get("base"))
@@ -28,62 +44,155 @@ def main(job: Job) -> dict[str, Any]:
     models.check_fits(ref, dtype)
     models.use_threads(job.parameters.get("threads"))
     job.progress("load", 0, 2)
-    problems = missing_weights(ref)
-    if problems:
-        return _answer(False, problems, start)
-    model = models.load_model(ref, dtype)
-    job.progress("generate", 1, 2)
-    text, finite = generate(model, ref, int(job.parameters.get("tokens", 8)))
-    job.progress("generate", 2, 2)
-    if not finite:
-        return _answer(False, f"it loads, but its scores for {PROMPT!r} are not finite", start)
-    return _answer(True, f"loads ({type(model).__name__}, {dtype}) and continues {PROMPT!r} with {text!r}", start)
+    base = None if ref.adapter else _base_folder(job.parameters.get("base"))
+    cls, why = model_class(ref.folder)
+    if cls is None:
+        return _answer(None, why, start)
+    try:
+        problem = "" if ref.adapter else differences(cls, ref.folder, base)
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError) as error:
+        if base is None or not _refused(cls, base):
+            raise
+        return _answer(None, f"{cls.__name__} loads neither this model nor its base: {str(error)[:200]}", start)
+    if problem:
+        return _answer(False, problem, start)
+    model = load(cls, ref, dtype)
+    job.progress("run", 1, 2)
+    ran, said = run(model, ref.folder, int(job.parameters.get("tokens", 8)))
+    if not ran and base is not None:
+        del model
+        if run(load(cls, models.ModelRef(base), dtype), base, 1)[0]:
+            return _answer(False, f"it loads, but {said}; the base runs", start)
+    elif ran is False:
+        return _answer(False, f"it loads, but {said}", start)
+    job.progress("run", 2, 2)
+    return _answer(
+        True, f"loads ({cls.__name__}, {dtype}) and {said}" if ran else f"loads ({cls.__name__}, {dtype}); {said}", start
+    )
 
 
-def missing_weights(ref: models.ModelRef) -> str:
-    """What transformers would invent or drop: it loads such a model without complaint, with random weights in the gaps."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _base_folder(base: str | None) -> Path | None:
+    """The base to compare with, when it is here."""
+    if base is None:
+        return None
+    try:
+        folder = Path(resolve_ref(base.partition("+")[0], Path.cwd()))
+    except MergingError:
+        return None
+    return folder if (folder / "config.json").is_file() else None
 
-    from mcp_server.formats.checkpoint import open_checkpoint
 
-    config = AutoConfig.from_pretrained(str(ref.folder), local_files_only=True)
-    with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    wanted = {name: tuple(tensor.shape) for name, tensor in shell.named_parameters(remove_duplicate=False)}
-    tied = set(getattr(shell, "_tied_weights_keys", None) or ())
-    stored = open_checkpoint(str(ref.folder)).tensors
-    bare = {name.removeprefix(f"{shell.base_model_prefix}.") for name in stored} | set(stored)
-    absent = [n for n in wanted if n not in bare and n.removeprefix(f"{shell.base_model_prefix}.") not in bare and n not in tied]
-    if absent:
-        return f"{len(absent)} weights that the architecture needs are not stored, such as {absent[0]}: a loader invents them"
-    for name, tensor in stored.items():
-        if name in wanted and wanted[name] != tensor.shape:
-            return f"{name} has shape {list(tensor.shape)}, the architecture needs {list(wanted[name])}"
+def model_class(folder: Path) -> tuple[Any, str]:
+    """transformers' class for a model folder, or (None, why there is none)."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = read_json(folder / "config.json")
+    named = config.get("architectures")
+    for name in named if isinstance(named, list) else []:
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found, ""
+    if named:
+        return None, f"transformers {transformers.__version__} has no class {named[0]}, and a model's own code is never run"
+    if config.get("model_type") in CONFIG_MAPPING:
+        return transformers.AutoModel, ""
+    return None, f"config.json names neither a class nor a model type of transformers {transformers.__version__}"
+
+
+def differences(cls: Any, folder: Path, base: Path | None) -> str:
+    """What the loader says about this folder that it does not say about the base; '' when that is nothing. No weight is read."""
+    found = reported(cls, folder)
+    if not any(found.values()):
+        return ""
+    known = reported(cls, base) if base is not None else {"unexpected_keys": found["unexpected_keys"]}
+    for kind, text in _KINDS.items():
+        expected = {_unnumbered(name) for name in known.get(kind, ())}
+        if names := sorted(name for name in found[kind] if _unnumbered(name) not in expected):
+            return f"{len(names)} {text.format(cls=cls.__name__, name=names[0])}"
     return ""
 
 
-def generate(model: Any, ref: models.ModelRef, tokens: int) -> tuple[str, bool]:
+def _refused(cls: Any, folder: Path) -> bool:
+    try:
+        reported(cls, folder)
+    except Exception:  # noqa: BLE001 - whatever a class raises, it does not load
+        return True
+    return False
+
+
+def reported(cls: Any, folder: Path) -> dict[str, set[str]]:
+    """The names that the loader reports, by kind, when it maps the stored weights to the class without reading them."""
+    _, info = cls.from_pretrained(
+        str(folder), output_loading_info=True, ignore_mismatched_sizes=True, device_map="meta", dtype="auto", **_SAFE
+    )
+    return {kind: {str(n[0] if isinstance(n, tuple) else n) for n in info.get(kind) or ()} for kind in _KINDS}
+
+
+_SAFE = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+
+
+def _unnumbered(name: str) -> str:
+    """Layers of a base and of a merge that stacks it otherwise are compared by what is in them."""
+    return re.sub(r"\.\d+\.", ".N.", name)
+
+
+def load(cls: Any, ref: models.ModelRef, dtype: str) -> Any:
+    """The model in evaluation mode, an adapter attached by PEFT. Pickle weights and remote code are refused."""
+    import torch
+
+    model = cls.from_pretrained(str(ref.folder), dtype="auto", **_SAFE)
+    if ref.adapter is not None:
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys.*")
+            model = PeftModel.from_pretrained(model, str(ref.adapter))
+    return model.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=getattr(torch, dtype)).eval()
+
+
+def run(model: Any, folder: Path, tokens: int) -> tuple[bool | None, str]:
+    """(whether it runs and its numbers are finite, what to say). None: it takes more than text, so it was not run."""
+    import torch
+
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        return None, f"not run: its input is {model.main_input_name}"
+    try:
+        with torch.inference_mode():
+            if model.can_generate() and not getattr(config, "is_encoder_decoder", False):
+                text, finite = generate(model, folder, tokens)
+                said = f"continues {PROMPT!r} with {text!r}"
+            else:
+                ids = torch.zeros((1, 4), dtype=torch.long, device=model.device)
+                more = {"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {}
+                output = model(input_ids=ids, **more)
+                numbers = [v for v in output.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+                finite, said = all(bool(torch.isfinite(v).all()) for v in numbers), "runs on a few tokens"
+    except Exception as error:  # noqa: BLE001 - whatever a class raises, it does not run on text alone
+        return None, f"not run on text alone ({type(error).__name__}: {str(error)[:120]})"
+    return (True, said) if finite else (False, f"its scores for {PROMPT!r} are not finite")
+
+
+def generate(model: Any, folder: Path, tokens: int) -> tuple[str, bool]:
     """(continuation, whether the scores are finite). Without a tokenizer the prompt is token 0 and the ids are shown."""
     import torch
 
-    has_tokenizer = any((ref.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    tokenizer = models.load_tokenizer(ref.folder) if has_tokenizer else None
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    tokenizer = models.load_tokenizer(folder) if has_tokenizer else None
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids if tokenizer else torch.zeros((1, 1), dtype=torch.long)
-    with torch.inference_mode():
-        scores = model(input_ids=ids.to(model.device)).logits[0, -1]
-        finite = bool(torch.isfinite(scores).all())
-        written = model.generate(
-            ids.to(model.device),
-            attention_mask=torch.ones_like(ids).to(model.device),
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id if tokenizer else 0,
-        )[0, ids.shape[1] :]
-    return (tokenizer.decode(written) if tokenizer else str(written.tolist())), finite
+    scores = model(input_ids=ids.to(model.device)).logits[0, -1]
+    written = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=torch.ones_like(ids).to(model.device),
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id if tokenizer else 0,
+    )[0, ids.shape[1] :]
+    return (tokenizer.decode(written) if tokenizer else str(written.tolist())), bool(torch.isfinite(scores).all())
 
 
-def _answer(loads: bool, detail: str, start: float) -> dict[str, Any]:
+def _answer(loads: bool | None, detail: str, start: float) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"loads": loads, "detail": detail, "seconds": round(time.monotonic() - start, 2), "peak_rss_bytes": peak}
 

@@ -71,7 +71,7 @@ def _loads(out: Path, base: str | None, job: Job) -> Check:
             return Check(name="loads", passed=None, detail=f"loading did not end within {LOAD_SECONDS} s")
     if ended.returncode == 0:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return Check(name="loads", passed=bool(result["loads"]), detail=result["detail"])
+        return Check(name="loads", passed=result["loads"], detail=result["detail"])
     if ended.returncode < 0:
         detail = f"the loader was ended by signal {-ended.returncode}, probably for want of memory; free some and verify again"
         return Check(name="loads", passed=None, detail=detail)

@@ -15,7 +15,7 @@ from mcp_server.engine.blocks import split
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.thread_pool import Workspace
 from mcp_server.formats.checkpoint import StoredTensor, open_checkpoint
-from mcp_server.steps.verify.reading import read_rows
+from mcp_server.recompute.reading import read_rows
 
 Tensors = dict[str, torch.Tensor]
 

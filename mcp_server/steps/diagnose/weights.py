@@ -15,7 +15,7 @@ VOCABULARY: Final = re.compile(r"^(tokenizer\.json|tokenizer\.model|vocab\.json|
 WHOLE: Final = 1.2
 """Share of a source's change in the result above which another source must have added the same."""
 MAPPED: Final = frozenset(
-    {"provenance", "sources_unchanged", "tokenizer", "chat_template", "finite", "not_empty", "landed", "loads"}
+    {"provenance", "sources_unchanged", "tokenizer", "chat_template", "finite", "not_empty", "recomputed", "loads"}
 )
 """Checks of a verification that have a cause of their own here."""
 
@@ -114,12 +114,13 @@ def _changed(known: Known) -> Iterator[Cause]:
         )
     weights = [name for name in known.changed_files if name.endswith(".safetensors")]
     explained = known.observed.damaged or any(share > threshold("rounding_loss") for share in known.rounding_loss.values())
-    landed = None if explained else failed(known, "landed")
-    if weights or landed:
+    explained = explained or any(failed(known, name) for name in ("finite", "not_empty"))
+    differs = None if explained else failed(known, "recomputed")
+    if weights or differs:
         yield Cause(
             code="weights_changed",
             cause="the weights are not what the recipe makes: changed since, or written by something else",
-            evidence=landed or f"{weights[0]} is not the file that the merge wrote",
+            evidence=differs or f"{weights[0]} is not the file that the merge wrote",
             next=AGAIN,
         )
 

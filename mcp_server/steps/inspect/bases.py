@@ -16,8 +16,8 @@ from mcp_server.errors import MergingError
 from mcp_server.formats.checkpoint import FLOATS, StoredTensor, open_checkpoint
 from mcp_server.formats.refs import is_hub_id, resolve_ref
 from mcp_server.formats.tensors import read_json
+from mcp_server.recompute.reading import read_rows, spans
 from mcp_server.schemas.inspect import Difference, SourceInfo
-from mcp_server.steps.verify.reading import read_rows, spans
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +155,7 @@ def sampled(*models: dict[str, StoredTensor]) -> list[str]:
 
 
 def values(tensor: StoredTensor) -> Array:
-    """Three small ranges of a tensor as one float32 vector."""
+    """Three small ranges of a tensor as one vector."""
     import numpy as np
 
-    return np.concatenate([read_rows(tensor, *span).ravel() for span in spans(tensor, full=False)])
+    return np.concatenate([read_rows(tensor, *span).ravel() for span in spans(tensor.shape, full=False)])

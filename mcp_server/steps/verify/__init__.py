@@ -4,7 +4,8 @@
     agreement   config, tokenizer and tied weights against the tensors
     values      finite numbers, sampled or all of them
     origin      the record of the merge against the files that are there now
-    landing     how far each source's delta arrived, and what rounding lost
+    landing     every tensor computed again from the sources, how far each delta arrived, what rounding lost
+    foreign     merges from elsewhere: random methods without their seed, folders without a recipe
 
 Every check answers yes, no or unknown. The verdict is `unreadable` when the headers cannot be trusted, `failed` when a check says
 no, `inconclusive` when one could not be made (the reason says how to make it), else `verified`. Whether the model loads and

@@ -8,11 +8,12 @@ from typing import Any
 
 from mcp_server.errors import MergingError
 from mcp_server.formats.checkpoint import StoredTensor
-from mcp_server.formats.identity import chat_template_hash, config_field, token_ids
+from mcp_server.formats.identity import architecture_name, chat_template_hash, config_field, token_ids
 from mcp_server.formats.tensors import read_json
+from mcp_server.recompute.merge import Merge
+from mcp_server.recompute.reading import same_values
+from mcp_server.recompute.sources import is_embedding, is_head
 from mcp_server.schemas.evidence import Check
-from mcp_server.steps.verify.merge import Merge
-from mcp_server.steps.verify.reading import same_values
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -21,21 +22,46 @@ def checks(merge: Merge, *, full: bool) -> Iterator[Check]:
     if merge.is_adapter:
         return
     embedding = _embedding(merge.tensors)
-    yield _config(merge.config, embedding)
-    yield _tied(merge, embedding, full=full)
-    yield from _tokenizer(merge, embedding)
+    excused = _faults_of_the_base(merge, full=full)
+    for check in (
+        _config(merge.config, embedding),
+        _tied(merge.config, merge.tensors, embedding, full=full),
+        *_tokenizer(merge, embedding),
+    ):
+        if check.passed is False and check.name in excused:
+            yield Check(name=check.name, passed=True, detail=f"{check.detail}; so it is in the base")
+        else:
+            yield check
+
+
+def _faults_of_the_base(merge: Merge, *, full: bool) -> set[str]:
+    """What config and tensors of the base already disagree about is no fault of the merge."""
+    if merge.base is None:
+        return set()
+    embedding = _embedding(merge.base.tensors)
+    own = (_config(merge.base.config, embedding), _tied(merge.base.config, merge.base.tensors, embedding, full=full))
+    faults = {check.name for check in own if check.passed is False}
+    rows = embedding[1].shape[0] if embedding else None
+    try:
+        ids = token_ids(merge.base.folder)
+    except MergingError:
+        return faults | {"tokenizer"}
+    beyond = rows is not None and ids is not None and max(ids.values()) >= rows
+    if beyond or _special_outside(merge.base.folder, merge.base.config, rows):
+        faults.add("tokenizer")
+    return faults
 
 
 def _embedding(tensors: dict[str, StoredTensor]) -> tuple[str, StoredTensor] | None:
-    for name, tensor in tensors.items():
-        if name.endswith(("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")):
-            return name, tensor
-    return None
+    """The one input embedding; none when several could be it (encoder and decoder, text and other tokens)."""
+    found = [(name, tensor) for name, tensor in tensors.items() if is_embedding(name) and len(tensor.shape) == 2]
+    shared = [entry for entry in found if "shared" in entry[0]]
+    return (shared or found)[0] if len({entry[1].shape for entry in found}) == 1 or shared else None
 
 
 def _config(config: dict[str, Any], embedding: tuple[str, StoredTensor] | None) -> Check:
     if embedding is None:
-        return Check(name="config", passed=None, detail="no tensor is named like an embedding; its size cannot be compared")
+        return Check(name="config", passed=True, detail="no tensor is named like an input embedding; there is no size to compare")
     name, tensor = embedding
     vocabulary, hidden = config_field(config, "vocabulary"), config_field(config, "hidden")
     if vocabulary is not None and vocabulary != tensor.shape[0]:
@@ -45,12 +71,14 @@ def _config(config: dict[str, Any], embedding: tuple[str, StoredTensor] | None) 
     return Check(name="config", passed=True, detail=f"vocabulary {vocabulary}, hidden size {hidden}, as the embedding has")
 
 
-def _tied(merge: Merge, embedding: tuple[str, StoredTensor] | None, *, full: bool) -> Check:
-    """A tied head must be absent or equal to the embedding; an untied one must be there."""
-    head = next((t for n, t in merge.tensors.items() if n.endswith(("lm_head.weight", "embed_out.weight"))), None)
-    flag = merge.config.get("tie_word_embeddings")
+def _tied(
+    config: dict[str, Any], tensors: dict[str, StoredTensor], embedding: tuple[str, StoredTensor] | None, *, full: bool
+) -> Check:
+    """A tied head must be absent or equal to the embedding; an untied one of a causal language model must be there."""
+    head = next((t for n, t in tensors.items() if n.endswith(("lm_head.weight", "embed_out.weight"))), None)
+    flag = config.get("tie_word_embeddings")
     if head is None:
-        if flag is False:
+        if flag is False and (architecture_name(config) or "").endswith("ForCausalLM") and not any(map(is_head, tensors)):
             return Check(name="tied", passed=False, detail="config.json says the output head is not tied, but lm_head is missing")
         return Check(name="tied", passed=True, detail="the output head is the embedding, stored once")
     if flag is not True or embedding is None:
@@ -72,10 +100,11 @@ def _tokenizer(merge: Merge, embedding: tuple[str, StoredTensor] | None) -> Iter
         present = (merge.folder / "tokenizer.model").is_file()
         if present:
             yield Check(name="tokenizer", passed=True, detail="a SentencePiece file; its ids are not compared")
-        elif had_one:
+        elif had_one and merge.recipe is not None and not merge.assumed:
             yield Check(name="tokenizer", passed=False, detail="the base has a tokenizer, the merge has none; copy it")
         else:
-            yield Check(name="tokenizer", passed=True, detail="neither base nor merge has one")
+            words = "there is none; copy the base's before you use it" if had_one else "neither base nor merge has one"
+            yield Check(name="tokenizer", passed=True, detail=words)
         return
     rows = embedding[1].shape[0] if embedding else None
     token, last = max(ids.items(), key=lambda item: item[1])

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.provenance import Identity, identify
+from mcp_server.formats.provenance import Identity, SourceRecord, identify
 from mcp_server.formats.refs import resolve_ref
+from mcp_server.recompute.merge import Merge
 from mcp_server.schemas.evidence import Check
-from mcp_server.steps.verify.merge import Merge
 
 
 def checks(merge: Merge) -> Iterator[Check]:
@@ -28,18 +28,9 @@ def checks(merge: Merge) -> Iterator[Check]:
         yield Check(name="provenance", passed=None, detail="the record has no identity of the output; --full reads the weights")
     else:
         yield _compare("provenance", "the output", merge.folder, record.output)
-    changed = []
-    absent = []
-    for source in record.sources:
-        for part in source.ref.split("+") if source.identity is None else [source.ref.rpartition("+")[2]]:
-            if source.identity is None:
-                continue
-            folder = Path(resolve_ref(part, Path.cwd()))
-            if not folder.is_dir():
-                absent.append(source.name)
-            elif not _compare("", source.name, folder, source.identity).passed:
-                changed.append(source.name)
-    if changed:
+    folders = {source.name: _folder(source) for source in record.sources if source.identity is not None}
+    absent = [name for name, folder in folders.items() if not folder.is_dir()]
+    if changed := changed_sources(merge):
         yield Check(
             name="sources_unchanged",
             passed=None,
@@ -49,6 +40,23 @@ def checks(merge: Merge) -> Iterator[Check]:
         yield Check(name="sources_unchanged", passed=True, detail=f"{', '.join(absent)} not here; the others are as recorded")
     else:
         yield Check(name="sources_unchanged", passed=True, detail=f"{len(record.sources)} sources, as recorded")
+
+
+def changed_sources(merge: Merge, *, touched: bool = False) -> list[str]:
+    """Sources that are not what the record says; with `touched` also those whose weights were written to since."""
+    changed = []
+    for source in merge.provenance.sources if merge.provenance else []:
+        folder = _folder(source)
+        if source.identity is None or not folder.is_dir():
+            continue
+        times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+        if not _compare("", source.name, folder, source.identity).passed or (touched and source.modified not in ({}, times)):
+            changed.append(source.name)
+    return changed
+
+
+def _folder(source: SourceRecord) -> Path:
+    return Path(resolve_ref(source.ref.rpartition("+")[2], Path.cwd()))
 
 
 def _compare(name: str, what: str, folder: Path, recorded: Identity) -> Check:

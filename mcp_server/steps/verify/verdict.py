@@ -8,18 +8,22 @@ from typing import Literal
 
 from mcp_server.errors import MergingError, NotFound
 from mcp_server.formats.recipe import read_recipe
+from mcp_server.recompute.merge import Merge, open_merge
 from mcp_server.schemas.evidence import Check, Verification
 from mcp_server.steps.verify import agreement, landing, origin, structure, values
-from mcp_server.steps.verify.merge import Merge, open_merge
 
 Outcome = Literal["verified", "failed", "unreadable", "inconclusive"]
 
 
-def verify(out: Path, *, full: bool = False, recipe: str | None = None) -> Verification:
+def verify(
+    out: Path, *, full: bool = False, recipe: str | None = None, base: str | None = None, sources: Sequence[str] = ()
+) -> Verification:
     """Check the merged model or adapter in folder `out`.
 
-    full     read every weight again, not three small ranges of every tensor
-    recipe   recipe text, for a folder that holds none (`mergekit_config.yml` or `merge_provenance.json`)
+    full      compute every value again, not three small ranges of every tensor
+    recipe    recipe text, for a folder that holds none (`mergekit_config.yml` or `merge_provenance.json`)
+    base      where the base is: it stands for the recipe's own, or says what to compare with where there is no recipe
+    sources   the same for the sources, in the recipe's order: FOLDER, HUB/ID, BASE+ADAPTER, or an adapter of `base`
     Raises `NotFound` when there is no such folder and `Malformed` for a recipe that cannot be read; whatever is wrong
     with the model itself is an answer, not an error.
     """
@@ -28,7 +32,7 @@ def verify(out: Path, *, full: bool = False, recipe: str | None = None) -> Verif
     if recipe is not None:
         read_recipe(recipe, "the given recipe")
     try:
-        merge = open_merge(out, recipe)
+        merge = open_merge(out, recipe, base, sources)
     except MergingError as error:
         found = Check(name="readable", passed=False, detail=f"{error.message}; {error.next_step}")
         return Verification(verdict="unreadable", checks=[found], output=str(out))

@@ -1,0 +1,285 @@
+"""What a PEFT adapter makes of the weights of its base, by PEFT 0.21's definitions, in float64.
+
+    LoRA        W + s·B·A; s = alpha ÷ r, ÷ √r when rank-stabilised; both may differ by module (rank_pattern, alpha_pattern)
+    DoRA        m ⊙ (W + s·B·A) ÷ its row norms
+    LoHa        W + s·(w1_a·w1_b) ⊙ (w2_a·w2_b);  LoKr  W + s·w1 ⊗ w2;  IA³  W ⊙ l
+    whole       trained biases and modules_to_save replace the base's tensor; trained tokens replace rows of the embedding
+
+Conv1D layers and embeddings store a weight as (in, out), so their update is turned. Anything else is left in `unknown`, with why.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp_server.errors import NotAModel
+from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.safetensors import read_header
+from mcp_server.formats.tensors import read_json
+from mcp_server.recompute.reading import read_rows, rows_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+_PART: Final = re.compile(
+    r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l|hada_w1_a|hada_w1_b"
+    r"|hada_w2_a|hada_w2_b|lokr_w1|lokr_w1_a|lokr_w1_b|lokr_w2|lokr_w2_a|lokr_w2_b|token_adapter\.trainable_tokens_delta)"
+    r"(?:\.(?!weight$|bias$)[^.]+)?(?P<tail>\.weight|\.bias)?$"
+)
+_TURNED_KINDS: Final = frozenset({"gpt2", "gpt-sw3", "openai-gpt", "imagegpt", "decision_transformer"})
+_TURNED_NAMES: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+_NOT_ADDED: Final = (
+    "use_qalora", "layer_replication", "target_parameters", "alora_invocation_tokens", "use_bdlora", "arrow_config",
+    "kasa_config", "monteclora_config", "velora_config", "tdora_config",
+)  # fmt: skip
+_WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_layer"})
+
+
+@dataclass
+class Parts:
+    """What an adapter stores for one weight of the base."""
+
+    module: str
+    stored: dict[str, StoredTensor] = field(default_factory=dict)
+
+
+@dataclass
+class Adapter:
+    """`parts` and `replaced` by the base's tensor name; `unknown` says what cannot be computed here."""
+
+    folder: Path
+    config: dict[str, Any]
+    model_type: str
+    parts: dict[str, Parts] = field(default_factory=dict)
+    replaced: dict[str, StoredTensor] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def touched(self) -> set[str]:
+        return {*self.parts, *self.replaced, *(name for name in self.unknown if name)}
+
+
+def read_adapter(folder: Path, base: dict[str, StoredTensor], model_type: str) -> Adapter:
+    """Match an adapter's tensors to the base's; what matches nothing is `unknown`. Raises `NotAModel` without safetensors."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise NotAModel(f"{folder} has no adapter_model.safetensors", "save the adapter with save_pretrained()")
+    config, header = read_json(folder / "adapter_config.json"), read_header(file)
+    adapter = Adapter(folder, config, model_type)
+    if odd := [key for key in _NOT_ADDED if config.get(key)]:
+        adapter.unknown[""] = f"its config sets {odd[0]}"
+    for key, info in header.tensors.items():
+        stored = StoredTensor(file, header.data_start + info.begin, info.dtype, info.shape, info.elements)
+        name = plain(key)
+        if found := _PART.match(name):
+            part = found["part"].removeprefix("token_adapter.")
+            part += ".bias" if found["tail"] == ".bias" else ""
+            target = _target(found["module"], base)
+            if target is None:
+                adapter.unknown[key] = "no tensor of the base has that module's name"
+            else:
+                adapter.parts.setdefault(target, Parts(found["module"])).stored[part] = stored
+        elif (target := nearest(_saved(name), base)) is not None:
+            adapter.replaced[target] = stored
+        else:
+            adapter.unknown[key] = "no tensor of the base has that name"
+    return adapter
+
+
+def plain(key: str) -> str:
+    """A stored key without what PEFT and training wrappers put around the model's own names."""
+    name = key.removeprefix("base_model.model.").removeprefix("base_model.")
+    return ".".join(word for word in name.split(".") if word not in _WRAPPERS)
+
+
+def _saved(name: str) -> str:
+    return re.sub(r"\.(modules_to_save|original_module)(\.(?!weight$|bias$)[^.]+)?(?=\.)", "", name)
+
+
+def _target(module: str, base: dict[str, StoredTensor]) -> str | None:
+    return nearest(f"{module}.weight", base) or nearest(module, base)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one name that says the same: itself, or the only one that shares the longest ending and most words before it."""
+    if name in names:
+        return name
+    words = name.split(".")
+    rated: dict[tuple[int, int], list[str]] = {}
+    for other in names:
+        theirs = other.split(".")
+        if theirs[-1] != words[-1]:
+            continue
+        tail = _common(words, theirs)
+        if tail >= min(len(words), len(theirs), 3):
+            before = len(set(words[:-tail]) & set(theirs[:-tail])) - len(set(words[:-tail]) ^ set(theirs[:-tail]))
+            rated.setdefault((tail, before), []).append(other)
+    best = rated[max(rated)] if rated else []
+    return best[0] if len(best) == 1 else None
+
+
+def _common(one: list[str], other: list[str]) -> int:
+    count = 0
+    for a, b in zip(reversed(one), reversed(other), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def adapted_rows(adapter: Adapter, name: str, shape: tuple[int, ...], base: Array, span: tuple[int, int]) -> tuple[Array, Array]:
+    """(adapted rows, how large the terms that make them are) of the base's rows `span`. Raises `CannotCompute`."""
+    import numpy as np
+
+    if "" in adapter.unknown:
+        raise CannotCompute(adapter.unknown[""])
+    rows, terms = base, np.abs(base)
+    if name in adapter.replaced:
+        rows = read_rows(_shaped(adapter.replaced[name], shape), *span)
+        terms = np.abs(rows)
+    parts = adapter.parts.get(name)
+    if parts is not None:
+        rows, added = _update(adapter, parts, shape, rows, span)
+        terms = terms + added
+    for owner, other in adapter.parts.items():
+        if owner.removesuffix("weight") + "bias" == name and (bias := other.stored.get("lora_B.bias")) is not None:
+            added = scale_of(adapter, other, other.stored["lora_A"].shape[0]) * read_rows(bias, 0, 1)
+            rows, terms = rows + added, terms + np.abs(added)
+    return rows, terms
+
+
+class CannotCompute(Exception):
+    """Why a value cannot be computed again here."""
+
+
+def _shaped(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
+    if tensor.shape != shape:
+        raise CannotCompute(f"the adapter stores it as {list(tensor.shape)}, the base as {list(shape)}")
+    return tensor
+
+
+def _update(adapter: Adapter, parts: Parts, shape: tuple[int, ...], rows: Array, span: tuple[int, int]) -> tuple[Array, Array]:
+    import numpy as np
+
+    held = parts.stored
+    names = {name for name in held if not name.endswith(".bias")}
+    if "trainable_tokens_delta" in names:
+        rows = _tokens(adapter, parts, rows, span)
+        names.discard("trainable_tokens_delta")
+        if not names:
+            return rows, np.abs(rows)
+    if names == {"ia3_l"}:
+        factor = _whole(held["ia3_l"])
+        result = rows * (factor[span[0] : span[1]] if factor.shape[0] == rows_of(shape)[0] and factor.shape[1] == 1 else factor)
+        return result, np.abs(result)
+    if names in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}, {"lora_A", "lora_B", "lora_magnitude_vector"}):
+        embedding = "lora_embedding_A" in names
+        a, b = (held[f"lora_{'embedding_' if embedding else ''}{letter}"] for letter in "AB")
+        turned = is_turned(adapter, parts, shape, embedding=embedding)
+        scale = scale_of(adapter, parts, a.shape[0])
+        delta, size = _product(a, b, scale, shape, span, turned=turned)
+        if "lora_magnitude_vector" not in names:
+            return rows + delta, size
+        if turned or len(shape) != 2:
+            raise CannotCompute("DoRA on a layer that stores its weight turned")
+        moved = rows + delta
+        norms = np.linalg.norm(moved, axis=1, keepdims=True)
+        factor = _whole(held["lora_magnitude_vector"]).reshape(-1, 1)[span[0] : span[1]] / norms
+        return factor * moved, np.abs(factor) * (np.abs(rows) + size)
+    delta = _dense(adapter, parts, shape)
+    return rows + delta[span[0] : span[1]], np.abs(delta[span[0] : span[1]])
+
+
+def _product(
+    a: StoredTensor, b: StoredTensor, scale: float, shape: tuple[int, ...], span: tuple[int, int], *, turned: bool
+) -> tuple[Array, Array]:
+    """Rows of s·B·A and of s·|B|·|A|."""
+    import numpy as np
+
+    rows, width = rows_of(shape)
+    wide, tall = _whole(a), _whole(b)  # convolutions: A is (r, in·k·k), B is (out, r)
+    left, right = (wide.T, tall.T) if turned else (tall, wide)
+    if left.shape[1] != right.shape[0] or (left.shape[0], right.shape[1]) != (rows, width):
+        raise CannotCompute(f"factors of {list(b.shape)} and {list(a.shape)} do not make {list(shape)}")
+    part = left[span[0] : span[1]]
+    return scale * (part @ right), abs(scale) * (np.abs(part) @ np.abs(right))
+
+
+def _dense(adapter: Adapter, parts: Parts, shape: tuple[int, ...]) -> Array:
+    """The whole update of LoHa or LoKr."""
+    import numpy as np
+
+    held = {name: _whole(tensor) for name, tensor in parts.stored.items()}
+    kind = str(adapter.config.get("peft_type", "")).upper()
+    if set(held) == {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}:
+        delta = (held["hada_w1_a"] @ held["hada_w1_b"]) * (held["hada_w2_a"] @ held["hada_w2_b"])
+        rank = held["hada_w1_b"].shape[0]
+    elif all(name.startswith("lokr_") for name in held):
+        one = held["lokr_w1"] if "lokr_w1" in held else held["lokr_w1_a"] @ held["lokr_w1_b"]
+        two = held["lokr_w2"] if "lokr_w2" in held else held["lokr_w2_a"] @ held["lokr_w2_b"]
+        delta = np.kron(one, two)
+        rank = int(_pattern(adapter.config.get("rank_pattern"), parts.module, adapter.config.get("r") or 8))
+    else:
+        raise CannotCompute(f"a {kind or 'strange'} update of {', '.join(sorted(held))} is not computed here")
+    alpha = float(_pattern(adapter.config.get("alpha_pattern"), parts.module, adapter.config.get("alpha", 8)))
+    if delta.size != math.prod(shape):
+        raise CannotCompute(f"its update has {delta.size} values, the weight {math.prod(shape)}")
+    scaled: Array = (alpha / rank) * delta.reshape(rows_of(shape))
+    return scaled
+
+
+def _tokens(adapter: Adapter, parts: Parts, rows: Array, span: tuple[int, int]) -> Array:
+    listed = adapter.config.get("trainable_token_indices")
+    listed = listed if listed is not None else adapter.config.get("token_indices")
+    if isinstance(listed, dict):
+        listed = next((v for k, v in listed.items() if parts.module == k or parts.module.endswith(f".{k}")), None)
+    values = _whole(parts.stored["trainable_tokens_delta"])
+    if not isinstance(listed, list) or len(listed) != len(values):
+        raise CannotCompute("its config does not say which tokens were trained")
+    changed = rows.copy()
+    for index, value in zip(listed, values, strict=True):
+        if span[0] <= index < span[1]:
+            changed[index - span[0]] = value
+    return changed
+
+
+def _whole(tensor: StoredTensor) -> Array:
+    return read_rows(tensor, 0, rows_of(tensor.shape)[0])
+
+
+def is_turned(adapter: Adapter, parts: Parts, shape: tuple[int, ...], *, embedding: bool) -> bool:
+    """Whether the layer stores its weight as (in, out). The layer's own kind decides where the shape does not."""
+    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    a, b = (parts.stored[name] for name in names)
+    straight, turned = (b.shape[0], rows_of(a.shape)[1]), (rows_of(a.shape)[1], b.shape[0])
+    if straight != turned:
+        return rows_of(shape) == turned
+    return embedding or (adapter.model_type in _TURNED_KINDS and parts.module.rpartition(".")[2] in _TURNED_NAMES)
+
+
+def scale_of(adapter: Adapter, parts: Parts, rank: int) -> float:
+    """alpha ÷ r, or ÷ √r. PEFT's default for a missing lora_alpha is 8."""
+    alpha = float(_pattern(adapter.config.get("alpha_pattern"), parts.module, adapter.config.get("lora_alpha", 8)))
+    return alpha / (math.sqrt(rank) if adapter.config.get("use_rslora") else rank)
+
+
+def _pattern(patterns: Any, module: str, default: Any) -> Any:
+    """PEFT's rule: the first key that matches the end of the module's name, at a dot. Only plain names and `.*` are read here."""
+    for key, value in patterns.items() if isinstance(patterns, dict) else ():
+        shown = key.removeprefix("^")
+        if re.fullmatch(r"[\w.*\\|()\[\]-]{1,200}", shown) is None or len(re.findall(r"[*+{]", shown)) > 3:
+            raise CannotCompute(f"the pattern {key[:60]!r} is not read here")
+        try:
+            found = re.match(rf"(.*\.)?({key})$", module)
+        except re.error as error:
+            raise CannotCompute(f"the pattern {key[:60]!r} is none") from error
+        if found:
+            return value
+    return default

@@ -1,0 +1,213 @@
+"""A computed block against a stored one: how far they may differ, and what a difference looks like in plain words.
+
+May differ   half an ulp of the output's dtype for its one rounding, plus the rounding of the arithmetic. The engine of this
+             product works in float32 with float64 sums: 8·2⁻²³ of the terms that were added. Other tools work in the recipe's
+             dtype: 4 of its roundings of every term of the change, and the whole change must then also be met as a sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp_server.recompute.inputs import Block
+from mcp_server.recompute.reading import MANTISSA, rounded, unit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+_FLOAT32: Final = 8 * 2.0**-23
+_SHARE: Final = 0.05
+_SIGMAS: Final = 6.0
+_KEPT_ELEMENTS: Final = 1 << 22
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`dtype`: how the output is stored. `worked_in`: the dtype of the arithmetic, None for this product's engine.
+
+    `folded_in`: adapters were first folded into a copy of their base in that dtype.
+    """
+
+    dtype: str
+    worked_in: str | None = None
+    folded_in: str | None = None
+
+
+def allowed(block: Block, precision: Precision, adapters: float) -> Array:
+    """How far each value may be off. `adapters`: Σ of the factors on values that were folded first."""
+    import numpy as np
+
+    limit = 0.501 * unit(np.abs(block.expected) + 1e-300, precision.dtype) + _FLOAT32 * block.terms
+    if precision.worked_in is not None:
+        coarse = 2.0 ** -MANTISSA[precision.worked_in]
+        base = np.abs(block.base) if block.base is not None else 0.0
+        limit = limit + 4 * coarse * block.moving + unit(np.maximum(np.abs(block.expected), base), precision.worked_in)
+    if precision.folded_in is not None and adapters:
+        limit = limit + adapters * unit(np.abs(block.base if block.base is not None else block.expected), precision.folded_in)
+    return limit
+
+
+@dataclass
+class Tally:
+    """What was seen of one tensor: counts, sums for the scale, and everything that it could be equal to."""
+
+    name: str
+    shape: tuple[int, ...]
+    precision: Precision
+    labels: Sequence[str]
+    compared: int = 0
+    wrong: int = 0
+    worst: float = 0.0
+    limit: float = 0.0
+    first_row: int | None = None
+    last_row: int = 0
+    equal: dict[str, bool] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("me", "ee", "mm", "mc", "cc", "rc", "vv", "mmc"), 0.0))
+    kept: list[tuple[int, Array, Array]] = field(default_factory=list)
+
+    def add(self, first: int, block: Block, stored: Array, adapters: float) -> None:
+        """Compare rows from `first` on."""
+        import numpy as np
+
+        expected, limit = block.expected, allowed(block, self.precision, adapters)
+        bad = ~(np.abs(stored - expected) <= limit) & ~_same_oddity(stored, expected)
+        if bad.any() and block.otherwise is not None:
+            for other in block.otherwise():
+                bad &= ~(np.abs(stored - other) <= limit)
+                if not bad.any():
+                    break
+        self.compared += stored.size
+        self._likeness(block, stored)
+        if sum(part.size for _, part, _ in self.kept) < _KEPT_ELEMENTS:
+            self.kept.append((first, stored, expected))
+        if bad.any():
+            self.wrong += int(bad.sum())
+            rows = np.flatnonzero(bad.any(axis=1))
+            self.first_row = first + int(rows[0]) if self.first_row is None else self.first_row
+            self.last_row = first + int(rows[-1])
+            error = np.where(bad, np.abs(stored - expected), 0)
+            place = np.unravel_index(int(np.nanargmax(error)) if np.isfinite(error).any() else 0, error.shape)
+            if not error[place] <= self.worst:
+                self.worst, self.limit = float(error[place]), float(np.broadcast_to(limit, error.shape)[place])
+
+    def _likeness(self, block: Block, stored: Array) -> None:
+        import numpy as np
+
+        dtype, expected = self.precision.dtype, block.expected
+        likes = {"zero": np.zeros_like(expected), "negated": -rounded(expected, dtype)}
+        if block.base is not None:
+            likes["the base"] = rounded(block.base, dtype)
+        for label, delta in zip(self.labels, block.deltas, strict=True):
+            likes[label] = rounded(delta if block.base is None else block.base + delta, dtype)
+        for label, values in likes.items():
+            if self.equal.get(label, True):
+                self.equal[label] = bool(np.array_equal(stored, values))
+        sums = self.sums
+        sums["me"] += float((stored * expected).sum())
+        sums["ee"] += float((expected * expected).sum())
+        sums["mm"] += float((stored * stored).sum())
+        if block.base is not None:
+            change, moved = expected - block.base, stored - block.base
+            sums["mc"] += float((moved * change).sum())
+            sums["mmc"] += float((moved * moved).sum())
+            sums["cc"] += float((change * change).sum())
+            sums["rc"] += float(((rounded(expected, dtype) - block.base) * change).sum())
+            step = unit(np.maximum(np.abs(expected), np.abs(block.base)), self.precision.worked_in or dtype)
+            sums["vv"] += float((step * step * change * change).sum())
+
+    def drifted(self) -> float | None:
+        """For other tools' arithmetic: the share of the change that is there, when it is not what rounding explains."""
+        if self.precision.worked_in is None or not self.sums["cc"]:
+            return None
+        there, meant = self.sums["mc"] / self.sums["cc"], self.sums["rc"] / self.sums["cc"]
+        noise = _SIGMAS * math.sqrt(self.sums["vv"]) / self.sums["cc"]
+        return there if abs(there - meant) > max(_SHARE, noise) else None
+
+
+def _same_oddity(stored: Array, expected: Array) -> Array:
+    """Both not a number, or the same infinity: what the sources hold, the merge holds."""
+    import numpy as np
+
+    same: Array = (np.isnan(stored) & np.isnan(expected)) | (stored == expected)
+    return same
+
+
+def in_words(tally: Tally) -> str:
+    """What is wrong with one tensor. The commonest mistakes have names; everything else is counted."""
+    import numpy as np
+
+    for label in ("the base", *tally.labels):
+        if tally.equal.get(label) and not (label != "the base" and tally.equal.get("the base")):
+            return "equals the base: nothing was merged into it" if label == "the base" else f"equals one source ({label})"
+    if tally.equal.get("zero"):
+        return "is zero everywhere"
+    if tally.equal.get("negated"):
+        return "has the opposite sign of what the recipe makes"
+    if said := _rearranged(tally):
+        return said
+    if said := _scaled(tally):
+        return said
+    share = f"{tally.wrong:,} of {tally.compared:,} values differ"
+    rows = ""
+    if len(tally.shape) > 1 and tally.first_row is not None and tally.wrong < tally.compared / 2:
+        rows = (
+            f", in rows {tally.first_row} to {tally.last_row}"
+            if tally.first_row != tally.last_row
+            else f", in row {tally.first_row}"
+        )
+    if (drift := tally.drifted()) is not None and not tally.wrong:
+        return f"holds {drift:.2f} of the change that the recipe makes (wrong scale)"
+    off = f"; by up to {tally.worst:.3g} where rounding explains {tally.limit:.2g}" if np.isfinite(tally.worst) else ""
+    return f"{share}{rows}{off}"
+
+
+def _rearranged(tally: Tally) -> str:
+    """Transposed, or its rows or columns in another order; told only when the tensor was compared whole."""
+    import numpy as np
+
+    if sum(part.size for _, part, _ in tally.kept) != math.prod(tally.shape) or tally.compared < 4:
+        return ""
+    stored = np.concatenate([part for _, part, _ in tally.kept])
+    expected = rounded(np.concatenate([part for _, _, part in tally.kept]), tally.precision.dtype)
+    near = 2 * unit(np.maximum(np.abs(expected), np.abs(stored)), tally.precision.dtype)
+
+    def alike(one: Array, other: Array, spare: Array = near) -> bool:
+        return one.shape == other.shape and bool((np.abs(one - other) <= spare).all())
+
+    if len(tally.shape) == 2 and alike(stored, expected.T, near if near.shape[0] == near.shape[1] else near[:1, :1]):
+        return "is transposed"
+    if alike(stored.reshape(-1), expected.T.reshape(-1), near.reshape(-1)):
+        return "is transposed (its values lie in the order of columns)"
+    if alike(stored, expected[::-1]) and len(expected) > 1:
+        return "has its rows in reversed order"
+    if alike(stored, expected[:, ::-1]):
+        return "has its values in reversed order"
+    order = [np.lexsort(part.T[::-1]) for part in (stored, expected)]
+    if len(expected) > 1 and alike(stored[order[0]], expected[order[1]]):
+        return "has its rows in another order"
+    order = [np.lexsort(part[::-1]) for part in (stored, expected)]
+    if alike(stored[:, order[0]], expected[:, order[1]]):
+        return "has its columns in another order"
+    if alike(np.sort(stored, axis=None), np.sort(expected, axis=None), np.sort(near, axis=None)):
+        return "has the right values in another order"
+    return ""
+
+
+def _scaled(tally: Tally) -> str:
+    """A multiple of the right tensor, or of the right change."""
+    sums = tally.sums
+    if sums["cc"]:
+        factor = sums["mc"] / sums["cc"]
+        left = 1 - sums["mc"] ** 2 / (sums["cc"] * sums["mmc"]) if sums["mmc"] else 1.0
+        if left < 0.02 and abs(factor - 1) > _SHARE:
+            return f"has the wrong scale: {factor:.2f} times the change that the recipe makes"
+    if sums["ee"] and sums["mm"]:
+        factor = sums["me"] / sums["ee"]
+        if 1 - sums["me"] ** 2 / (sums["ee"] * sums["mm"]) < 1e-4 and abs(factor - 1) > 1e-3:
+            return f"has the wrong scale: {factor:.3g} times what the recipe makes"
+    return ""

@@ -1,0 +1,223 @@
+"""All tensors of a merge against what its recipe makes of the sources: every block, or a sample of each tensor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.recompute.adapters import CannotCompute, adapted_rows
+from mcp_server.recompute.compare import Precision, Tally
+from mcp_server.recompute.inputs import Block, Made
+from mcp_server.recompute.methods import prepare, reads_whole
+from mcp_server.recompute.names import Names, Planned
+from mcp_server.recompute.reading import MANTISSA, is_float, read_rows, readable, rows_of, same_values, spans
+
+if TYPE_CHECKING:
+    from mcp_server.recompute.merge import Merge
+
+WHOLE_ELEMENTS: Final = 1 << 22
+WHOLE_BUDGET: Final = 1 << 26
+"""When sampling, methods that need a whole tensor are computed on tensors up to this size, and on larger ones up to this sum."""
+ADDITIVE: Final = frozenset({"linear", "task_arithmetic"})
+DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+
+
+@dataclass
+class Sums:
+    """For one source's delta δ: Σ(m−b)·δ, Σδ², and Σδ² where the output has the base's value although it should move."""
+
+    along: float = 0.0
+    energy: float = 0.0
+    undone: float = 0.0
+
+
+@dataclass
+class Likeness:
+    """Products of the full models' deltas with each other, and with themselves, and of the base with itself."""
+
+    between: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    base: float = 0.0
+
+    def add(self, base: Any, deltas: dict[str, Any]) -> None:
+        self.base += float((base * base).sum())
+        names = list(deltas)
+        for i, one in enumerate(names):
+            for other in names[i + 1 :]:
+                sums = self.between.setdefault((one, other), [0.0, 0.0, 0.0])
+                sums[0] += float((deltas[one] * deltas[other]).sum())
+                sums[1] += float((deltas[one] ** 2).sum())
+                sums[2] += float((deltas[other] ** 2).sum())
+
+
+@dataclass
+class Recomputed:
+    """`wrong`: tensor → its tally, or a sentence. `unknown`: tensor → why it could not be computed."""
+
+    compared: int = 0
+    skipped: int = 0
+    wrong: dict[str, Tally | str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    strange: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    landed: dict[str, Sums] = field(default_factory=dict)
+    untouched: list[bool] = field(default_factory=list)
+    likeness: Likeness = field(default_factory=Likeness)
+    error: float | None = None
+
+
+def recompute(merge: Merge, *, full: bool) -> Recomputed:
+    """Compute and compare. The recipe and all of its models must be there."""
+    assert merge.recipe is not None
+    output = merge.tensors if not merge.is_adapter else _adapted_tensors(merge)
+    names = Names(merge.recipe, merge.by_ref, output)
+    found = Recomputed(landed={name: Sums() for name in merge.sources})
+    if not merge.is_adapter:
+        found.absent = [name for name in names.expected() if name not in output and not _is_twin(names, name)]
+    budget = WHOLE_BUDGET
+    squares = [0.0, 0.0]
+    for name, stored in output.items():
+        planned = names.plan(name)
+        if planned.made is not None and not full and reads_whole(planned.made) and stored.count > WHOLE_ELEMENTS:
+            if stored.count > budget:
+                found.skipped += 1
+                continue
+            budget -= stored.count
+        try:
+            _tensor(merge, planned, stored, found, squares, full=full)
+        except CannotCompute as reason:
+            found.unknown[name] = str(reason)
+    if merge.is_adapter and squares[1]:
+        found.error = math.sqrt(squares[0] / squares[1])
+    return found
+
+
+def _adapted_tensors(merge: Merge) -> dict[str, StoredTensor]:
+    """The base's tensors that the output adapter, or one of the sources', changes."""
+    assert merge.base is not None
+    assert merge.adapter is not None
+    touched = set(merge.adapter.touched)
+    for source in merge.sources.values():
+        touched |= source.adapter.touched if source.adapter else set()
+    return {name: tensor for name, tensor in merge.base.tensors.items() if name in touched}
+
+
+def _is_twin(names: Names, name: str) -> bool:
+    """Whether a loader takes an absent tensor from its tied twin: then the donor's twin holds the same values."""
+    donor, stored = names.donor, names.donor.tensors.get(name)
+    if (
+        stored is None
+        or donor.embedding is None
+        or donor.embedding == name
+        or stored.shape != donor.tensors[donor.embedding].shape
+    ):
+        return False
+    return same_values(stored, donor.tensors[donor.embedding], full=False)
+
+
+def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recomputed, squares: list[float], *, full: bool) -> None:
+    if planned.wrong:
+        found.compared += 1
+        found.wrong[planned.name] = planned.wrong
+        return
+    if planned.why:
+        raise CannotCompute(planned.why)
+    if planned.copied is not None:
+        _copied(merge, planned, stored, found, full=full)
+        return
+    made = planned.made
+    if made is None:
+        found.strange.append(planned.name)
+        return
+    if not readable(stored.dtype):
+        raise CannotCompute(f"{stored.dtype} values are not read here")
+    seed = merge.provenance.seed if merge.ours and merge.provenance else None
+    compute = prepare(made, seed)
+    tally = Tally(made.name, made.shape, _precision(merge, stored, made), [operand.label for operand in made.operands])
+    folded = sum(abs(o.settings.get("weight", 1.0)) for o in made.operands if o.value.adapted)
+    untouched = made.base is not None
+    for span in spans(made.shape, full=full):
+        block = compute(span)
+        if merge.is_adapter:
+            values = _adapter_rows(merge, made, block, span)
+            squares[0] += float(((values - block.expected) ** 2).sum())
+            squares[1] += float(((block.expected - block.base) ** 2).sum()) if block.base is not None else 0.0
+        else:
+            values = read_rows(stored, *span)
+        tally.add(span[0], block, values, folded)
+        _land(merge, made, block, values, found)
+        untouched = untouched and not any(delta.any() for delta in block.deltas)
+    found.compared += 1
+    wrong = bool(tally.wrong) or tally.drifted() is not None
+    if wrong:
+        found.wrong[made.name] = tally
+    if untouched:
+        found.untouched.append(wrong)
+
+
+def _adapter_rows(merge: Merge, made: Made, block: Block, span: tuple[int, int]) -> Any:
+    assert merge.adapter is not None
+    if block.base is None:
+        raise CannotCompute("an adapter's change needs a base to be measured from")
+    return adapted_rows(merge.adapter, made.name, made.shape, block.base, span)[0]
+
+
+def _precision(merge: Merge, stored: StoredTensor, made: Made) -> Precision:
+    """How exactly the output can be expected: by its dtype, and by who computed it."""
+    if merge.is_adapter:
+        return Precision("F32")
+    if merge.ours:
+        return Precision(stored.dtype)
+    asked = merge.recipe.dtype if merge.recipe and not merge.assumed else None
+    inputs = [operand.value.stored.dtype for operand in made.operands]
+    coarsest = min((d for d in [stored.dtype, *inputs] if is_float(d)), key=lambda d: MANTISSA[d])
+    worked = DTYPES.get((asked or "").removeprefix("torch."), coarsest if asked is None else stored.dtype)
+    return Precision(stored.dtype, worked, worked)
+
+
+def _copied(merge: Merge, planned: Planned, stored: StoredTensor, found: Recomputed, *, full: bool) -> None:
+    """Integers and buffers come from the donor as they are; another source's are no damage either."""
+    assert planned.copied is not None
+    twins = [planned.copied.stored]
+    for source in merge.by_ref.values():
+        other = source.tensors.get(planned.name)
+        twins += [other] if other is not None else []
+    if not readable(stored.dtype):
+        raise CannotCompute(f"{stored.dtype} values are not read here")
+    found.compared += 1
+    if not any(readable(t.dtype) and t.shape == stored.shape and same_values(stored, t, full=full) for t in twins):
+        found.wrong[planned.name] = "is copied from no source: its values are those of none"
+
+
+def _land(merge: Merge, made: Made, block: Block, values: Any, found: Recomputed) -> None:
+    """Sums for the share of every source's delta that arrived; only matrices, which hold nearly all of it."""
+    if block.base is None:
+        base, deltas = _linear_deltas(merge, made, block)
+    else:
+        base, deltas = block.base, {o.label: d for o, d in zip(made.operands, block.deltas, strict=True)}
+    if base is None or min(rows_of(made.shape)) < 1 or len(made.shape) < 2:
+        return
+    moved = values - base
+    whole = {o.label for o in made.operands if not o.value.adapted}
+    found.likeness.add(base, {label: delta for label, delta in deltas.items() if label in whole})
+    for label, delta in deltas.items():
+        if label not in found.landed:
+            continue
+        total, energy = found.landed[label], delta * delta
+        total.along += float((moved * delta).sum())
+        total.energy += float(energy.sum())
+        if made.method in ADDITIVE:
+            total.undone += float(energy[(moved == 0) & (block.expected != base)].sum())
+
+
+def _linear_deltas(merge: Merge, made: Made, block: Block) -> tuple[Any, dict[str, Any]]:
+    """linear knows no base; its deltas are measured from the one that is among its inputs, if there is one."""
+    values = {operand.label: delta for operand, delta in zip(made.operands, block.deltas, strict=True)}
+    if merge.base is None or merge.base.label not in values or made.method not in ADDITIVE:
+        return None, {}
+    base = values.pop(merge.base.label)
+    return base, {label: value - base for label, value in values.items()}
+
+
+__all__ = ["Recomputed", "recompute"]

@@ -1,0 +1,90 @@
+"""The models of a merge by what they hold: which stored tensor stands for a name that a model spells otherwise, or ties."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mcp_server.formats.checkpoint import StoredTensor, open_checkpoint
+from mcp_server.recompute.adapters import Adapter, nearest, plain, read_adapter
+from mcp_server.recompute.reading import is_float
+from mcp_server.recompute.values import Value
+
+_EMBEDDINGS = (
+    "embed_tokens", "embed_in", "wte", "word_embeddings", "tok_embeddings", "tokens_embed", "shared", "embeddings", "embedding",
+    "word_embedding", "embed",
+)  # fmt: skip
+_HEADS = ("lm_head", "embed_out", "output_projection", "decoder", "vocab_projector", "output_embeddings", "proj_out", "output")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base or a source, opened. `label` is how people call it."""
+
+    label: str
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    adapter: Adapter | None = None
+    found: dict[str, Value | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def value(self, name: str, shape: tuple[int, ...]) -> Value | None:
+        """This model's version of a tensor of the output: under its own name, its tied twin's, or the one that spells alike."""
+        if name not in self.found:
+            self.found[name] = self._value(name, shape)
+        return self.found[name]
+
+    def _value(self, name: str, shape: tuple[int, ...]) -> Value | None:
+        if name in self.tensors:
+            return Value(self.tensors[name], name, self.adapter)
+        if (is_head(name) or is_embedding(name)) and self.embedding is not None:
+            twin = self.tensors[self.embedding]
+            own = name if is_head(name) else self.embedding
+            return Value(twin, own, self.adapter) if twin.shape == shape else None
+        if name.endswith("bias"):
+            stem = name.removesuffix(".bias").removesuffix(".decoder")
+            for alias in (f"{stem}.bias", f"{stem}.decoder.bias"):
+                if alias in self.tensors:
+                    return Value(self.tensors[alias], alias, self.adapter)
+        other = nearest(name, self.tensors)
+        return Value(self.tensors[other], other, self.adapter) if other and self.tensors[other].shape == shape else None
+
+    @cached_property
+    def embedding(self) -> str | None:
+        """The input embedding's name; of several the shared one."""
+        names = [name for name in self.tensors if is_embedding(name)]
+        return next((name for name in names if "shared" in name), names[0] if names else None)
+
+
+def is_embedding(name: str) -> bool:
+    words = name.split(".")
+    return words[-1] == "weight" and len(words) > 1 and words[-2] in _EMBEDDINGS and not {"vision_model", "visual"} & set(words)
+
+
+def is_head(name: str) -> bool:
+    words = name.split(".")
+    return words[-1] == "weight" and len(words) > 1 and words[-2] in _HEADS and not any(word.isdigit() for word in words)
+
+
+def open_source(label: str, model: str, adapter: Path | None = None) -> Source:
+    """Raises one of our errors when the model cannot be opened."""
+    opened = open_checkpoint(model)
+    tensors = unwrapped(opened.tensors)
+    source = Source(label, opened.folder, opened.config, tensors)
+    if adapter is None:
+        return source
+    known = dict(tensors)
+    if source.embedding is not None and not any(is_head(name) and is_float(t.dtype) for name, t in tensors.items()):
+        known["lm_head.weight"] = tensors[source.embedding]  # a tied head, which an adapter may change on its own
+    return Source(
+        label, opened.folder, opened.config, tensors, read_adapter(adapter, known, str(opened.config.get("model_type")))
+    )
+
+
+def unwrapped(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Tensors by the model's own names, without what compilers and training wrappers put into them."""
+    front = bool(tensors) and all(name.startswith("module.") for name in tensors)
+    plain_names = {plain(name.removeprefix("module.") if front else name): tensor for name, tensor in tensors.items()}
+    return plain_names if len(plain_names) == len(tensors) else tensors
