@@ -28,11 +28,13 @@ class InputFile:
     bytes: int
     mtime_ns: int
     header_sha256: str
+    ctime_ns: int = 0
+    inode: int = 0
 
     @classmethod
     def of(cls, path: Path, header_sha256: str) -> InputFile:
         status = path.stat()
-        return cls(str(path), status.st_size, status.st_mtime_ns, header_sha256)
+        return cls(str(path), status.st_size, status.st_mtime_ns, header_sha256, status.st_ctime_ns, status.st_ino)
 
 
 class Journal:
@@ -64,6 +66,15 @@ class Journal:
                 status = Path(entry.path).stat()
             except FileNotFoundError as gone:
                 raise InputChanged(f"{entry.path} was removed while it was read", _START_AGAIN) from gone
+            if (status.st_ctime_ns, status.st_ino) != (entry.ctime_ns, entry.inode) and (
+                status.st_size,
+                status.st_mtime_ns,
+            ) == (entry.bytes, entry.mtime_ns):
+                raise InputChanged(
+                    f"{entry.path} was changed or replaced while it was read: size and modification time are as they were, "
+                    f"but the file system notes a change at {_moment(status.st_ctime_ns)}",
+                    _START_AGAIN,
+                )
             if (status.st_size, status.st_mtime_ns) != (entry.bytes, entry.mtime_ns):
                 raise InputChanged(
                     f"{entry.path} was changed while it was read ({entry.bytes} bytes of {_moment(entry.mtime_ns)} then, "

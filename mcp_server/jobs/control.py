@@ -30,34 +30,45 @@ LOG_PAGE_BYTES: Final = 6_000
 
 
 def status(job_id: str) -> JobStatus:
-    """The truth about a job now: a runner that was killed is noticed here. Raises `NotFound`."""
+    """The truth about a job now: a runner that was killed is noticed here. Starts nothing. Raises `NotFound`."""
     folder = store.find(job_id)
-    record = queue.note_if_dead(folder, store.read(folder))
-    if record.state == "queued":
-        store.mark_active(folder, True)  # its starter may have been killed before it could
-        queue.dispatch()
-        record = store.read(folder)
-    return public(folder, record)
+    return public(folder, _read(folder))
 
 
 def list_jobs(offset: int = 0, limit: int = 20, state: str | None = None, kind: str | None = None) -> JobList:
-    """Newest first. Results are left out: `status` has them. Reads only the page unless a state is asked for."""
-    queue.dispatch()
-    folders = [f for f in store.folders() if kind is None or f.name.startswith(f"{kind}-")]
-    if state is None:
-        page = [(f, _read(f)) for f in folders[offset : offset + limit]]
-        total = len(folders)
-    else:
-        matching = [(f, r) for f in folders if (r := _read(f)).state == state]
-        page, total = matching[offset : offset + limit], len(matching)
-    jobs = [public(folder, record, with_result=False) for folder, record in page]
-    return JobList(jobs=jobs, total=total, next_offset=offset + limit if offset + limit < total else None)
+    """Newest first. Results are left out: `status` has them. Reads the page only, and for a state what the index does not know.
+
+    Starts nothing.
+    """
+    names = [name for name in store.names() if kind is None or name.startswith(f"{kind}-")]
+    if state is not None:
+        names = _in_state(names, state)
+    folders = [paths.jobs_dir() / name for name in names[offset : offset + limit]]
+    jobs = [public(folder, _read(folder), with_result=False) for folder in folders]
+    return JobList(jobs=jobs, total=len(names), next_offset=offset + limit if offset + limit < len(names) else None)
+
+
+def _in_state(names: list[str], state: str) -> list[str]:
+    """Those that are in this state: active jobs are read, ended ones looked up, and read where the index does not know them."""
+    active = {folder.name for folder in store.active()}
+    ended = store.ended()
+    matching = []
+    for name in names:
+        known = None if name in active else ended.get(name)
+        if known is None:
+            record = _read(paths.jobs_dir() / name)
+            known = record.state
+            if known in TERMINAL and name not in active:
+                store.note_ended(name, known)
+        if known == state:
+            matching.append(name)
+    return matching
 
 
 def _read(folder: Path) -> Record:
     record = queue.note_if_dead(folder, store.read(folder))
     if record.state == "queued":
-        store.mark_active(folder, True)
+        store.mark_active(folder, True)  # its starter may have been killed before it could
     return record
 
 
@@ -82,6 +93,7 @@ def cancel(job_id: str, keep: bool = False) -> JobStatus:
         if record.state == "running":
             _stop(folder, record)
         if _cancel_here(folder):
+            queue.dispatch()
             return public(folder, store.read(folder))
         record = store.read(folder)
     raise RunFailed(f"job {job_id} could not be ended", f"its processes are named in {folder / 'status.json'}")
@@ -172,7 +184,8 @@ def resume(job_id: str) -> JobStatus:
     if record.state == "succeeded":
         raise BadInput(f"job {job_id} has succeeded", "nothing is left to resume")
     if record.state in ("queued", "running"):
-        return public(folder, record)
+        queue.dispatch()  # a queue that nobody moves on is moved on here
+        return status(job_id)
     handle = try_lock(folder / "runner.lock", wait_seconds=2.0)  # a runner may be on its way out, or somebody else resumes it
     if handle is None:
         return status(job_id)
@@ -182,6 +195,7 @@ def resume(job_id: str) -> JobStatus:
             _queue_again(folder, record)
     finally:
         os.close(handle)
+    queue.dispatch()
     return status(job_id)
 
 
@@ -196,11 +210,17 @@ def _queue_again(folder: Path, record: Record) -> None:
 
 
 def wait(job_id: str, seconds: float | None = None, on_progress: Callable[[JobStatus], None] | None = None) -> JobStatus:
-    """The job's state when it is over, or after `seconds`. `on_progress` is called about five times a second."""
+    """The job's state when it is over, or after `seconds`. `on_progress` is called about five times a second.
+
+    Whoever waits in the foreground also keeps the queue moving, should the runner have been killed that would have done it.
+    """
     deadline = None if seconds is None else time.monotonic() + seconds
     pause = 0.02
     while True:
         found = status(job_id)
+        if found.state == "queued":
+            queue.dispatch()
+            found = status(job_id)
         if on_progress is not None:
             on_progress(found)
         left = _POLL_SECONDS if deadline is None else deadline - time.monotonic()
@@ -282,7 +302,9 @@ def public(folder: Path, record: Record, *, with_result: bool = True) -> JobStat
 
 
 def _next_step(record: Record) -> str:
-    if record.state in ("queued", "running"):
+    if record.state == "queued":
+        return f"ask for its status again; if nothing runs, move the queue on: model-merging resume {record.job_id}"
+    if record.state == "running":
         return "ask for its status again, or cancel it"
     if record.state == "interrupted":
         return f"resume it: model-merging resume {record.job_id}"

@@ -1,7 +1,7 @@
 """Which waiting job may start now, and starting it.
 
-There is no daemon: whoever starts, ends, watches or lists a job looks at the queue. So a queued job costs nothing but its folder,
-and a queue whose runner was killed moves on at the next call.
+There is no daemon: whoever starts, ends or resumes a job, or waits for one in the foreground, looks at the queue. So a queued job
+costs nothing but its folder, and a queue whose runner was killed moves on at the next of these; who only looks starts nothing.
 
 Merges and sweeps start in order, at most `max_running` at once, and only while the estimates of all running jobs together stay
 inside the memory budget; a merge without an estimate counts as needing all of it. Other kinds start at once.

@@ -99,19 +99,52 @@ def find(job_id: str) -> Path:
     raise NotFound(f"no job {job_id[:100]!r} in {paths.jobs_dir()}.{near}", "list the jobs to see their ids")
 
 
-def folders() -> list[Path]:
-    """Every job's folder, newest first."""
+def names() -> list[str]:
+    """Every job's id, newest first."""
     try:
-        names = [entry.name for entry in paths.jobs_dir().iterdir() if _ID.match(entry.name)]
+        found = [name for name in os.listdir(paths.jobs_dir()) if _ID.match(name)]  # noqa: PTH208 - 10,000 paths cost 20 ms
     except FileNotFoundError:
         return []
-    names.sort(key=lambda name: name.split("-", 1)[1], reverse=True)
-    return [paths.jobs_dir() / name for name in names]
+    found.sort(key=lambda name: name.split("-", 1)[1], reverse=True)
+    return found
+
+
+def folders() -> list[Path]:
+    """Every job's folder, newest first."""
+    return [paths.jobs_dir() / name for name in names()]
+
+
+def _index() -> Path:
+    return paths.jobs_dir() / ".ended"
+
+
+def ended() -> dict[str, str]:
+    """Job → how it ended, as far as it was noted. Only a help: what is missing or damaged is read from the job itself."""
+    try:
+        lines = _index().read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    found = {name: state for name, _, state in (line.partition(" ") for line in lines) if state in TERMINAL}
+    if len(lines) > 2 * len(found) + 1000:
+        with contextlib.suppress(OSError):
+            files.write_text(_index(), "".join(f"{name} {state}\n" for name, state in found.items()))
+    return found
+
+
+def note_ended(name: str, state: str) -> None:
+    """The last line of a job counts. A line that is lost costs its reader one look at the job."""
+    with (
+        contextlib.suppress(OSError),
+        open(_index(), "ab", buffering=0, opener=files.own_only) as file,
+    ):
+        file.write(f"{name} {state}\n".encode())
 
 
 def write(folder: Path, record: Record) -> None:
     """Replace `status.json`. On a full disk the spare block that every job keeps is given up for it."""
     files.write_json_at_last(folder / "status.json", record.model_dump(mode="json"), folder / SPARES[0])
+    if record.state in TERMINAL:
+        note_ended(folder.name, record.state)
 
 
 def read(folder: Path, *, by_holder: bool = False) -> Record:

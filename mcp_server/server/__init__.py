@@ -11,6 +11,7 @@ import os
 import sys
 
 from mcp_server.errors import MergingError
+from mcp_server.jobs import dispatch
 from mcp_server.server.build import build_server
 from mcp_server.system import settings as operator
 
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = operator.load()
+        dispatch()  # a queue whose runner was killed moves on with the next server; its read-only calls start nothing
         if options.http is None:
             serve_stdio()
         else:

@@ -6,12 +6,14 @@ Host and Origin are checked always, so that a web page cannot reach the server t
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
-from typing import Final
+from typing import Any, Final
 
+import anyio
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mcp_server.errors import NotAllowed
 from mcp_server.server.build import MergingServer
@@ -19,6 +21,8 @@ from mcp_server.system.settings import Settings
 
 LOOPBACK_NAMES: Final = ["127.0.0.1", "localhost", "[::1]"]
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
+REQUEST_SECONDS: Final = 30.0
+"""For the headers of a request, and again for its body."""
 
 
 def http_app(server: MergingServer, settings: Settings, port: int) -> ASGIApp:
@@ -31,6 +35,7 @@ def http_app(server: MergingServer, settings: Settings, port: int) -> ASGIApp:
     app: ASGIApp = server.streamable_http_app(
         host=settings.http_host, transport_security=security(settings, port), max_request_body_size=MAX_REQUEST_BYTES
     )
+    app = BodyDeadline(app)
     return app if settings.http_token is None else TokenGate(app, settings.http_token.get_secret_value())
 
 
@@ -38,7 +43,9 @@ def serve_http(server: MergingServer, settings: Settings, port: int) -> None:
     """Serve until stopped."""
     import uvicorn
 
-    uvicorn.run(http_app(server, settings, port), host=settings.http_host, port=port, log_level="warning")
+    uvicorn.run(
+        http_app(server, settings, port), host=settings.http_host, port=port, log_level="warning", http=impatient_protocol()
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -63,7 +70,7 @@ class TokenGate:
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app = app
-        self.expected = f"Bearer {token}".encode()
+        self.expected = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._carries_token(scope):
@@ -75,4 +82,73 @@ class TokenGate:
 
     def _carries_token(self, scope: Scope) -> bool:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        return len(given) == 1 and hmac.compare_digest(given[0], self.expected)
+        if len(given) != 1:
+            return False
+        scheme, _, token = given[0].partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(b" "), self.expected)
+
+
+class BodyDeadline:
+    """Ends a request whose body has not come within `seconds`: a client that stops in mid-sentence holds nothing for ever."""
+
+    def __init__(self, app: ASGIApp, seconds: float = REQUEST_SECONDS) -> None:
+        self.app, self.seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        end = anyio.current_time() + self.seconds
+        whole = False
+
+        async def within() -> Message:
+            nonlocal whole
+            if whole:
+                return await receive()  # waits for the client to leave
+            with anyio.move_on_after(max(0.0, end - anyio.current_time())):
+                message = await receive()
+                whole = message["type"] != "http.request" or not message.get("more_body", False)
+                return message
+            whole = True
+            return {"type": "http.disconnect"}
+
+        await self.app(scope, within, send)
+
+
+def impatient_protocol(seconds: float = REQUEST_SECONDS) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP/1.1 protocol, but a connection whose request line and headers are not complete in time is closed."""
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        _waiting: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self.conn.their_state is not h11.IDLE:
+                self._stop_waiting()
+            elif self._waiting is None:
+                self._waiting = self.loop.call_later(seconds, self._too_slow)
+
+        def _stop_waiting(self) -> None:
+            if self._waiting is not None:
+                self._waiting.cancel()
+                self._waiting = None
+
+        def _too_slow(self) -> None:
+            self._waiting = None
+            if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+                self.transport.close()
+
+    return Impatient

@@ -29,6 +29,7 @@ from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.safetensors import read_header
 from mcp_server.schemas.job import MergeRequest
 from mcp_server.system.files import tree_bytes, write_text
+from mcp_server.system.hashes import stamp
 from mcp_server.workers import mergekit_output, mergekit_process
 from mcp_server.workers.protocol import Job, run_worker
 
@@ -41,10 +42,11 @@ def main(job: Job) -> dict[str, Any]:
     partial = Path(job.parameters["partial"])
     recipe = read_recipe(request.recipe)
     sources = _identify(recipe, request.hash)
+    stamps = _stamps(sources)
     text = rewrite_refs(request.recipe, _folder(job))
     write_text(job.folder / "recipe.yml", text)
     transcript = mergekit_process.run(job, _command(job, recipe, request, partial))
-    _require_unchanged(sources)
+    _require_unchanged(stamps)
     shutil.rmtree(partial / _STAGES, ignore_errors=True)
     tensors = _check(partial, job.folder / "log.txt")
     mergekit_output.finish(read_recipe(text), partial, allow_nonfinite=request.allow_nonfinite)
@@ -117,14 +119,18 @@ def _identify(recipe: Recipe, hash: Any) -> list[SourceRecord]:
     return records
 
 
-def _require_unchanged(sources: list[SourceRecord]) -> None:
+def _stamps(sources: list[SourceRecord]) -> dict[Path, list[int]]:
+    """Every weight file of the sources with what tells its states apart: sizes, times (the kernel's too), inode."""
+    folders = [Path(record.ref.rpartition("+")[2]) for record in sources]
+    return {path: stamp(path) for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _require_unchanged(before: dict[Path, list[int]]) -> None:
     """Raise `InputChanged` when weights are no longer the files that went in: mergekit read some mixture of old and new."""
-    for record in sources:
-        folder = Path(record.ref.rpartition("+")[2])
-        now = {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
-        if changed := sorted(name for name, moment in record.modified.items() if now.get(name) != moment):
-            how = "changed" if changed[0] in now else "removed"
-            raise InputChanged(f"{folder / changed[0]} was {how} while it was read", "resume the job to merge what is there now")
+    for path, then in before.items():
+        how = "removed" if not path.is_file() else "changed" if stamp(path) != then else None
+        if how is not None:
+            raise InputChanged(f"{path} was {how} while it was read", "resume the job to merge what is there now")
 
 
 def _check(partial: Path, log: Path) -> int:

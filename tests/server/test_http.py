@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
+import uvicorn
 from mcp import Client
 from pydantic import SecretStr
 
 from mcp_server.errors import NotAllowed
 from mcp_server.server import build_server
-from mcp_server.server.http import TokenGate, http_app, is_loopback, security
+from mcp_server.server.http import BodyDeadline, TokenGate, http_app, impatient_protocol, is_loopback, security
 from mcp_server.system.settings import Settings
 
 INITIALIZE = {
@@ -87,6 +89,50 @@ def post(port: int, **headers: str) -> tuple[int, str]:
 def test_with_the_token_the_server_answers(port):
     status, body = post(port, Authorization=f"Bearer {TOKEN}")
     assert (status, '"name":"model-merging"' in body) == (200, True)
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer"])
+def test_the_schemes_name_is_read_in_any_case(port, scheme):
+    assert post(port, Authorization=f"{scheme} {TOKEN}")[0] == 200
+
+
+@pytest.mark.anyio
+async def test_a_body_that_does_not_come_ends_the_request():
+    seen = []
+
+    async def app(scope, receive, send):
+        while (message := await receive())["type"] == "http.request":
+            seen.append(message["body"])
+        seen.append(message["type"])
+
+    messages = [{"type": "http.request", "body": b"half", "more_body": True}]
+
+    async def receive():
+        if not messages:
+            await anyio.sleep_forever()
+        return messages.pop(0)
+
+    with anyio.fail_after(5):
+        await BodyDeadline(app, seconds=0.05)({"type": "http"}, receive, None)
+    assert seen == [b"half", "http.disconnect"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("sent", [b"", b"POST /mcp HT", b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
+async def test_a_connection_whose_headers_do_not_come_is_closed(sent):
+    config = uvicorn.Config(lambda *_: None, http=impatient_protocol(0.1), log_level="critical", lifespan="off", port=0)
+    server = uvicorn.Server(config)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(server.serve)
+            while not server.started:
+                await anyio.sleep(0.01)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+                await stream.send(sent)
+                with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                    await stream.receive()
+            server.should_exit = True
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer wrong-token-of-enough-length", TOKEN, f"Basic {TOKEN}"])
