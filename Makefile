@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test test-full bench test-clients lint types docs check clean
+.PHONY: help setup demo test test-full bench matrix test-clients lint types docs check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,6 +27,9 @@ test-clients: $(VENV)/.dev $(VENV)/.demo  ## real MCP clients against the server
 
 bench: $(VENV)/.dev $(VENV)/.demo  ## speed and memory, measured here and now
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+matrix: $(VENV)/.dev  ## merge a tiny model of every class of transformers and write docs/support.md (20 minutes and more)
+	$(BIN)/python benchmarks/matrix/run.py --page docs/support.md $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .

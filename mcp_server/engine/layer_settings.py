@@ -110,7 +110,8 @@ def layer_settings(donor: dict[str, Any], layers: Sequence[tuple[dict[str, Any],
     for key, value in section.items():
         if key in found:
             continue
-        if isinstance(value, (list, str)) and len(value) == count and not _numbers_layers(key, value, count):
+        spelled = isinstance(value, str) and key.endswith("pattern")  # a letter a layer
+        if (spelled or isinstance(value, list)) and len(value) == count and not _numbers_layers(key, value, count):
             found[key] = _entries(key, value, sections)
         elif isinstance(value, list) and _numbers_layers(key, value, count):
             held = [layer in _list(key, part) for part, layer in sections]

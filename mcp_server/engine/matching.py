@@ -16,6 +16,7 @@ from mcp_server.errors import Incompatible
 from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import FLOATS
 from mcp_server.formats.identity import architecture_name, text_section
+from mcp_server.formats.tied import lacks_head
 
 SHOWN = 3
 
@@ -138,16 +139,7 @@ def _is_extra_layer(name: str, donor: Source) -> bool:
 
 def require_head(source: Source) -> None:
     """Raise `Incompatible` for a causal language model that is neither tied nor has a head: loaders would start one at random."""
-    architecture, tensors = architecture_name(source.checkpoint.config) or "", source.checkpoint.tensors
-    if source.tied is not False or not architecture.endswith("ForCausalLM") or source.embedding is None:
-        return
-    rows, width = tensors[source.embedding].shape[0], tensors[source.embedding].shape[-1]
-    large = (
-        len(tensor.shape) == 2 and tensor.shape[1] == width and 2 * tensor.shape[0] > rows
-        for name, tensor in tensors.items()
-        if name != source.embedding and not tensor_names.split_layer(name)
-    )
-    if not any(map(tensor_names.is_head, tensors)) and not any(large):
+    if lacks_head(source.checkpoint.config, {name: tensor.shape for name, tensor in source.checkpoint.tensors.items()}):
         raise Incompatible(
             f"{source.ref} stores no lm_head.weight and its config says that its head is not tied (tie_word_embeddings), "
             "so loaders would start that head at random",

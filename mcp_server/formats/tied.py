@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from mcp_server.formats.tensor_names import is_head, is_word_embedding, split_layer
+
 
 def tied(config: dict[str, Any]) -> bool | None:
     """True, False, or None when neither the config nor a known class says. A multimodal config may say it in `text_config`."""
@@ -20,6 +22,20 @@ def tied(config: dict[str, Any]) -> bool | None:
         if kind in TIED or kind in UNTIED:
             return kind in TIED
     return None
+
+
+def lacks_head(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether a causal language model is neither tied nor stores a head: loaders would start one at random.
+
+    A head of any name counts: a matrix outside the layers, as wide as the embedding and with about as many rows.
+    """
+    causal = any(str(name).endswith("ForCausalLM") for name in config.get("architectures") or [])
+    words = next((name for name in shapes if is_word_embedding(name)), None)
+    if not causal or words is None or tied(config) is not False or any(map(is_head, shapes)):
+        return False
+    rows, width = shapes[words][0], shapes[words][-1]
+    outside = (shape for name, shape in shapes.items() if name != words and not split_layer(name))
+    return not any(len(shape) == 2 and shape[1] == width and 2 * shape[0] > rows for shape in outside)
 
 
 TIED: Final = frozenset(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mcp_server.formats.behaviour import LABELS, differing
 from mcp_server.formats.identity import token_ids
-from mcp_server.formats.tensor_names import HEADS
+from mcp_server.formats.tied import lacks_head
 from mcp_server.steps.validate.checkpoints import has_tokenizer, two_or_more, vocabulary_rows
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.registry import Found, check
@@ -52,9 +52,6 @@ def padding_is_kept(context: Context) -> Iterator[Found]:
 @check("MM321")
 def heads_are_stored(context: Context) -> Iterator[Found]:
     for ref, model in context.opened().items():
-        untied = model.config.get("tie_word_embeddings") is False
-        generates = any(str(name).endswith("ForCausalLM") for name in model.config.get("architectures") or [])
-        embedding = "model.embed_tokens.weight" in model.tensors
-        if untied and generates and embedding and not any(name in model.tensors for name in HEADS):
-            text = f"{ref} has no output head ({HEADS[0]}), and its config says that it is not tied to the embedding"
+        if lacks_head(model.config, {name: tensor.shape for name, tensor in model.tensors.items()}):
+            text = f"{ref} has no output head (lm_head.weight), and its config says that it is not tied to the embedding"
             yield Found(text, context.where(ref))

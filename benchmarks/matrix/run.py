@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Merge two fine-tunes of every class of transformers that can be made tiny, and hold the output against float64 and a loader.
+
+usage: run.py [--only WORD...] [--rows FILE] [--page FILE]
+
+For each class and stored form: the linter's verdict, the streaming engine's merge, every output tensor beside float64 task
+arithmetic on the stored tensors (read by the safetensors package), and what transformers reports when it loads the output beside
+what it reports for the base. Nothing of this shares code with the engine. `--rows` keeps the results as JSON lines, and a second
+run with the same file goes on where the first one ended; `--page` writes them as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from benchmarks.matrix.tiny import classes, tiny
+from mcp_server.engine.merge import merge
+from mcp_server.engine.request import Request
+from mcp_server.errors import MergingError
+from mcp_server.steps.validate import validate
+
+FORMS = {"float32": (torch.float32, "5GB"), "bfloat16, shards": (torch.bfloat16, "100KB")}
+WEIGHTS = (0.5, 0.3)
+SECONDS = 90
+"""A class that takes longer is left out, and counted."""
+ULP = {"float32": 2.0**-22, "bfloat16": 2.0**-8}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", metavar="WORD", default=[""], help="model types that hold one of these words")
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--page", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    lines = args.rows.read_text("utf-8").splitlines() if args.rows and args.rows.exists() else []
+    rows = [json.loads(line) for line in lines]
+    known, started = {row["type"] for row in rows}, time.monotonic()
+    for kind, name in classes():
+        if kind in known or not any(word in kind for word in args.only):
+            continue
+        found = one_class(kind, name)
+        rows += found
+        for row in found:
+            print(f"{row['type']:28} {row['form']:18} {row['result']:8} {row['says'][:150]}", flush=True)
+        if args.rows:
+            with args.rows.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in found)
+    counts = Counter(row["result"] for row in rows)
+    print(f"{dict(counts)} in {time.monotonic() - started:.0f} s")
+    if args.page:
+        args.page.write_text(page(rows), encoding="utf-8")
+    return int(any(row["result"] in ("wrong", "misled", "broke") for row in rows))
+
+
+def one_class(kind: str, name: str) -> list[dict[str, Any]]:
+    """A row a form; one row with the result `skipped` for a class that cannot be made tiny here."""
+    try:
+        with deadline(SECONDS):
+            model = tiny(kind, name)
+    except TimeoutError:
+        model = None
+    if model is None:
+        return [{"type": kind, "class": name, "form": "", "result": "skipped", "says": "not made tiny"}]
+    rows = []
+    for form, (dtype, shard) in FORMS.items():
+        with tempfile.TemporaryDirectory(prefix="matrix-", ignore_cleanup_errors=True) as place:
+            try:
+                with deadline(SECONDS):
+                    result, says = one_merge(model, Path(place), dtype, shard)
+            except TimeoutError:
+                result, says = "skipped", f"took more than {SECONDS} s"
+            except Exception as error:  # noqa: BLE001 - the matrix is for finding whatever goes wrong
+                result, says = "broke", f"{type(error).__name__}: {error}"
+        rows.append({"type": kind, "class": name, "form": form, "result": result, "says": says.replace(place, "")})
+    del model
+    gc.collect()
+    return rows
+
+
+def one_merge(model: Any, place: Path, dtype: torch.dtype, shard: str) -> tuple[str, str]:
+    """(right | refused | misled | wrong | unsaved, what was said)."""
+    cls, state = type(model), {key: value.clone() for key, value in model.state_dict().items()}
+    for number, name in enumerate(("base", "one", "two")):
+        torch.manual_seed(number)
+        model.load_state_dict(state)
+        with torch.no_grad():
+            for value in model.parameters():
+                value.add_(torch.randn_like(value) * 0.02)
+        try:
+            model.to(dtype).save_pretrained(place / name, max_shard_size=shard)
+        except Exception as error:  # noqa: BLE001
+            return "skipped", f"transformers does not save it: {error}"
+        finally:
+            model.float()
+    word = str(dtype).removeprefix("torch.")
+    models = "".join(
+        f"  - model: {place / name}\n    parameters: {{weight: {weight}}}\n"
+        for name, weight in zip(("one", "two"), WEIGHTS, strict=True)
+    )
+    recipe = f"merge_method: task_arithmetic\nbase_model: {place / 'base'}\nmodels:\n{models}dtype: {word}\n"
+    base, one, two = (tensors(place / name) for name in ("base", "one", "two"))
+    checked = validate(recipe)
+    errors = [finding.message for finding in checked.findings if finding.severity == "error"]
+    try:
+        merge(Request(recipe, place / "out", place / "journal", threads=1), lambda *_: None)
+    except MergingError as error:
+        late = "" if errors else " (validate found nothing)"
+        return ("refused" if errors else "misled"), error.message + late
+    out = tensors(place / "out")
+    if lost := sorted(set(base) ^ set(out)):
+        return "wrong", f"{len(lost)} names differ from the base's, such as {lost[0]}"
+    for key, found in out.items():
+        if not base[key].is_floating_point():
+            if not torch.equal(found, base[key]):
+                return "wrong", f"{key} is not the base's"
+            continue
+        b, first, second = (part[key].double() for part in (base, one, two))
+        wanted = b + WEIGHTS[0] * (first - b) + WEIGHTS[1] * (second - b)
+        if found.dtype != base[key].dtype or ((found.double() - wanted).abs() > wanted.abs() * ULP[word] + 1e-6).any():
+            return "wrong", f"{key} is not the sum of its deltas"
+    if errors:
+        return "misled", f"validate refuses what merges right: {errors[0]}"
+    return load(cls, place)
+
+
+def load(cls: Any, place: Path) -> tuple[str, str]:
+    """The output loads as the base does: no other keys are missing, unexpected or of another shape."""
+    reports = []
+    for name in ("base", "out"):
+        try:
+            info = cls.from_pretrained(place / name, output_loading_info=True)[1]
+        except Exception as error:  # noqa: BLE001
+            reports.append(f"{type(error).__name__}: {str(error)[:100]}")
+            continue
+        reports.append({key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")})
+    if reports[0] != reports[1]:
+        return "wrong", f"a loader reports {str(reports[1])[:200]} and for the base {str(reports[0])[:200]}"
+    return "right", ""
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: value for file in sorted(folder.glob("*.safetensors")) for key, value in load_file(file).items()}
+
+
+@contextlib.contextmanager
+def deadline(seconds: int) -> Any:
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """docs/support.md."""
+    tried = [row for row in rows if row["result"] != "skipped"]
+    counts = Counter(row["result"] for row in tried)
+    left_out = sorted({row["type"] for row in rows} - {row["type"] for row in tried})
+    text = [
+        "# Architectures that were tried",
+        "",
+        "Written by `make matrix` (benchmarks/matrix): tiny random models of every class of transformers "
+        f"{transformers.__version__} that can be made tiny.",
+        "Two fine-tunes of each are merged by the streaming engine. Each output tensor is held against float64 task arithmetic",
+        "on the stored tensors, and transformers must report of the output what it reports of the base. `right`: both hold.",
+        "`refused`: by validate and merge alike, with the reason. Others are merged in the same way, by tensor name.",
+        "",
+        f"{len({row['type'] for row in tried})} architectures, {len(tried)} merges: "
+        + ", ".join(f"{count} {result}" for result, count in counts.most_common())
+        + ".",
+        "",
+        "| model type | class | " + " | ".join(FORMS) + " |",
+        "|---|---|" + "---|" * len(FORMS),
+    ]
+    by_type: dict[str, list[dict[str, Any]]] = {}
+    for row in tried:
+        by_type.setdefault(row["type"], []).append(row)
+    for kind in sorted(by_type):
+        found = {row["form"]: row for row in by_type[kind]}
+        cells = [
+            f"{found[form]['result']}{': ' + found[form]['says'][:120].replace('|', '/') if found[form]['says'] else ''}"
+            if form in found
+            else ""
+            for form in FORMS
+        ]
+        text.append(f"| {kind} | {by_type[kind][0]['class']} | " + " | ".join(cells) + " |")
+    text += ["", f"Not made tiny from their default configurations, so not tried ({len(left_out)}): {', '.join(left_out)}.", ""]
+    return "\n".join(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
