@@ -96,6 +96,10 @@ class Inputs(Frozen):
     min: int = Field(ge=1)
     max: int | None = None
     base: Literal["required", "optional", "ignored", "one_of_the_sources"]
+    accepts: tuple[int, int | None] = Field(
+        default=(1, None), description="least and most models that the method takes in a recipe, the base counted"
+    )
+    accepts_beside_base: tuple[int, int | None] = Field(default=(0, None), description="the same without the base")
     note: str = ""
 
 
@@ -128,7 +132,7 @@ class Strategy(Frozen):
         default="none",
         description="which entries of each change are dropped first: the smallest, random ones, both ends, by rank",
     )
-    sweep_lambda: bool = Field(default=False, description="a sweep tries it over several values of lambda")
+    sweep_rank: int | None = Field(default=None, description="a sweep tries it over several values of lambda, in this order")
     when: list[str] = Field(min_length=1)
     when_not: list[str] = Field(min_length=1)
     cost: Cost

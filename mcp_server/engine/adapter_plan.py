@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from mcp_server.catalog import strategy
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.memory import INTERPRETER_BYTES, peak_anon, shape_of
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
@@ -22,7 +23,6 @@ from mcp_server.errors import Malformed, Unsupported
 from mcp_server.formats.checkpoint import Checkpoint, StoredTensor
 from mcp_server.formats.recipe import Group
 
-EXACT = ("linear", "task_arithmetic")
 OVERSAMPLING = 8
 """Columns beyond the rank in which the SVD searches (Halko, Martinsson, Tropp 2011 advise 5 to 10)."""
 POWER_ITERATIONS = 2
@@ -95,7 +95,7 @@ def plan_adapter(recipe_text: str, rank: int | None) -> AdapterPlan:
     require_coverage(recipe)
     plan = make_plan(recipe, open_sources(recipe, base_may_be_absent=True))
     _check(plan)
-    exact = recipe.method in EXACT
+    exact = strategy(recipe.method).adapter_space
     if not exact and rank is None:
         raise Malformed(
             f"{recipe.method} does not keep updates low-rank, so an adapter needs a rank", "give --rank, for instance 64"
@@ -170,7 +170,7 @@ def _saved(plan: MergePlan, tensor: TensorPlan, adapted: set[str]) -> Saved:
     base = _base(plan)
     own = base.tensors.get(tensor.name)
     entries = [i for i in range(len(tensor.inputs)) if i != tensor.base]
-    if plan.recipe.method in EXACT and all(tensor.inputs[i].stored != own for i in entries):
+    if strategy(plan.recipe.method).adapter_space and all(tensor.inputs[i].stored != own for i in entries):
         factors = _coefficients(tensor)
         if abs(sum(factors) - 1) < 1e-6:
             summed = replace(

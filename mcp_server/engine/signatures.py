@@ -1,13 +1,16 @@
-"""What each method of this engine takes: inputs, base, parameters and defaults, as mergekit 0.1.5 declares them.
+"""What each method of this engine takes: inputs, base, parameters, defaults and ranges, as the catalogue says (rules/strategies).
 
-Read from mergekit's registry and checked against it by a test. Ranges are ours: mergekit checks none.
+A test holds the catalogue against mergekit's registry. Ranges are ours: mergekit checks none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Final, Literal
 
+from mcp_server.catalog import Strategy, load
 from mcp_server.engine.parameters import REQUIRED, Kind
 from mcp_server.errors import Incompatible, Malformed
 
@@ -52,62 +55,74 @@ class Signature:
                 raise Incompatible(f"{method} takes {wanted} {what}; the recipe gives {count}: {refs}", "change the sources")
 
 
-_FLAG_OFF: Parameter = ("flag", False)
-_WEIGHT: dict[str, Parameter] = {"weight": ("number", REQUIRED)}
-_SPARSE: dict[str, Parameter] = {**_WEIGHT, "density": ("number", 1.0)}
+METHODS: Final = (
+    "passthrough", "linear", "slerp", "nuslerp", "multislerp", "model_stock", "task_arithmetic", "ties",
+    "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear",
+)  # fmt: skip
+"""What this engine has kernels for; other names run on mergekit."""
 
 
-def _task_vectors(normalize: bool, rescale: bool) -> dict[str, Parameter]:
-    return {
-        "normalize": ("flag", normalize),
-        "rescale": ("flag", rescale),
-        "lambda": ("number", 1.0),
-        "int8_mask": _FLAG_OFF,  # only the type of a temporary in mergekit: no effect on the result
-    }
+class _Signatures(Mapping[str, Signature]):
+    """Method name → signature, read from the catalogue when it is first asked for."""
+
+    @cached_property
+    def _table(self) -> dict[str, Signature]:
+        known = load().strategies
+        return {name: signature_of(known[name]) for name in METHODS}
+
+    def __getitem__(self, name: str) -> Signature:
+        return self._table[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in METHODS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(METHODS)
+
+    def __len__(self) -> int:
+        return len(METHODS)
 
 
-SIGNATURES: dict[str, Signature] = {
-    "passthrough": Signature("ignored", {"scale": ("number", None)}, needs=(1, 1)),
-    "linear": Signature("ignored", _WEIGHT, {"normalize": ("flag", True)}),
-    "slerp": Signature("required", shared={"t": ("number", REQUIRED)}, needs=(2, 2)),
-    "nuslerp": Signature(
-        "optional", _WEIGHT, {"nuslerp_flatten": ("flag", True), "nuslerp_row_wise": _FLAG_OFF}, needs_non_base=(2, 2)
-    ),
-    "multislerp": Signature(
-        "optional", _WEIGHT, {"normalize_weights": ("flag", True), "eps": ("number", 1e-8)}, needs_non_base=(1, None)
-    ),
-    "model_stock": Signature("required", shared={"filter_wise": _FLAG_OFF}, needs=(3, None)),
-    "task_arithmetic": Signature("required", _SPARSE, _task_vectors(False, False)),
-    "ties": Signature("required", _SPARSE, _task_vectors(True, False), sparsify="magnitude", elect=True),
-    "dare_linear": Signature("required", _SPARSE, _task_vectors(False, True), sparsify="random"),
-    "dare_ties": Signature("required", _SPARSE, _task_vectors(False, True), sparsify="random", elect=True),
-    "breadcrumbs": Signature(
-        "required", {**_SPARSE, "gamma": ("number", 0.01)}, _task_vectors(False, False), sparsify="outliers"
-    ),
-    "breadcrumbs_ties": Signature(
-        "required", {**_SPARSE, "gamma": ("number", 0.01)}, _task_vectors(False, False), sparsify="outliers", elect=True
-    ),
-    "della": Signature(
-        "required", {**_SPARSE, "epsilon": ("number", 0.15)}, _task_vectors(True, True), sparsify="della", elect=True
-    ),
-    "della_linear": Signature("required", {**_SPARSE, "epsilon": ("number", 0.15)}, _task_vectors(False, True), sparsify="della"),
-}
+def signature_of(strategy: Strategy) -> Signature:
+    """What the catalogue says about a method, in this engine's terms."""
+    kinds: dict[str, Kind] = {"bool": "flag", "float": "number", "int": "number"}
+
+    def table(scope: str) -> dict[str, Parameter]:
+        chosen = [p for p in strategy.parameters if p.scope == scope]
+        return {p.name: (kinds[p.type], REQUIRED if p.required else p.default) for p in chosen}
+
+    inputs = strategy.inputs
+    return Signature(
+        base="required" if inputs.base == "one_of_the_sources" else inputs.base,
+        source=table("source"),
+        shared=table("shared"),
+        needs=inputs.accepts,
+        needs_non_base=inputs.accepts_beside_base,
+        sparsify=strategy.sparsify,
+        elect=strategy.deltas == "elected",
+    )
+
+
+SIGNATURES: Final[Mapping[str, Signature]] = _Signatures()
 """Method name → signature. A name that is missing here runs on mergekit."""
 
 
 def check_values(method: str, shared: dict[str, Any], per_source: dict[str, dict[str, Any]], tensor: str) -> None:
-    """Raise `Malformed` for values that the method cannot mean: a density outside [0, 1], weights that divide by zero."""
-    weights = [values["weight"] for values in per_source.values() if "weight" in values]
+    """Raise `Malformed` for values that the method cannot mean: outside the catalogue's range, weights that divide by zero."""
+    strategy = load().strategies[method]
     for ref, values in per_source.items():
+        for name, value in values.items():
+            parameter = strategy.parameter(name)
+            if parameter and parameter.range and value is not None and not parameter.range.holds(value):
+                start = parameter.default if parameter.start is None else parameter.start
+                text = f"{name} {value:g} of {ref} at {tensor} is outside {parameter.range}"
+                raise Malformed(text, f"use for instance {start}")
         density, epsilon = values.get("density", 1.0), values.get("epsilon")
-        if not 0 <= density <= 1:
-            raise Malformed(f"density {density:g} of {ref} at {tensor} is outside [0, 1]", "use for instance 0.5")
         if epsilon is not None and 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             raise Malformed(
                 f"density {density:g} ± epsilon {epsilon:g} of {ref} at {tensor} leaves (0, 1)", "lower epsilon, for instance 0.1"
             )
-        if not 0 <= values.get("gamma", 0.0) < 1:
-            raise Malformed(f"gamma {values['gamma']:g} of {ref} at {tensor} is outside [0, 1)", "use for instance 0.01")
+    weights = [values["weight"] for values in per_source.values() if "weight" in values]
     divides = (method == "linear" and shared["normalize"]) or (method == "multislerp" and shared["normalize_weights"])
     if (divides or method == "nuslerp") and abs(sum(weights)) < 1e-6:
         raise Malformed(

@@ -171,6 +171,9 @@ def _method(strategy: Strategy, method: dict[str, Any]) -> Iterator[str]:
     inputs, base = strategy.inputs, _BASE[strategy.inputs.base]
     if base != method["base"]:
         yield f"inputs.base is {strategy.inputs.base} here, {method['base']} in mergekit"
+    for name, least, most in (("accepts", "min_inputs", "max_inputs"), ("accepts_beside_base", "min_non_base", "max_non_base")):
+        if getattr(inputs, name) != (limits := (method[least] or 0, method[most])):
+            yield f"inputs.{name} is {list(getattr(inputs, name))} here, {list(limits)} in mergekit"
     # mergekit counts the base among min/max_inputs where it is required; the catalogue counts the sources that a plan names.
     apart = 1 if inputs.base == "required" else 0
     low = max(method["min_inputs"] - apart, method["min_non_base"] or 0)

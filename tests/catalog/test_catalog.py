@@ -8,7 +8,12 @@ import pytest
 from mcp_server import catalog
 from mcp_server.catalog.loader import read_rules
 from mcp_server.catalog.models import Range
+from mcp_server.engine.parameters import REQUIRED
+from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.errors import NotFound
+from mcp_server.recompute.inputs import SPARSE
+from mcp_server.recompute.pass_over import ADDITIVE
+from mcp_server.steps.verify.landing import RANDOM
 from mcp_server.system import paths
 
 METHODS = [
@@ -153,3 +158,31 @@ def test_a_parameter_says_why_a_value_is_not_legal(value: object, problem: str) 
 
 def test_a_range_prints_as_mathematicians_write_it() -> None:
     assert [str(Range(above=0, at_most=1)), str(Range(at_least=0)), str(Range(below=2))] == ["(0, 1]", "[0, ∞)", "(−∞, 2)"]
+
+
+def test_exactly_the_methods_that_add_whole_changes_are_exact_on_adapters_alone() -> None:
+    adding = {s.id for s in catalog.load().strategies.values() if s.deltas == "added" and s.sparsify == "none"}
+    assert adding == {s.id for s in catalog.load().strategies.values() if s.adapter_space} == {"linear", "task_arithmetic"}
+
+
+def test_what_a_method_sparsifies_it_has_a_density_for() -> None:
+    for strategy in catalog.load().strategies.values():
+        if strategy.sparsify != "none":
+            assert strategy.parameter("density") is not None
+            assert strategy.deltas != "none"
+
+
+def test_the_engine_takes_its_parameters_from_here() -> None:
+    for name, signature in SIGNATURES.items():
+        mine = {p.name: p.default for p in catalog.strategy(name).parameters if not p.required}
+        theirs = {
+            key: default for key, (_, default) in {**signature.source, **signature.shared}.items() if default is not REQUIRED
+        }
+        assert mine == theirs
+
+
+def test_what_recomputes_a_merge_by_tables_of_its_own_agrees() -> None:
+    known = catalog.load().strategies.values()
+    assert {s.id for s in known if s.deltas == "added" and s.sparsify == "none"} == ADDITIVE
+    assert {s.id for s in known if s.random} == RANDOM
+    assert {s.id for s in known if s.sparsify != "none"} == set(SPARSE)

@@ -176,13 +176,13 @@ def registry() -> dict[str, Any]:
     for strategy in catalog.load().strategies.values():
         if strategy.runner != "mergekit-yaml":
             continue
-        low, high, kind = strategy.inputs.min, strategy.inputs.max, strategy.inputs.base
+        kind, accepts, beside = strategy.inputs.base, strategy.inputs.accepts, strategy.inputs.accepts_beside_base
         methods[strategy.id] = {
             "base": {"one_of_the_sources": "required"}.get(kind, kind),
-            "min_inputs": low + (kind == "required"),
-            "max_inputs": high and high + (kind == "required"),
-            "min_non_base": None,
-            "max_non_base": None,
+            "min_inputs": accepts[0],
+            "max_inputs": accepts[1],
+            "min_non_base": beside[0] or None,
+            "max_non_base": beside[1],
             "parameters": [p.model_dump(include={"name", "scope", "type", "required", "default"}) for p in strategy.parameters],
         }
     moe = [p.model_dump(include={"name", "scope", "type", "required", "default"}) for p in catalog.strategy("moe").parameters]
@@ -237,8 +237,14 @@ def _moe_changed(r: dict[str, Any]) -> None:
         ),
         (_default_changed, ["normalize.default is True here, False in mergekit"]),
         (_base_changed, ["inputs.base is ignored here, forbidden in mergekit"]),
-        (_more_inputs, ["inputs.min is 2 here, mergekit wants 3"]),
-        (_fewer_inputs, ["inputs.max is None here, 2 in mergekit"]),
+        (
+            _more_inputs,
+            ["inputs.accepts is [3, None] here, [4, None] in mergekit", "inputs.min is 2 here, mergekit wants 3"],
+        ),
+        (
+            _fewer_inputs,
+            ["inputs.accepts is [1, None] here, [1, 2] in mergekit", "inputs.max is None here, 2 in mergekit"],
+        ),
         (_moe_changed, ["gate_mode.default is 'hidden' here, 'random' in mergekit"]),
     ],
 )

@@ -137,3 +137,24 @@ def test_a_correction_gives_what_was_meant_or_nothing(case: Case, monkeypatch: p
     assert not isinstance(expected, str)
     assert same(theirs(found.fixed_recipe, monkeypatch), expected)
     assert yaml.safe_load(found.fixed_recipe)["dtype"] == "bfloat16"
+
+
+INPUTS = {"MM201", "MM202", "MM203", "MM213"}
+
+
+@pytest.mark.parametrize("method", sorted(merge_methods()))
+@pytest.mark.parametrize("names", ["", "a", "ab", "abc", "abcd", "aab"])
+@pytest.mark.parametrize("base", ["", "a", "z"])
+def test_as_many_inputs_are_taken_as_mergekit_takes(method: str, names: str, base: str) -> None:
+    from mergekit import merge_methods as methods
+
+    sources = [{"model": f"org/{name}", "layer_range": [0, 4], "parameters": {"weight": 1}} for name in names]
+    document = {"merge_method": method, "slices": [{"sources": sources}]} | ({"base_model": f"org/{base}"} if base else {})
+    try:
+        methods.get(method).validate_inputs([f"org/{name}" for name in names], f"org/{base}" if base else None)
+        refused = ""
+    except ValueError as error:
+        refused = str(error)
+    found = [f.message for f in validate(yaml.safe_dump(document)).findings if f.code in INPUTS]
+    if names:  # a slice without sources is refused by its form
+        assert bool(found) is bool(refused), (refused, found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from mcp_server.catalog import load
 from mcp_server.formats.lineage import Tried
 from mcp_server.schemas.evidence import Capability
 from mcp_server.steps.evaluate.cross import CrossContext, leaks
@@ -16,8 +17,6 @@ from mcp_server.steps.evaluate.verdict import Outcome, Thresholds, is_perplexity
 
 LAMBDA_STEP: Final = 0.7
 WEIGHT_STEP: Final = 1.15
-ADDITIVE: Final = frozenset({"task_arithmetic", "dare_linear", "breadcrumbs", "della_linear"})
-"""Methods in which a source's weight scales its own delta; elsewhere weights are normalised or only settle elections."""
 
 
 def suggest_next(
@@ -80,7 +79,7 @@ def suggest_next(
     strong = [c for c in capabilities.values() if _counts(c) and c not in weak]
     if strong:
         name = weak[0].expert or ""
-        if strategy not in ADDITIVE:
+        if not _weights_scale(strategy):
             full = {f"sources.{source}.weight": 1.0 for source in tried.weights}
             return {
                 "action": "change_method",
@@ -139,3 +138,9 @@ def _weak(capabilities: Mapping[str, Capability], limits: Thresholds) -> list[Ca
         and (c.gain_recovered < limits.gain_recovered_target or (c.retention or 0.0) < limits.retention_adjust)
     ]
     return sorted(below, key=lambda c: c.gain_recovered or 0.0)
+
+
+def _weights_scale(method: str) -> bool:
+    """Whether a source's weight scales its own delta; elsewhere weights are normalised or only settle elections."""
+    known = load().strategies.get(method)
+    return known is not None and known.deltas == "added" and known.inputs.base == "required"

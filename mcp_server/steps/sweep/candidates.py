@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from mcp_server.catalog import load
 from mcp_server.errors import BadInput
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.render import parse_overrides, render
 
 LAMBDAS: Final = ("0.3", "0.5", "0.7", "0.85", "1.0")
-SCALED: Final = ("task_arithmetic", "ties", "dare_ties", "dare_linear")
-"""Methods with a λ that are worth their time; at equal weights of 1, so that λ alone says how much of every source goes in."""
 MAX_CANDIDATES: Final = 200
 
 
@@ -53,7 +52,9 @@ def shortlist(plan: Plan, relative_to: Path | None = None) -> list[Candidate]:
     wanted: list[dict[str, str]] = [{}]
     wanted += [{"strategy": other.strategy} for other in plan.runner_up]
     full = {f"sources.{name}.weight": "1.0" for name in plan.weights}
-    wanted += [{"strategy": method, **full, "parameters.lambda": value} for method in SCALED for value in LAMBDAS]
+    # At equal weights of 1, so that λ alone says how much of every source goes in.
+    scaled = [name for _, name in sorted((s.sweep_rank, s.id) for s in load().strategies.values() if s.sweep_rank is not None)]
+    wanted += [{"strategy": method, **full, "parameters.lambda": value} for method in scaled for value in LAMBDAS]
     return _render(plan, wanted, relative_to, skip_illegal=True)
 
 

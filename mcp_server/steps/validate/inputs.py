@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from mcp_server.catalog import Strategy
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.methods import ignores_base, needs_base, source_parameters
 from mcp_server.steps.validate.registry import Found, check
@@ -40,15 +39,14 @@ def number_of_inputs(context: Context) -> Iterator[Found]:
             if len(group.sources) != 1:
                 yield Found(f"{method.id} takes one model per slice; here are {len(group.sources)}", group.where)
             continue
-        counted = group.sources if counts_all(method) else group.others
-        low, high = method.inputs.min, method.inputs.max
-        too_few = len(counted) < low and not ignores_base(method) and (low > 1 or method.inputs.base != "required")
-        if not too_few and (high is None or len(counted) <= high):
-            continue
-        wanted = f"exactly {low}" if low == high else f"at most {high}" if high and len(counted) > high else f"at least {low}"
-        what = "models, the base counted" if method.inputs.base == "one_of_the_sources" else "models beside the base"
-        what = "models" if ignores_base(method) else what
-        yield Found(f"{method.id} takes {wanted} {what}; here are {len(counted)}", group.where)
+        beside = len(group.sources if ignores_base(method) else group.others)
+        for count, (low, high), what in (
+            (len(group.sources), method.inputs.accepts, "models" + (", the base counted" if group.base else "")),
+            (beside, method.inputs.accepts_beside_base, "models beside the base"),
+        ):
+            if count < low or (high is not None and count > high):
+                wanted = f"exactly {low}" if low == high else f"at most {high}" if high and count > high else f"at least {low}"
+                yield Found(f"{method.id} takes {wanted} {what}; here are {count}", group.where)
 
 
 @check("MM209")
@@ -78,8 +76,3 @@ def same_model_twice(context: Context) -> Iterator[Found]:
         for model, count in Counter(source.model for source in group.sources).items():
             if count > 1:
                 yield Found(f"{model} is listed {count} times", group.where)
-
-
-def counts_all(method: Strategy) -> bool:
-    """Whether the catalogue counts the base among the inputs of this method."""
-    return method.inputs.base in ("one_of_the_sources", "ignored")
