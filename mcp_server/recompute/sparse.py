@@ -35,7 +35,7 @@ class Sparse:
         self.kind, self.elects = SPARSE[made.method]
         self.weights = weights_of(made)
         self.densities = [operand.settings.get("density", 1.0) for operand in made.operands]
-        thinned = [i for i, density in enumerate(self.densities) if density < 1]
+        thinned = [i for i, density in enumerate(self.densities) if 0 < density < 1]
         if self.kind in ("random", "rank") and thinned and seed is None:
             raise CannotCompute(f"{made.method} is random and no seed is recorded")
         self.cuts: dict[int, list[_Cut]] = {}
@@ -63,6 +63,8 @@ class Sparse:
 
         if self.densities[index] >= 1:
             return np.ones(delta.shape, bool), np.zeros(delta.shape, bool)
+        if self.densities[index] <= 0:
+            return np.zeros(delta.shape, bool), np.zeros(delta.shape, bool)
         first = span[0] * rows_of(self.made.shape)[1]
         if self.kind in ("random", "rank"):
             assert self.seed is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcp_server.steps.verify import verify
 from tests.engine.synthetic import load, random_tensors, run, write_model
 
 METHODS = ("ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear")
@@ -40,6 +41,14 @@ def test_a_gradient_from_zero_leaves_the_first_layer_the_bases(
     for name in bare:
         np.testing.assert_array_equal(made[name], base[name])
     assert all((made[name] != base[name]).any() for name in base if "layers.2." in name and "weight" in name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_such_a_merge_is_verified_value_by_value(method: str, models: dict[str, str], tmp_path: Path) -> None:
+    merge(models, tmp_path / "out", method, {"a": [0, 0.5, 1], "b": 0.6})
+    found = verify(tmp_path / "out", full=True)
+    assert [check for check in found.checks if check.name == "recomputed" and check.passed is not True] == []
+    assert "recomputed" in [check.name for check in found.checks]
 
 
 @pytest.mark.parametrize("method", METHODS)
