@@ -102,12 +102,20 @@ def compare(
 
 def verify(
     out: Annotated[Path, typer.Argument(help="a merged model or adapter")],
-    full: Annotated[bool, typer.Option(help="read every weight again, and trust no provenance")] = False,
+    full: Annotated[bool, typer.Option(help="compute every value again, not a sample of each tensor")] = False,
     recipe: Annotated[Path | None, typer.Option(help="recipe, when the folder holds none")] = None,
+    base: Annotated[str | None, typer.Option(help="the base, for a merge from elsewhere or a base that was moved")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="a source: model, BASE+ADAPTER or adapter; repeat, in order")] = None,
     json: Json = False,
 ) -> int:
-    """Whether a merge is what its recipe says: structure, weights, provenance, loading."""
-    parameters = {"out": str(out.resolve()), "full": full, "recipe": recipe and str(recipe.resolve())}
+    """Whether a merge is what its recipe says: structure, every tensor computed again, provenance, loading."""
+    parameters = {
+        "out": str(out.resolve()),
+        "full": full,
+        "recipe": recipe and str(recipe.resolve()),
+        "base": anchored(base) if base else None,
+        "sources": [anchored(ref) for ref in source or []],
+    }
     found = Verification.model_validate(run_job(VerifyRequest.of(parameters), quiet=json))
     emit(found, json, lambda: show_verification(found))
     return EXIT_OF_VERIFICATION[found.verdict]

@@ -11,6 +11,7 @@ Sums are kept per tensor and added in the order of the output, so they do not de
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +23,22 @@ from mcp_server.catalog import threshold
 class TensorEvidence:
     """Sums over one tensor. `landing`: source → [Σ(m−r)·δ, Σδ², Σδ² where moved, Σδ² where rounding undid the move].
 
-    `differing`: sources whose bytes are not those that were copied.
+    `differing`: sources whose bytes are not those that were copied. `digest`: of the bytes that were written, in pieces
+    (`formats.provenance.TensorDigest`).
     """
 
     landing: dict[str, list[float]] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
     differing: list[str] = field(default_factory=list)
+    digest: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"landing": self.landing, "nonfinite": self.nonfinite, "differing": self.differing}
+        return {"landing": self.landing, "nonfinite": self.nonfinite, "differing": self.differing, "digest": self.digest}
+
+
+def digest_of(pieces: list[bytes], chunk_bytes: int) -> dict[str, Any]:
+    """A tensor's digest from the SHA-256 of its pieces, in order."""
+    return {"chunk_bytes": chunk_bytes, "sha256": hashlib.sha256(b"".join(pieces)).hexdigest()}
 
 
 def total(parts: Iterable[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, float | None], dict[str, int]]:

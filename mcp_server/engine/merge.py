@@ -20,7 +20,7 @@ from mcp_server.engine.blocks import BLOCK_ELEMENTS, Block, split
 from mcp_server.engine.codecs import count_nonfinite, decode, encode
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.evidence import TensorEvidence, rounding_warnings, total
+from mcp_server.engine.evidence import TensorEvidence, digest_of, rounding_warnings, total
 from mcp_server.engine.journal import InputFile, Journal
 from mcp_server.engine.layout import Layout, plan_layout
 from mcp_server.engine.limits import PeakMeter, usable_cores
@@ -89,6 +89,7 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
         "landed": landed,
         "rounding_loss": lost,
         "nonfinite": nonfinite,
+        "digests": {t.name: journal.done[n].get("digest") for n, t in enumerate(plan.tensors)},
         "warnings": [*plan.warnings, *_differing(plan, journal), *rounding_warnings(lost, _main_dtype(plan))],
         "resumed": run.skipped > 0,
     }
@@ -135,7 +136,8 @@ class _Run:
         """Write the donor's bytes as they are, and see whether the other sources have the same."""
         donor, *others = (entry.stored for entry in plan.inputs)
         differing: set[str] = set()
-        done = 0
+        done = largest = 0
+        pieces: list[bytes] = []
         while done < donor.nbytes:
             buffer = self.writer.buffer()
             size = min(buffer.size, donor.nbytes - done)
@@ -145,11 +147,13 @@ class _Run:
                 if other.dtype == donor.dtype and entry.source not in differing:
                     self.reader.bytes_into(other.file, other.offset + done, theirs)
                     differing |= set() if np.array_equal(theirs, buffer[:size]) else {entry.source}
+            pieces.append(hashlib.sha256(buffer[:size].data).digest())
             self.writer.write(number, done, buffer, size)
             done += size
+            largest = max(largest, size)
         self.written += donor.nbytes
         self.report("merge", self.written, self.layout.weight_bytes, "bytes")
-        return TensorEvidence(differing=sorted(differing))
+        return TensorEvidence(differing=sorted(differing), digest=digest_of(pieces, largest))
 
     def tensor(self, number: int, plan: TensorPlan) -> TensorEvidence:
         """Merge one tensor and write it."""
@@ -162,7 +166,7 @@ class _Run:
         known = tensor.reference
         same_grid = known is not None and known.stored.dtype == stored and not known.stored.packed and not known.low_rank
 
-        def work(workspace: Workspace, block: Block) -> tuple[list[list[float]], dict[str, int]]:
+        def work(workspace: Workspace, block: Block) -> tuple[list[list[float]], dict[str, int], bytes]:
             reference, deltas, bad = tensor.load_checked(workspace, block)
             self.check(tensor, bad)
             out = workspace.take("out", block.count)
@@ -171,6 +175,7 @@ class _Run:
             buffer = self.writer.buffer()
             raw = buffer[: block.count * size]
             encode(out, stored, raw)
+            piece = hashlib.sha256(raw.data).digest()
             rounded = out
             if stored != "F32":
                 rounded = workspace.take("rounded", block.count)
@@ -183,7 +188,7 @@ class _Run:
                     raise _overflow(tensor, reference, deltas, out, rounded)
                 bad["merged"] = count
             if tensor.reference is None:
-                return [], bad
+                return [], bad, piece
             grid = reference
             if not same_grid and stored != "F32":
                 grid, raw = workspace.take("grid", block.count), workspace.take("raw", block.count * size, np.uint8)
@@ -191,10 +196,12 @@ class _Run:
                 decode(raw, stored, grid)
             sums = np.zeros((len(deltas), 4))
             kernels.landing(reference, grid, out, rounded, deltas, sums)
-            return sums.tolist(), bad
+            return sums.tolist(), bad, piece
 
         results = self.pool.run(work, tensor.blocks)
-        for sums, bad in results:
+        chunk = max((block.count for block in tensor.blocks), default=0) * ITEM_BYTES[stored]
+        evidence.digest = digest_of([piece for _, _, piece in results], chunk)
+        for sums, bad, _ in results:
             for source, count in bad.items():
                 evidence.nonfinite[source] = evidence.nonfinite.get(source, 0) + count
             for entry, values in zip(tensor.deltas, sums, strict=False):

@@ -28,7 +28,7 @@ from mcp_server.formats.companions import (
     tokenizer_companions,
 )
 from mcp_server.formats.lineage import source_records
-from mcp_server.formats.provenance import Provenance, identify, write_model_card, write_provenance
+from mcp_server.formats.provenance import Provenance, digests_of, identify, write_model_card, write_provenance
 from mcp_server.formats.recipe import parse_ref, read_recipe
 
 
@@ -166,6 +166,7 @@ def write_record(request: Request, plan: MergePlan, measured: dict[str, Any], *,
         seed=measured["seed"],
         sources=sources,
         output=identify(request.folder, request.hashing),
+        digests=digests_of(request.folder, measured.get("digests")),
         landed={names.get(ref, ref): share for ref, share in measured["landed"].items()},
         rounding_loss={names.get(ref, ref): share for ref, share in measured["rounding_loss"].items()},
         nonfinite={names.get(ref, ref): count for ref, count in measured["nonfinite"].items()},

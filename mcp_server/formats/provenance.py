@@ -32,6 +32,7 @@ PROVENANCE_FILE: Final = "merge_provenance.json"
 RECIPE_FILE: Final = "mergekit_config.yml"
 CARD_FILE: Final = "README.md"
 _CONFIGS: Final = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
+_NOT_DIGESTED: Final = frozenset({PROVENANCE_FILE, RECIPE_FILE, CARD_FILE})
 _BLOCK: Final = 1 << 22
 _LEFT_BEHIND: Final = frozenset(
     {
@@ -82,7 +83,7 @@ class Digests(Frozen):
     """What was written, as it was written: made while the bytes were in memory, before they went to disk."""
 
     tensors: dict[str, TensorDigest] = Field(default_factory=dict, description="tensor name → digest of its stored bytes")
-    files: dict[str, str] = Field(default_factory=dict, description="file name → SHA-256 of a file that holds no weights")
+    files: dict[str, str] = Field(default_factory=dict, description="file → SHA-256; weight files only where tensors have none")
 
 
 class Provenance(Frozen):
@@ -125,6 +126,37 @@ def identify(folder: Path, hash: Literal["headers", "full"] = "headers") -> Iden
     files.sort(key=lambda f: f.name)
     digest = hashlib.sha256("\n".join(f"{f.name} {f.bytes} {f.sha256}" for f in files).encode()).hexdigest()
     return Identity(hash=hash, sha256=digest, files=files)
+
+
+def digests_of(folder: Path, tensors: dict[str, dict[str, Any] | None] | None = None) -> Digests:
+    """What a folder holds now. `tensors` were digested while they were written; without them every weight file is read once.
+
+    The record, the recipe and the card beside it, which are written last, are left out.
+    """
+    known = {name: TensorDigest.model_validate(found) for name, found in (tensors or {}).items() if found}
+    whole = not known
+    files = {
+        path.name: _file(path, "full").sha256
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name not in _NOT_DIGESTED and (whole or path.suffix != ".safetensors")
+    }
+    return Digests(tensors=known, files=files)
+
+
+def tensor_digest(file: Path, offset: int, nbytes: int, chunk_bytes: int) -> str:
+    """`TensorDigest.sha256` of bytes as they are stored now."""
+    pieces = []
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(offset)
+        while nbytes > 0 and (piece := stream.read(min(chunk_bytes, nbytes))):
+            pieces.append(hashlib.sha256(piece).digest())
+            nbytes -= len(piece)
+    return hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return _file(path, "full").sha256
 
 
 def _file(path: Path, hash: Literal["headers", "full"]) -> FileIdentity:

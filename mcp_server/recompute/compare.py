@@ -70,11 +70,11 @@ class Tally:
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("me", "ee", "mm", "mc", "cc", "rc", "vv", "mmc"), 0.0))
     kept: list[tuple[int, Array, Array]] = field(default_factory=list)
 
-    def add(self, first: int, block: Block, stored: Array, adapters: float) -> None:
-        """Compare rows from `first` on."""
+    def add(self, first: int, block: Block, stored: Array, adapters: float, slack: Array | float = 0.0) -> None:
+        """Compare rows from `first` on; `slack` is what the stored form itself cannot hold."""
         import numpy as np
 
-        expected, limit = block.expected, allowed(block, self.precision, adapters)
+        expected, limit = block.expected, allowed(block, self.precision, adapters) + slack
         bad = ~(np.abs(stored - expected) <= limit) & ~_same_oddity(stored, expected)
         if bad.any() and block.otherwise is not None:
             for other in block.otherwise():
@@ -209,5 +209,7 @@ def _scaled(tally: Tally) -> str:
     if sums["ee"] and sums["mm"]:
         factor = sums["me"] / sums["ee"]
         if 1 - sums["me"] ** 2 / (sums["ee"] * sums["mm"]) < 1e-4 and abs(factor - 1) > 1e-3:
+            if abs(factor + 1) < 1e-3:
+                return "has the opposite sign of what the recipe makes"
             return f"has the wrong scale: {factor:.3g} times what the recipe makes"
     return ""

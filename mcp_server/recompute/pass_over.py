@@ -139,13 +139,14 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
     untouched = made.base is not None
     for span in spans(made.shape, full=full):
         block = compute(span)
+        slack: Any = 0.0
         if merge.is_adapter:
-            values = _adapter_rows(merge, made, block, span)
+            values, slack = _adapter_rows(merge, made, block, span)
             squares[0] += float(((values - block.expected) ** 2).sum())
             squares[1] += float(((block.expected - block.base) ** 2).sum()) if block.base is not None else 0.0
         else:
             values = read_rows(stored, *span)
-        tally.add(span[0], block, values, folded)
+        tally.add(span[0], block, values, folded, slack)
         _land(merge, made, block, values, found)
         untouched = untouched and not any(delta.any() for delta in block.deltas)
     found.compared += 1
@@ -156,11 +157,14 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         found.untouched.append(wrong)
 
 
-def _adapter_rows(merge: Merge, made: Made, block: Block, span: tuple[int, int]) -> Any:
+def _adapter_rows(merge: Merge, made: Made, block: Block, span: tuple[int, int]) -> tuple[Any, Any]:
+    """(the base's rows as the output adapter makes them, what rounding its factors to their dtype can move)."""
     assert merge.adapter is not None
     if block.base is None:
         raise CannotCompute("an adapter's change needs a base to be measured from")
-    return adapted_rows(merge.adapter, made.name, made.shape, block.base, span)[0]
+    rows, terms = adapted_rows(merge.adapter, made.name, made.shape, block.base, span)
+    coarsest = min((MANTISSA[t.dtype] for t in merge.tensors.values() if is_float(t.dtype)), default=23)
+    return rows, terms * 2.0 ** (1 - coarsest)
 
 
 def _precision(merge: Merge, stored: StoredTensor, made: Made) -> Precision:

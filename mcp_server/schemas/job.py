@@ -107,7 +107,8 @@ class VerifyRequest(JobRequest):
     full: bool = Field(default=False, description="read every weight again and trust no provenance")
     recipe: Annotated[str | None, Names.FILE] = Field(default=None, description="a file, when the folder does not hold its own")
     load: bool = Field(default=True, description="also load it and generate")
-    base: ModelName | None = Field(default=None, description="of an adapter, when its config does not name it")
+    base: ModelName | None = Field(default=None, description="where the base is, when recipe and record do not say")
+    sources: list[ModelName] = Field(default_factory=list, description="the same for the sources, in the recipe's order")
     threads: int | None = Field(default=None, ge=1)
 
 

@@ -32,7 +32,7 @@ def main(job: Job) -> Verification:
     wanted = job.request(VerifyRequest)
     out = Path(wanted.out)
     job.progress("headers and weights", 0, 2, unit="steps")
-    found = verify(out, full=wanted.full, recipe=_recipe_text(wanted.recipe))
+    found = verify(out, full=wanted.full, recipe=_recipe_text(wanted.recipe), base=wanted.base, sources=wanted.sources)
     if found.verdict != "unreadable" and wanted.load:
         job.progress("load and generate", 1, 2, unit="steps")
         found = with_check(found, _loads(out, wanted.base, job))

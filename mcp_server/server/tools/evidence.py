@@ -29,18 +29,25 @@ def tools() -> list[CheckedTool]:
 
 def verify_merge(
     out: Out,
-    full: Annotated[bool, Field(description="Read every weight again and trust no provenance.")] = False,
+    full: Annotated[bool, Field(description="Compute every value again, not a sample of each tensor.")] = False,
     recipe: Annotated[Recipe | None, Field(description="Path of the recipe, when the folder does not hold its own.")] = None,
+    base: Annotated[Ref | None, Field(description="The base, for a merge from elsewhere or a base that was moved.")] = None,
+    sources: Annotated[
+        list[Ref] | None,
+        Field(max_length=12, description="The sources, in the recipe's order: models, BASE+ADAPTER, or adapters of `base`."),
+    ] = None,
 ) -> JobStatus:
-    """Start a job that checks whether a merged model is what its recipe says: structure, finite weights, how far each
-    source's delta landed, what rounding lost, that it loads and generates. Its verdict is verified, failed, unreadable or
-    inconclusive. Follow it with merge_status.
+    """Start a job that checks whether a merged model, made here or elsewhere, is what its recipe says: every tensor is
+    computed again from the sources, and what differs is named; then structure, finite weights, what rounding lost, and that
+    it loads. Its verdict is verified, failed, unreadable or inconclusive. Follow it with merge_status.
     """
     access = Access.now()
     request = VerifyRequest(
         out=str(access.existing_folder(out)),
         full=full,
         recipe=str(access.file(recipe, "recipe")) if recipe is not None else None,
+        base=access.ref(base) if base is not None else None,
+        sources=[access.ref(ref) for ref in sources or []],
     )
     return jobs.start(request, policy=access.policy)
 

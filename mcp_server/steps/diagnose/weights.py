@@ -15,7 +15,7 @@ VOCABULARY: Final = re.compile(r"^(tokenizer\.json|tokenizer\.model|vocab\.json|
 WHOLE: Final = 1.2
 """Share of a source's change in the result above which another source must have added the same."""
 MAPPED: Final = frozenset(
-    {"provenance", "sources_unchanged", "tokenizer", "chat_template", "finite", "not_empty", "recomputed", "loads"}
+    {"provenance", "digests", "sources_unchanged", "tokenizer", "chat_template", "finite", "not_empty", "recomputed", "loads"}
 )
 """Checks of a verification that have a cause of their own here."""
 
@@ -115,7 +115,7 @@ def _changed(known: Known) -> Iterator[Cause]:
     weights = [name for name in known.changed_files if name.endswith(".safetensors")]
     explained = known.observed.damaged or any(share > threshold("rounding_loss") for share in known.rounding_loss.values())
     explained = explained or any(failed(known, name) for name in ("finite", "not_empty"))
-    differs = None if explained else failed(known, "recomputed")
+    differs = None if explained else failed(known, "recomputed") or failed(known, "digests")
     if weights or differs:
         yield Cause(
             code="weights_changed",

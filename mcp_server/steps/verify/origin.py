@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.provenance import Identity, SourceRecord, identify
+from mcp_server.formats.provenance import Digests, Identity, SourceRecord, file_digest, identify, tensor_digest
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.recompute.merge import Merge
 from mcp_server.schemas.evidence import Check
 
+_QUICK_BYTES = 2 << 30
+_SHOWN = 12
 
-def checks(merge: Merge) -> Iterator[Check]:
+
+def checks(merge: Merge, *, full: bool) -> Iterator[Check]:
     record = merge.provenance
     if record is None:
         if merge.recipe is not None:
@@ -28,6 +31,8 @@ def checks(merge: Merge) -> Iterator[Check]:
         yield Check(name="provenance", passed=None, detail="the record has no identity of the output; --full reads the weights")
     else:
         yield _compare("provenance", "the output", merge.folder, record.output)
+    if record.digests is not None:
+        yield _digests(merge, record.digests, full=full)
     folders = {source.name: _folder(source) for source in record.sources if source.identity is not None}
     absent = [name for name, folder in folders.items() if not folder.is_dir()]
     if changed := changed_sources(merge):
@@ -40,6 +45,27 @@ def checks(merge: Merge) -> Iterator[Check]:
         yield Check(name="sources_unchanged", passed=True, detail=f"{', '.join(absent)} not here; the others are as recorded")
     else:
         yield Check(name="sources_unchanged", passed=True, detail=f"{len(record.sources)} sources, as recorded")
+
+
+def _digests(merge: Merge, recorded: Digests, *, full: bool) -> Check:
+    """What is stored now against what was written; when not `full`, tensors of two gibibytes in all, spread over the model."""
+    changed = [name for name, sha256 in recorded.files.items() if _digest(merge.folder / name) != sha256]
+    chosen = [name for name in recorded.tensors if name in merge.tensors]
+    total = sum(merge.tensors[name].nbytes for name in chosen)
+    step = 1 if full else max(1, -(-total // _QUICK_BYTES))
+    for name in chosen[::step]:
+        tensor, digest = merge.tensors[name], recorded.tensors[name]
+        if tensor_digest(tensor.file, tensor.offset, tensor.nbytes, digest.chunk_bytes) != digest.sha256:
+            changed.append(name)
+    if changed:
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        return Check(name="digests", passed=False, detail=f"changed since the merge: {', '.join(changed[:_SHOWN])}{more}")
+    how = f"{len(chosen[::step])} of {len(recorded.tensors)} tensors and {len(recorded.files)} files"
+    return Check(name="digests", passed=True, detail=f"{how} have the digests (SHA-256) that were recorded as they were written")
+
+
+def _digest(path: Path) -> str | None:
+    return file_digest(path) if path.is_file() else None
 
 
 def changed_sources(merge: Merge, *, touched: bool = False) -> list[str]:

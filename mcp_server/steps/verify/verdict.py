@@ -41,7 +41,7 @@ def verify(
         *structure.checks(merge),
         *agreement.checks(merge, full=full),
         *values.checks(merge, full=full),
-        *origin.checks(merge),
+        *origin.checks(merge, full=full),
     ]
     landed = landing.measure(merge, full=full)
     checks += landed.checks
