@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mcp_server.cli.console import Json, emit
+from mcp_server.cli.console import Json, emit, say
 from mcp_server.errors import BadInput, Malformed, NotFound, OutputExists, did_you_mean
 from mcp_server.jobs.ask import ask_planner
 from mcp_server.schemas.validation import Finding, Validation
@@ -91,16 +91,16 @@ def replace_keeping(recipe: Path, old: str, new: str) -> None:
 def show(found: Validation, name: str, text: str) -> None:
     """Each finding with its place and what to do, then the diff, the verdict last."""
     for finding in found.findings:
-        print(f"{name}{_place(finding)}: {finding.severity} {finding.code}: {finding.message}")
+        say(f"{name}{_place(finding)}: {finding.severity} {finding.code}: {finding.message}\n")
         if finding.fix:
-            print(f"    fix: {finding.fix}")
+            say(f"    fix: {finding.fix}\n")
     if found.fixed_recipe is not None:
         old, new = (part.splitlines(keepends=True) for part in (text, found.fixed_recipe))
         for line in difflib.unified_diff(old, new, fromfile=name, tofile=f"{name} (corrected)"):
-            print(line.rstrip("\r\n"))
+            say(line.rstrip("\r\n") + "\n")
     for change in found.changes:
-        print(f"changed: {change}")
-    print(f"{'valid' if found.ok else 'invalid'} (checked as far as: {found.level})")
+        say(f"changed: {change}\n")
+    say(f"{'valid' if found.ok else 'invalid'} (checked as far as: {found.level})\n")
 
 
 def _place(finding: Finding) -> str:
@@ -109,9 +109,9 @@ def _place(finding: Finding) -> str:
 
 
 def show_rule(rule: LintRule) -> None:
-    print(f"{rule.code} {rule.title} ({rule.severity})")
-    print(f"\n{rule.what}\n")
+    say(f"{rule.code} {rule.title} ({rule.severity})\n")
+    say(f"\n{rule.what}\n\n")
     for label, said in (("why", rule.why), ("example", rule.example), ("fix", rule.fix)):
-        print(f"{label}: {said}")
+        say(f"{label}: {said}\n")
     if rule.fixable:
-        print("validate --fix corrects it.")
+        say("validate --fix corrects it.\n")

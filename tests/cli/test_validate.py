@@ -60,3 +60,9 @@ def test_a_code_is_explained_in_any_case_and_a_wrong_one_named(capsys: pytest.Ca
     assert capsys.readouterr().out.startswith("MM207 Value outside its legal range (error)\n")
     assert run(["validate", "--explain", "MM999", "--json"]) == 2
     assert run(["validate"]) == 2
+
+
+def test_control_characters_of_a_recipe_do_not_reach_the_terminal(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text('merge_method: tise\nbase_model: "o/\\e[31mb"\nmodels:\n  - model: "o/\\e[2Ja"\n', encoding="utf-8")
+    run(["validate", "recipe.yml", "--fix"])
+    assert "\x1b" not in capsys.readouterr().out
