@@ -91,6 +91,7 @@ def write_lora(
     rank: int = 2,
     targets: tuple[str, ...] = ("self_attn.q_proj", "mlp.down_proj"),
     alpha: int = 4,
+    prefix: str = "model.",
     **config: Any,
 ) -> Path:
     """A LoRA adapter of zeros on the given modules of every layer."""
@@ -100,7 +101,7 @@ def write_lora(
     for n in range(layers):
         for target in targets:
             rows, columns = dims[f"model.layers.{n}.{target}.weight"]
-            stem = f"base_model.model.model.layers.{n}.{target}"
+            stem = f"base_model.model.{prefix}layers.{n}.{target}"
             tensors[f"{stem}.lora_A.weight"] = ("F32", [rank, columns], bytes(4 * rank * columns))
             tensors[f"{stem}.lora_B.weight"] = ("F32", [rows, rank], bytes(4 * rank * rows))
     write_safetensors(folder / "adapter_model.safetensors", tensors)

@@ -127,6 +127,12 @@ def _check(plan: MergePlan) -> None:
             "a gradient runs over the base's layers, and the base is not here, so their number is not known",
             "give the base, or single numbers",
         )
+    for ref, source in plan.sources.items():
+        for name, change in source.adapter.changes.items() if source.adapter else ():
+            if change.updates and change.low_rank is None:
+                raise Unsupported(f"{ref} changes {name} by more than one plain low-rank product", _WAY_ROUND)
+        if source.adapter and (source.adapter.untied or source.adapter.vocabulary is not None):
+            raise Unsupported(f"{ref} unties the head of its base or resizes its vocabulary", _WAY_ROUND)
     if recipe.method == "linear":
         for tensor in (tensor for tensor in plan.tensors if tensor.how == "merged"):
             total = sum(values["weight"] for values in tensor.per_source)

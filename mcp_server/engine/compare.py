@@ -122,7 +122,7 @@ def _tensor(plan: TensorPlan, reader: Reader, pool: ThreadPool, sample: bool) ->
     tensor, sources = OpenTensor(plan, reader), len(plan.inputs) - 1
     sums = Sums.zero(sources)
     need = [tensor.needs_reference(i) for i in range(sources)]
-    if not any(need) and not any(entry.low_rank for entry in tensor.deltas):
+    if not any(need) and not any(entry.updates for entry in tensor.deltas):
         sums.elements = plan.count
         return sums
     rows = [replace(b, rows=max(1, b.rows // SAMPLE_ONE_IN)) for b in tensor.blocks]

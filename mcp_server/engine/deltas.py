@@ -7,7 +7,6 @@ need not even be read. Without a reference the "delta" is the source's own value
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,31 +17,13 @@ from mcp_server.engine.plan import TensorPlan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.sources import Input
 from mcp_server.engine.thread_pool import Workspace
-from mcp_server.formats.lora import LowRank
+from mcp_server.engine.updates import OpenUpdates
 
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Factors:
-    """B (scaled) and A of one low-rank update, in memory, arranged so that a block of rows is `left[rows] @ right`."""
-
-    left: Array
-    right: Array
-
-    @classmethod
-    def read(cls, update: LowRank, reader: Reader) -> Factors:
-        a, b = reader.whole(update.a), reader.whole(update.b)
-        b *= np.float32(update.scale)
-        return cls(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)) if update.transposed else cls(b, a)
-
-    def rows_into(self, block: Block, out: Array) -> None:
-        """ΔW of the block's rows. The product's shape depends on the block alone, so its rounding does too."""
-        np.matmul(self.left[block.row : block.row + block.rows], self.right, out=out.reshape(block.rows, block.columns))
-
-
 class OpenTensor:
-    """A tensor plan with its low-rank factors loaded; shared by all threads, which bring their own workspaces."""
+    """A tensor plan with its adapters' tensors loaded; shared by all threads, which bring their own workspaces."""
 
     def __init__(self, plan: TensorPlan, reader: Reader, *, around_zero: bool = False) -> None:
         """`around_zero` takes zero for the reference and never reads it: only for low-rank deltas, which do not need it."""
@@ -51,25 +32,26 @@ class OpenTensor:
         self.reference = plan.reference
         self.deltas = [entry for i, entry in enumerate(plan.inputs) if i != plan.base]
         self.parameters = [values for i, values in enumerate(plan.per_source) if i != plan.base]
-        self._needs = [self._needs_reference(entry) for entry in self.deltas]
-        self._factors: dict[int, Factors] = {}
+        self._updates: dict[int, OpenUpdates] = {}
         for entry in (*self.deltas, *([self.reference] if self.reference else [])):
-            if entry.low_rank is not None:
-                self._factors[id(entry.low_rank)] = Factors.read(entry.low_rank, reader)
+            if entry.updates:
+                self._updates[id(entry)] = OpenUpdates(entry.updates, entry.stored, reader)
+        self._needs = [self._needs_reference(entry) for entry in self.deltas]
 
     def _needs_reference(self, entry: Input) -> bool:
         reference = self.reference
-        return reference is not None and (entry.stored != reference.stored or reference.low_rank is not None)
+        if reference is None:
+            return False
+        opened = self._updates.get(id(entry))
+        return entry.stored != reference.stored or bool(reference.updates) or (opened is not None and not opened.additive)
 
     def nonfinite_factors(self) -> dict[str, int]:
-        """Sources whose low-rank factors hold values that are not finite, and how many."""
+        """Sources whose adapters hold values that are not finite, and how many."""
         found = {}
         for entry in self.deltas:
-            if entry.low_rank is not None:
-                factors = self._factors[id(entry.low_rank)]
-                bad = sum(int(part.size - np.isfinite(part).sum()) for part in (factors.left, factors.right))
-                if bad:
-                    found[entry.source] = bad
+            opened = self._updates.get(id(entry))
+            if opened is not None and (bad := opened.nonfinite()):
+                found[entry.source] = bad
         return found
 
     def needs_reference(self, index: int) -> bool:
@@ -78,7 +60,7 @@ class OpenTensor:
 
     def untouched(self, index: int) -> bool:
         """Whether this source has the reference's very bytes: its delta is zero everywhere."""
-        return not self._needs[index] and self.reference is not None and self.deltas[index].low_rank is None
+        return not self._needs[index] and self.reference is not None and not self.deltas[index].updates
 
     def load_reference(self, workspace: Workspace, block: Block) -> Array:
         """The reference's block; empty when there is none."""
@@ -96,10 +78,10 @@ class OpenTensor:
         if self.untouched(index):
             out[:] = 0
             return 0
-        if self.reference is not None and self._needs[index] and entry.low_rank is None:
+        if self.reference is not None and self._needs[index] and not entry.updates:
             return self.reader.difference(entry.stored, block, workspace, reference, out)
         if self.reference is not None and not self._needs[index]:
-            self._factors[id(entry.low_rank)].rows_into(block, out)
+            self._updates[id(entry)].add_into(block, out)
         else:
             self._value(entry, workspace, block, out)
             if self.reference is not None:
@@ -130,10 +112,8 @@ class OpenTensor:
 
     def _value(self, entry: Input, workspace: Workspace, block: Block, out: Array) -> Array:
         self.reader.values(entry.stored, block, workspace, out)
-        if entry.low_rank is not None:
-            update = workspace.take("update", block.count)
-            self._factors[id(entry.low_rank)].rows_into(block, update)
-            np.add(out, update, out=out)
+        if entry.updates:
+            self._updates[id(entry)].apply(block, out, workspace)
         return out
 
     def close(self) -> None:

@@ -91,7 +91,7 @@ def shape_of(plan: MergePlan, threads: int) -> MergeShape:
         largest=max((tensor.count for tensor in tensors), default=1),
         factors=max(
             (
-                sum(entry.low_rank.a.count + entry.low_rank.b.count for entry in tensor.inputs if entry.low_rank)
+                sum(part.count for entry in tensor.inputs for update in entry.updates for part in update.parts)
                 for tensor in tensors
             ),
             default=0,

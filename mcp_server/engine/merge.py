@@ -164,7 +164,7 @@ class _Run:
         merge_block = weighted(0.0, [1.0]) if plan.how == "kept" else prepare(method, tensor, self.pool, self.seed)
         stored = STORED[plan.dtype]
         known = tensor.reference
-        same_grid = known is not None and known.stored.dtype == stored and not known.stored.packed and not known.low_rank
+        same_grid = known is not None and known.stored.dtype == stored and not known.stored.packed and not known.updates
 
         def work(workspace: Workspace, block: Block) -> tuple[list[list[float]], dict[str, int], bytes]:
             reference, deltas, bad = tensor.load_checked(workspace, block)

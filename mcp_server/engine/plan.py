@@ -335,6 +335,8 @@ class _Planner:
 
     def warnings(self, tensors: tuple[TensorPlan, ...]) -> Iterator[str]:
         """What the plan does that the recipe does not say, and what the recipe says that nothing reads."""
+        for source in self.sources.values():
+            yield from source.adapter.notes if source.adapter else ()
         yield from matching.kept_warnings(self.donor.ref, [tensor.name for tensor in tensors if tensor.how == "kept"])
         wide = {
             entry.source for tensor in tensors if tensor.how == "merged" for entry in tensor.inputs if entry.stored.dtype == "F64"
@@ -359,6 +361,6 @@ def _reference(inputs: list[Input], base: int | None, signature: Signature) -> I
     if base is not None:
         return inputs[base]
     stored = {(entry.stored.file, entry.stored.offset) for entry in inputs}
-    if signature.base == "ignored" and len(stored) == 1 and any(entry.low_rank for entry in inputs):
+    if signature.base == "ignored" and len(stored) == 1 and any(entry.updates for entry in inputs):
         return Input("shared base", inputs[0].stored)
     return None

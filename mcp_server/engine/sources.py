@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from mcp_server.engine.recipe import Recipe
 from mcp_server.errors import Incompatible, NotFound
 from mcp_server.formats import tensor_names
+from mcp_server.formats.absent_base import base_of_adapters
 from mcp_server.formats.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from mcp_server.formats.identity import text_section
-from mcp_server.formats.lora import Adapter, LowRank, base_of_adapters, open_adapter
+from mcp_server.formats.lora import Adapter, open_adapter
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.tied import tied
+from mcp_server.formats.updates import Change, LowRank, Update
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One source's version of a tensor: stored bytes, plus a low-rank update if the source is base+adapter."""
+    """One source's version of a tensor: stored bytes, plus an adapter's updates if the source is base+adapter."""
 
     source: str
     stored: StoredTensor
-    low_rank: LowRank | None = None
+    updates: tuple[Update, ...] = ()
+
+    @property
+    def low_rank(self) -> LowRank | None:
+        """The update, if it is one plain low-rank product."""
+        return Change(None, self.updates).low_rank
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Source:
                 return None
             own, stored = candidate, self.checkpoint.tensors[candidate]
         change = self.adapter.changes.get(own) if self.adapter else None
-        return Input(self.ref, change.replacement or stored, change.low_rank) if change else Input(self.ref, stored)
+        return Input(self.ref, change.replacement or stored, change.updates) if change else Input(self.ref, stored)
 
     def _tied_to(self, name: str) -> str | None:
         """The stored tensor that stands for an absent one because the model ties them: a head, or a second embedding."""
@@ -121,7 +128,8 @@ def open_sources(recipe: Recipe, *, base_may_be_absent: bool = False) -> dict[Mo
         if ref.base_ref not in checkpoints:
             checkpoints[ref.base_ref] = _open_base(recipe, ref.base_ref) if base_may_be_absent else open_checkpoint(ref.base_ref)
         base = checkpoints[ref.base_ref]
-        sources[ref] = Source(str(ref), base, open_adapter(ref.adapter_ref, base.tensors) if ref.adapter_ref else None)
+        adapter = open_adapter(ref.adapter_ref, base.tensors, base.config) if ref.adapter_ref else None
+        sources[ref] = Source(str(ref), with_adapter(base, adapter) if adapter else base, adapter)
     return sources
 
 
@@ -133,3 +141,11 @@ def _open_base(recipe: Recipe, base: str) -> Checkpoint:
         if not adapters:
             raise
         return Checkpoint(Path(base), {}, base_of_adapters(adapters), {})
+
+
+def with_adapter(base: Checkpoint, adapter: Adapter) -> Checkpoint:
+    """The base as the adapter needs it: with a head of its own where it is untied, and a config that says so."""
+    if not adapter.added and not adapter.untied and adapter.vocabulary is None:
+        return base
+    added = {name: base.tensors[start] for name, start in adapter.added.items()}
+    return replace(base, tensors=base.tensors | added, config=adapter.config_of(base.config))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import NotAModel, NotFound, Unsupported
-from mcp_server.formats.adapter import describe_adapter
+from mcp_server.formats.adapter_info import describe_adapter
 from mcp_server.formats.folder import FolderKind, adapter_config, classify
 from mcp_server.formats.identity import architecture_hash, architecture_name, chat_template_hash, config_field, tokenizer_hash
 from mcp_server.formats.licence import read_licence

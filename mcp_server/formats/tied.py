@@ -19,7 +19,7 @@ def tied(config: dict[str, Any]) -> bool | None:
             return flag
     for part in parts:
         kind = part.get("model_type")
-        if kind in TIED or kind in UNTIED:
+        if isinstance(kind, str) and (kind in TIED or kind in UNTIED):
             return kind in TIED
     return None
 

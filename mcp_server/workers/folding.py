@@ -23,13 +23,14 @@ import numpy as np
 
 from mcp_server.engine.blocks import split
 from mcp_server.engine.codecs import encode
-from mcp_server.engine.deltas import Factors
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.thread_pool import Workspace
+from mcp_server.engine.updates import OpenUpdates
 from mcp_server.errors import DiskFull, Unsupported
 from mcp_server.formats.checkpoint import ITEM_BYTES, Checkpoint, StoredTensor, open_checkpoint
 from mcp_server.formats.identity import TOKENIZER_FILES
-from mcp_server.formats.lora import Change, open_adapter
+from mcp_server.formats.lora import open_adapter
+from mcp_server.formats.updates import Change
 from mcp_server.system import paths
 from mcp_server.system.files import private_folder, scratch_folder, sync_tree, write_json
 from mcp_server.system.hashes import file_sha256
@@ -47,7 +48,13 @@ def folded(base: str, adapter: str, report: Report) -> Path:
             f"{base} is quantised ({packed.kind}), and a folded copy keeps the base's own form",
             "use the stream engine, which unpacks it as it reads",
         )
-    changes = open_adapter(adapter, checkpoint.tensors)
+    changes = open_adapter(adapter, checkpoint.tensors, checkpoint.config)
+    if changes.untied or changes.vocabulary is not None:
+        raise Unsupported(
+            f"{adapter} {'unties the head of its base' if changes.untied else 'resizes the vocabulary'}, and a folded copy keeps "
+            "the base's own tensors",
+            "use the stream engine, which writes the head and the config that go with it",
+        )
     key = content_key([*checkpoint.headers, *changes.headers, changes.folder / "adapter_config.json"])
     target = paths.cache_dir() / "folded" / key[:32]
     if target.is_dir():
@@ -93,15 +100,13 @@ def _write(checkpoint: Checkpoint, changes: dict[str, Change], partial: Path, re
 
 def _patch(stored: StoredTensor, change: Change, reader: Reader, workspace: Workspace, out: int) -> None:
     """Replace and update one tensor in the copied file, at its own offset."""
-    factors = Factors.read(change.low_rank, reader) if change.low_rank else None
+    source = change.replacement or stored
+    updates = OpenUpdates(change.updates, source, reader)
     size = ITEM_BYTES[stored.dtype]
     for block in split(stored.shape):
         values = workspace.take("values", block.count)
-        reader.values(change.replacement or stored, block, workspace, values)
-        if factors is not None:
-            update = workspace.take("update", block.count)
-            factors.rows_into(block, update)
-            np.add(values, update, out=values)
+        reader.values(source, block, workspace, values)
+        updates.apply(block, values, workspace)
         raw = workspace.take("encoded", block.count * size, np.uint8)
         encode(values, stored.dtype, raw)
         os.pwrite(out, raw.tobytes(), stored.offset + block.start * size)

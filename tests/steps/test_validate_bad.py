@@ -43,7 +43,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     cache_model(cache, "org/too-many-words", layers=4, tokens=[*TOKENS, *(f"x{n}" for n in range(4))])
     write_lora(here / "lora", "org/base", layers=4)
     write_lora(here / "lora-of-wide", "org/base", layers=4, hidden=16)
-    write_lora(here / "dora", "org/base", layers=4, use_dora=True)
+    write_lora(here / "oft", "org/base", layers=4, peft_type="OFT")
+    write_lora(here / "prefixless", "org/base", layers=4, prefix="")
     write_model(here / "quantised", layers=4, dtype="U8", quantization_config={"quant_method": "hqq"})
     write_model(here / "here" / "model", layers=4, tokens=TOKENS)
     for name, file in (("pickle", "pytorch_model.bin"), ("gguf", "model.gguf"), ("empty", "notes.txt")):

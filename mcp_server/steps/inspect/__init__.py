@@ -1,6 +1,6 @@
 """Reading checkpoints from headers and JSON alone: what a source is, and whether sources fit each other."""
 
-from mcp_server.formats.adapter import describe_adapter, factors, misfits_of, module_rank
+from mcp_server.formats.adapter_info import describe_adapter, factors, module_rank
 from mcp_server.formats.source import Adapter, Checkpoint, inspect_source, locate, open_adapter, open_checkpoint
 from mcp_server.formats.tensors import StoredTensor, StoredTensors, read_tensors
 from mcp_server.steps.inspect.differences import inspect_models
@@ -15,7 +15,6 @@ __all__ = [
     "inspect_models",
     "inspect_source",
     "locate",
-    "misfits_of",
     "module_rank",
     "open_adapter",
     "open_checkpoint",

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from mcp_server.errors import NotFound
-from mcp_server.formats.adapter import misfits_of
+from mcp_server.errors import MergingError, NotFound
 from mcp_server.formats.behaviour import WHY, differing
 from mcp_server.formats.identity import token_ids
 from mcp_server.formats.licence import licence_notes
-from mcp_server.formats.source import inspect_source, open_adapter, open_checkpoint
+from mcp_server.formats.lora import open_adapter
+from mcp_server.formats.source import inspect_source, open_checkpoint
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.inspect import Difference, Inspection, SourceInfo
 from mcp_server.steps.inspect.bases import base_differences, unrelated_weights
@@ -197,10 +197,11 @@ def _misfits(models: list[SourceInfo], base: SourceInfo | None) -> list[Differen
     values = {}
     for source in models:
         if source.kind == "lora" and source.path:
-            adapter = open_adapter(source.path)
-            if misfits := misfits_of(adapter.stored.tensors, target.tensors, tied=target.tied):
-                values[source.ref] = "; ".join(misfits[:SHOWN])
-    why = f"the adapter was trained on a model of another shape than {base.ref}"
+            try:
+                open_adapter(source.path, target.tensors, target.config)
+            except MergingError as refused:
+                values[source.ref] = refused.message
+    why = f"the adapter cannot be merged into {base.ref}"
     return [Difference(field="adapter_shape", values=values, meaning="fatal", why=why)] if values else []
 
 

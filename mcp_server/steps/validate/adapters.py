@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcp_server.errors import Malformed, NotAModel
+from mcp_server.errors import Incompatible, Malformed, MergingError, NotAModel, Unsupported
+from mcp_server.formats.adapter_kinds import refuse_unsupported
+from mcp_server.formats.lora import Adapter as Merged
+from mcp_server.formats.lora import open_adapter as merged_adapter
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.refs import resolve_ref
-from mcp_server.steps.inspect import Adapter, Checkpoint, misfits_of
+from mcp_server.steps.inspect import Adapter, Checkpoint
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.registry import Found, check
-
-SHOWN = 3
 
 
 @check("MM401")
@@ -35,28 +36,12 @@ def adapter_of_this_base(context: Context) -> Iterator[Found]:
 
 @check("MM403")
 def adapter_fits(context: Context) -> Iterator[Found]:
-    for where, _, adapter, model in _pairs(context):
-        if model and (misfits := misfits_of(adapter.stored.tensors, model.tensors, tied=model.tied)):
-            more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
-            yield Found(f"{adapter.ref} does not fit {model.ref}: {'; '.join(misfits[:SHOWN])}{more}", where)
+    yield from _refused(context, Incompatible)
 
 
 @check("MM404")
-def plain_lora(context: Context) -> Iterator[Found]:
-    for where, _, adapter, _ in _pairs(context):
-        info = adapter.info
-        extra = [
-            text
-            for text, true in (
-                (f"PEFT type {info.peft_type}", info.peft_type.upper() != "LORA"),
-                ("DoRA", info.dora),
-                (f"whole modules {', '.join(info.modules_to_save)}", bool(info.modules_to_save)),
-                (f"bias {adapter.config.get('bias')}", adapter.config.get("bias") not in (None, "none")),
-            )
-            if true
-        ]
-        if extra:
-            yield Found(f"{adapter.ref} is more than plain LoRA: {', '.join(extra)}", where)
+def adapter_can_be_merged(context: Context) -> Iterator[Found]:
+    yield from _refused(context, Unsupported)
 
 
 @check("MM405")
@@ -67,8 +52,20 @@ def parts_are_in_order(context: Context) -> Iterator[Found]:
         base, adapter = context.probe(ref), context.probe_adapter(ref.adapter_ref)
         if isinstance(adapter, (NotAModel, Malformed)):
             yield Found(adapter.message, where, adapter.next_step)
+        elif isinstance(adapter, Adapter) and isinstance(base, Checkpoint):
+            refused = read_on(adapter, base)
+            if isinstance(refused, (NotAModel, Malformed)):
+                yield Found(refused.message, where, refused.next_step)
         if isinstance(base, NotAModel) and base.details.get("kind") == "lora":
             yield Found(f"{ref.base_ref} is a LoRA adapter; the part before '+' is the full model", where, "write BASE+ADAPTER")
+
+
+@check("MM406")
+def adapter_is_read_with_care(context: Context) -> Iterator[Found]:
+    for where, _, adapter, model in _pairs(context):
+        found = read_on(adapter, model) if model else None
+        for note in found.notes if isinstance(found, Merged) else ():
+            yield Found(note, where)
 
 
 @check("MM408")
@@ -89,6 +86,31 @@ def base_for(context: Context, ref: ModelRef) -> str | None:
             return recipe_base.base_ref
     adapter = context.probe_adapter(ref.base_ref)
     return adapter.info.base if isinstance(adapter, Adapter) else None
+
+
+def read_on(adapter: Adapter, model: Checkpoint) -> Merged | MergingError:
+    """The adapter as a merge reads it, or the refusal that a merge would end with."""
+    try:
+        return merged_adapter(str(adapter.folder), model.tensors, model.config)
+    except MergingError as error:
+        return error
+
+
+def _refused(context: Context, kind: type[MergingError]) -> Iterator[Found]:
+    """What the reader of adapters refuses, in its own words."""
+    for where, _, adapter, model in _pairs(context):
+        found = read_on(adapter, model) if model else _alone(adapter)
+        if isinstance(found, kind):
+            yield Found(found.message, where, found.next_step)
+
+
+def _alone(adapter: Adapter) -> MergingError | None:
+    """What can be told of an adapter whose base is not here."""
+    try:
+        refuse_unsupported(str(adapter.folder), adapter.config)
+    except MergingError as error:
+        return error
+    return None
 
 
 def _pairs(context: Context) -> Iterator[tuple[str, ModelRef, Adapter, Checkpoint | None]]:

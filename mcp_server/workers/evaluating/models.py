@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import BadInput, DoesNotFit, NotAModel
+from mcp_server.errors import BadInput, DoesNotFit, NotAModel, Unsupported
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.system.machine import available_bytes, gib, multiplies_bfloat16
 
@@ -102,30 +102,26 @@ def fold(model: Any, ref: ModelRef) -> None:
     """Add the adapter to the model's weights in place. Raises our errors when it does not belong to the base."""
     import torch
 
+    from mcp_server.engine.reader import Reader
+    from mcp_server.engine.updates import adapted
     from mcp_server.formats.checkpoint import open_checkpoint
     from mcp_server.formats.lora import open_adapter
 
     checkpoint = open_checkpoint(str(ref.folder))
-    adapter = open_adapter(str(ref.adapter), checkpoint.tensors)
+    adapter = open_adapter(str(ref.adapter), checkpoint.tensors, checkpoint.config)
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    odd = sorted(set(adapter.changes) - set(parameters)) or (sorted(adapter.changes)[:1] if adapter.untied else [])
+    if odd:
+        raise Unsupported(
+            f"{ref.adapter} changes {odd[0]}, which the loaded model holds under another name or together with others",
+            "merge it with `model-merging merge` (passthrough of BASE+ADAPTER), then evaluate the merged model",
+        )
+    reader = Reader()
     with torch.no_grad():
         for name, change in adapter.changes.items():
             weight = parameters[name]
-            value = weight.float() if change.replacement is None else _read(change.replacement).float()
-            if (low := change.low_rank) is not None:
-                delta = low.scale * (_read(low.b).float() @ _read(low.a).float())
-                value = value + (delta.T if low.transposed else delta)
-            weight.copy_(value.to(weight.dtype))
-
-
-def _read(stored: Any) -> Any:
-    import torch
-
-    kinds = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-    with stored.file.open("rb") as file:
-        file.seek(stored.offset)
-        raw = bytearray(file.read(stored.nbytes))
-    return torch.frombuffer(raw, dtype=kinds[stored.dtype]).reshape(stored.shape)
+            weight.copy_(torch.from_numpy(adapted(checkpoint.tensors[name], change, reader)).to(weight.dtype))
+    reader.close()
 
 
 def use_threads(wanted: int | None) -> int:

@@ -7,22 +7,22 @@ from the weights; the config can be wrong about them and PEFT trusts the config,
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
+from mcp_server.formats.lora import KEY
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.schemas.inspect import AdapterInfo
 
-_FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?:embedding_)?(?P<part>[AB])(?:\.\w+)?(?:\.weight)?$")
-PREFIX = "base_model.model."
+_FACTORS = {"lora_A": "A", "lora_B": "B", "lora_embedding_A": "A", "lora_embedding_B": "B"}
 
 
 def factors(tensors: dict[str, StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
     """Module path in the base model → {'A': tensor, 'B': tensor}."""
     found: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in tensors.items():
-        if match := _FACTOR.match(name):
-            found.setdefault(match["module"], {})[match["part"]] = tensor
+        match = KEY.match(name.removeprefix("base_model.model."))
+        if match and match["part"] in _FACTORS:
+            found.setdefault(match["module"], {})[_FACTORS[match["part"]]] = tensor
     return found
 
 
@@ -52,22 +52,6 @@ def describe_adapter(config: dict[str, Any], tensors: dict[str, StoredTensor]) -
         dora=bool(config.get("use_dora")) or any("lora_magnitude_vector" in name for name in tensors),
         modules_to_save=_listed(saved),
     )
-
-
-def misfits_of(adapter: dict[str, StoredTensor], base: dict[str, StoredTensor], *, tied: bool = False) -> list[str]:
-    """Where an adapter's factors do not match a base: modules it lacks, other shapes, factors without a partner."""
-    misfits = []
-    for module, parts in factors(adapter).items():
-        weight = base.get(f"{module}.weight")
-        if weight is None and not (module == "lm_head" and tied):
-            misfits.append(f"the base has no {module}.weight")
-        elif module_rank(parts) is None:
-            misfits.append(f"{module} has no matching pair of factors")
-        elif weight is not None and len(weight.shape) == 2:
-            formed = (parts["B"].shape[0], parts["A"].shape[1])
-            if formed not in (weight.shape, weight.shape[::-1]):
-                misfits.append(f"{module} is {list(weight.shape)} in the base, the adapter changes {list(formed)}")
-    return misfits
 
 
 def _scale(config: dict[str, Any], alpha: float | None, ranks: list[int], rslora: bool) -> float | None:

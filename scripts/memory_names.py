@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Copy from the installed transformers what its classes do to tensor names on loading: memory_names.json.
+
+usage: memory_names.py [CLASS ...]      (all classes: about 5 minutes; a few: prints their facts as JSON)
+"""
+
+import json
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+warnings.simplefilter("ignore")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping  # noqa: E402
+from transformers.models.auto import modeling_auto  # noqa: E402
+from transformers.pytorch_utils import Conv1D  # noqa: E402
+
+TARGET = Path(__file__).resolve().parent.parent / "mcp_server" / "formats" / "memory_names.json"
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "depth", "encoder_layers", "decoder_layers", "n_layers")
+TASKS = (
+    "CAUSAL_LM",
+    "IMAGE_TEXT_TO_TEXT",
+    "MULTIMODAL_LM",
+    "SEQ_TO_SEQ_CAUSAL_LM",
+    "MASKED_LM",
+    "PRETRAINING",
+    "SPEECH_SEQ_2_SEQ",
+    "",
+    "SEQUENCE_CLASSIFICATION",
+    "TOKEN_CLASSIFICATION",
+    "AUDIO_CLASSIFICATION",
+    "IMAGE_CLASSIFICATION",
+    "CTC",
+)
+
+
+def classes() -> dict[str, str]:
+    """Class name → model_type, the classes that a checkpoint of a language model most often names first."""
+    found: dict[str, str] = {}
+    for task in TASKS:
+        table = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES" if task else "MODEL_MAPPING_NAMES", {})
+        for kind, names in table.items():
+            for name in names if isinstance(names, (list, tuple)) else (names,):
+                found.setdefault(name, kind)
+    return found
+
+
+def shrink(config: Any, depth: int = 0) -> None:
+    for key in DEPTHS:
+        if isinstance(getattr(config, key, None), int):
+            try:
+                setattr(config, key, 2)
+            except (AttributeError, TypeError, ValueError):  # a property without a setter, or one that is checked
+                continue
+    for value in list(vars(config).values()):
+        if hasattr(value, "to_dict") and depth < 3:
+            shrink(value, depth + 1)
+
+
+def on_meta(kind: Any) -> Any:
+    config = kind.config_class()
+    shrink(config)
+    try:
+        with torch.device("meta"):
+            return kind(config)
+    except Exception:  # noqa: BLE001 - some configs check their lists against the number of layers
+        with torch.device("meta"):
+            return kind(kind.config_class())
+
+
+def facts(name: str, model_type: str) -> dict[str, Any] | None:
+    """What one class does; of a class that cannot be made without more packages, the conversions registered for its name."""
+    kind = getattr(transformers, name, None)
+    try:
+        model = on_meta(kind)
+    except Exception:  # noqa: BLE001 - whatever it needs is not here
+        registered = get_checkpoint_conversion_mapping(name) or get_checkpoint_conversion_mapping(model_type)
+        return {"rules": [rule(r) for r in registered]} if registered else None
+    found: dict[str, Any] = {}
+    if rules := get_model_conversion_mapping(model, add_legacy=False):
+        found["rules"] = [rule(r) for r in rules]
+    if conv := sorted({layerless(n) for n, m in model.named_modules() if isinstance(m, Conv1D)}):
+        found["conv1d"] = conv
+    if turned := sorted({layerless(n) for n, m in model.named_modules() if getattr(m, "is_transposed", False) is True}):
+        found["transposed"] = turned
+    if isinstance(tied := getattr(model, "_tied_weights_keys", None), dict):
+        found["tied"] = {a: b for a, b in tied.items() if a.endswith("weight")}
+    return found
+
+
+def rule(transform: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "kind": type(transform).__name__,
+        "regex": transform.compiled_sources.pattern,
+        "to": transform.target_patterns,
+        "ops": [
+            [
+                type(op).__name__,
+                {k: v for k, v in vars(op).items() if k in ("dim", "dim0", "dim1", "check_dims") and v is not None},
+            ]
+            for op in getattr(transform, "operations", [])
+        ],
+    }
+    if transform.scope_prefix is not None:
+        found |= {"scope": transform.scope_prefix, "base": transform.base_model_prefix}
+    if hasattr(transform, "offset"):
+        found["offset"] = transform.offset
+    return found
+
+
+def layerless(name: str) -> str:
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1N", name)
+
+
+def table(every: dict[str, dict[str, Any]], kinds: dict[str, str]) -> dict[str, Any]:
+    """The file: each rule once, classes point to them by number."""
+    rules: dict[str, int] = {}
+    named: dict[str, Any] = {}
+    types: dict[str, str] = {}
+    for name, found in every.items():
+        entry = dict(found)
+        if "rules" in entry:
+            entry["rules"] = [rules.setdefault(json.dumps(r, sort_keys=True), len(rules)) for r in entry["rules"]]
+        named[name] = entry
+        types.setdefault(kinds[name], name)
+    return {
+        "source": f"transformers {transformers.__version__}",
+        "rules": [json.loads(text) for text in rules],
+        "classes": named,
+        "types": types,
+    }
+
+
+def main() -> int:
+    transformers.logging.set_verbosity_error()
+    kinds = classes()
+    chosen = sys.argv[1:] or list(kinds)
+    found = {name: made for name in chosen if (made := facts(name, kinds.get(name, ""))) is not None}
+    made = table(found, {name: kinds.get(name, name) for name in found})
+    if sys.argv[1:]:
+        print(json.dumps(made, indent=1))
+        return 0
+    lines = ",\n".join(json.dumps(r) for r in made["rules"])
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in made["classes"].items())
+    TARGET.write_text(
+        f'{{"source": {json.dumps(made["source"])},\n"rules": [\n{lines}\n],\n"classes": {{\n{rows}\n}},\n'
+        f'"types": {json.dumps(made["types"])}}}\n',
+        encoding="utf-8",
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
