@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from mcp_server import jobs as store
 from mcp_server.cli.console import Json, cell, emit, progress_of, say, size, stderr, table
@@ -21,6 +22,7 @@ EXIT_INTERRUPTED = 130
 
 def register(app: typer.Typer) -> None:
     app.command()(merge)
+    app.command()(extract)
     app.command("jobs")(list_jobs)
     for command in (status, logs, cancel, resume):
         app.command()(command)
@@ -108,6 +110,45 @@ def merge(
         emit(started, json, lambda: show_status(started))
         return 0
     ended = foreground(request, "merge", quiet=json)
+    code = finish(ended)
+    if ended.result is not None:
+        result = MergeResult.model_validate(ended.result)
+        emit(result, json, lambda: show_merge(result))
+    return code
+
+
+def extract(
+    base: Annotated[str, typer.Argument(help="the model that the fine-tune began from: a folder or a cached hub id")],
+    finetune: Annotated[str, typer.Argument(help="the full fine-tune, or a merge")],
+    out: Annotated[Path, typer.Argument(help="folder to write; must not exist")],
+    rank: Annotated[int, typer.Option(help="rank of the factors of every matrix")] = 64,
+    whole: Annotated[list[str] | None, typer.Option(help="store changed embeddings, norms or biases whole; repeat it")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32")] = "bfloat16",
+    threads: Annotated[int | None, typer.Option(help="worker threads; the result does not depend on them")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the output folder")] = False,
+    json: Json = False,
+) -> int:
+    """Write what a full fine-tune changed as a LoRA adapter: a truncated SVD of every matrix's change, with its error."""
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": base,
+        "models": [{"model": finetune, "parameters": {"weight": 1.0}}],
+        "dtype": dtype,
+    }
+    request = MergeRequest.of(
+        {
+            "recipe": yaml.safe_dump(recipe, sort_keys=False),
+            "recipe_folder": str(Path.cwd()),
+            "out": str(out.resolve()),
+            "output": "adapter",
+            "rank": rank,
+            "whole": whole or [],
+            "threads": threads,
+            "seed": 0,
+            "overwrite": overwrite,
+        }
+    )
+    ended = foreground(request, "extract", quiet=json)
     code = finish(ended)
     if ended.result is not None:
         result = MergeResult.model_validate(ended.result)

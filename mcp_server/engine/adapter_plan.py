@@ -1,15 +1,17 @@
-"""Which merges of adapters can be written as one adapter, and what goes into each of its matrices. Imports no numpy.
+"""Which merges can be written as one adapter, and what goes into each of its matrices. Imports no numpy.
 
 The base's weights are not read, and it need not be here: what an adapter adds does not depend on them. Biases and
 modules_to_save, which adapters store whole, are merged as in a model; only those may need the base's own tensor.
 
 Under linear and task_arithmetic the ranks of the sources add up and the result is exact. Other methods change single elements:
-the merged update has full rank, and a truncated SVD keeps as much of it as the chosen rank allows.
+the merged update has full rank, and a truncated SVD keeps as much of it as the chosen rank allows. So it is with full models
+among the sources: what they change in the matrices of their layers is approximated, and what else they change (embeddings, norms,
+biases) is stored whole where that is asked for, or left out and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -21,7 +23,8 @@ from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.sources import open_sources
 from mcp_server.errors import Malformed, Unsupported
 from mcp_server.formats.checkpoint import Checkpoint, StoredTensor
-from mcp_server.formats.recipe import Group
+from mcp_server.formats.recipe import Group, ModelRef
+from mcp_server.formats.tensor_names import is_before_layers, is_head, split_layer
 
 OVERSAMPLING = 8
 """Columns beyond the rank in which the SVD searches (Halko, Martinsson, Tropp 2011 advise 5 to 10)."""
@@ -29,6 +32,9 @@ POWER_ITERATIONS = 2
 PASSES = 2 * POWER_ITERATIONS + 2
 """How often the SVD forms the merged update: down and up for each iteration, and once each for the basis and the result."""
 _WAY_ROUND = "use --output model"
+WHOLE: Final = ("embeddings", "norms", "biases")
+CONV1D_MODELS: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+CONV1D_WEIGHTS: Final = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Module:
     rank: int
     transposed: bool
     embedding: bool
+    reads_base: bool = False
 
     @property
     def name(self) -> str:
@@ -70,13 +77,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """`dtype` is that of every tensor of the output, as torch names it."""
+    """`dtype` is that of every tensor of the output, as torch names it; `left_out`, what changes and is not in the output."""
 
     merge: MergePlan
     modules: tuple[Module, ...]
     saved: tuple[Saved, ...]
     exact: bool
     dtype: str
+    left_out: tuple[TensorPlan, ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors of the output, in the order in which they are written."""
@@ -86,38 +94,64 @@ class AdapterPlan:
         return found | {saved.key: saved.plan.shape for saved in self.saved}
 
 
-def plan_adapter(recipe_text: str, rank: int | None) -> AdapterPlan:
-    """Plan the adapter that stands for a recipe. `rank` is for methods that need an SVD; it is not read by the others.
+def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) -> AdapterPlan:
+    """Plan the adapter that stands for a recipe. `rank` is for methods and sources that need an SVD; others do not read it.
 
+    `whole` names the kinds of tensors (`WHOLE`) that the output stores as they are merged, where full models change them.
     Raises `Unsupported` when no adapter can stand for it, `Malformed` when a rank is needed and none is given.
     """
     recipe = parse_recipe(recipe_text)
     require_coverage(recipe)
     plan = make_plan(recipe, open_sources(recipe, base_may_be_absent=True))
-    _check(plan)
-    exact = strategy(recipe.method).adapter_space
+    full = next((ref for ref in recipe.refs if ref.adapter is None and ref != recipe.base), None)
+    _check(plan, full, rank)
+    exact = strategy(recipe.method).adapter_space and full is None
     if not exact and rank is None:
         raise Malformed(
             f"{recipe.method} does not keep updates low-rank, so an adapter needs a rank", "give --rank, for instance 64"
         )
-    whole = {tensor.name: tensor for tensor in plan.tensors if _replaced(plan, tensor)}
-    modules = tuple(
-        _module(plan, tensor, None if exact else rank)
-        for tensor in plan.tensors
-        if tensor.name not in whole and any(entry.low_rank for entry in tensor.inputs)
-    )
+    places: dict[str, list[TensorPlan]] = {"module": [], "whole": [], "left out": []}
+    for tensor in plan.tensors:
+        if tensor.how == "merged" and (place := _place(plan, tensor, whole)):
+            places[place].append(tensor)
+    modules = tuple(_module(plan, tensor, None if exact else rank) for tensor in places["module"])
     adapted = {module.name for module in modules}
-    saved = tuple(_saved(plan, tensor, adapted) for tensor in whole.values())
-    return AdapterPlan(plan, modules, saved, exact, recipe.out_dtype or recipe.dtype or "float32")
+    saved = tuple(_saved(plan, tensor, adapted) for tensor in places["whole"])
+    dtype = recipe.out_dtype or recipe.dtype or "float32"
+    return AdapterPlan(plan, modules, saved, exact, dtype, tuple(places["left out"]))
 
 
-def _check(plan: MergePlan) -> None:
-    """Only adapters of one base, in a way that keeps the base as it is."""
+def _place(plan: MergePlan, tensor: TensorPlan, whole: Sequence[str]) -> str | None:
+    """Where a tensor's change goes: into factors, stored whole, or left out; None when no source changes it."""
+    if any(s.adapter and (c := s.adapter.changes.get(tensor.name)) and c.replacement for s in plan.sources.values()):
+        return "whole"
+    own = _base(plan).tensors.get(tensor.name)
+    if all(entry.stored == own for entry in tensor.inputs):
+        return "module" if any(entry.low_rank for entry in tensor.inputs) else None
+    in_layer = split_layer(tensor.name) is not None or is_head(tensor.name)
+    if in_layer and len(tensor.shape) == 2 and tensor.name.endswith(".weight"):
+        return "module"
+    return "whole" if kind_of(tensor) in whole else "left out"
+
+
+def kind_of(tensor: TensorPlan) -> str:
+    """One of `WHOLE`, or 'other' (fused experts, convolutions)."""
+    if is_before_layers(tensor.name) and len(tensor.shape) == 2:
+        return "embeddings"
+    if len(tensor.shape) == 1:
+        return "biases" if tensor.name.endswith("bias") else "norms"
+    return "other"
+
+
+def _check(plan: MergePlan, full: ModelRef | None, rank: int | None) -> None:
+    """Sources that stand on one base, in a way that keeps the base as it is. `full`: a source that is a full model."""
     recipe = plan.recipe
-    for ref in recipe.refs:
-        if ref.adapter is None and ref != recipe.base:
-            raise Unsupported(f"{ref} is a full model, so the result is no adapter", _WAY_ROUND)
-    models = {ref.base_ref for ref in recipe.refs}
+    if full is not None and (rank is None or recipe.base is None or recipe.method == "linear"):
+        raise Unsupported(
+            f"{full} is a full model, so the result is no adapter",
+            f"{_WAY_ROUND}, or approximate its change: --rank 64, and a method that has a base_model",
+        )
+    models = {ref.base_ref for ref in recipe.refs if ref.adapter} | ({recipe.base.base_ref} if recipe.base else set())
     if len(models) != 1 or (recipe.base and recipe.base.adapter):
         raise Unsupported(f"the sources stand on different bases: {sorted(models)}", _WAY_ROUND)
     if any(listed.layer_range is not None for group in recipe.groups for listed in group.sources):
@@ -158,12 +192,9 @@ def _is_gradient(value: Any) -> bool:
 
 
 def _base(plan: MergePlan) -> Checkpoint:
-    return next(iter(plan.sources.values())).checkpoint
-
-
-def _replaced(plan: MergePlan, tensor: TensorPlan) -> bool:
-    """Whether some adapter stores this tensor whole."""
-    return any(entry.stored != _base(plan).tensors.get(tensor.name, entry.stored) for entry in tensor.inputs)
+    """The recipe's base, else the one that all adapters stand on."""
+    base = plan.recipe.base
+    return (plan.sources[base] if base in plan.sources else next(iter(plan.sources.values()))).checkpoint
 
 
 def _saved(plan: MergePlan, tensor: TensorPlan, adapted: set[str]) -> Saved:
@@ -207,12 +238,26 @@ def _coefficients(tensor: TensorPlan) -> list[float]:
 
 def _module(plan: MergePlan, tensor: TensorPlan, rank: int | None) -> Module:
     updates = [entry.low_rank for entry in tensor.inputs if entry.low_rank]
-    if len({update.transposed for update in updates}) != 1:
+    if len({update.transposed for update in updates}) > 1:
         raise Unsupported(f"{tensor.name} is adapted in two orientations", _WAY_ROUND)
     added = sum(update.rank for update in updates)
     limit = min(tensor.shape)
     embedding = any(".lora_embedding_" in key for key in _keys(plan, tensor))
-    return Module(tensor, tuple(_coefficients(tensor)), min(rank, limit) if rank else added, updates[0].transposed, embedding)
+    own = _base(plan).tensors.get(tensor.name)
+    return Module(
+        tensor,
+        tuple(_coefficients(tensor)),
+        min(rank, limit) if rank else added,
+        updates[0].transposed if updates else _is_conv1d(plan, tensor),
+        embedding,
+        any(entry.stored != own for entry in tensor.inputs),
+    )
+
+
+def _is_conv1d(plan: MergePlan, tensor: TensorPlan) -> bool:
+    """GPT-2 and its kin store the weights of their layers as (in, out)."""
+    kin = _base(plan).config.get("model_type") in CONV1D_MODELS
+    return kin and tensor.name.endswith(CONV1D_WEIGHTS)
 
 
 def _keys(plan: MergePlan, tensor: TensorPlan) -> Iterator[str]:
@@ -237,7 +282,7 @@ def peak_anon_of_adapter(plan: AdapterPlan, threads: int) -> dict[str, int]:
             whole = peak_anon(shape_of(replace(plan.merge, tensors=tuple(saved.plan for saved in plan.saved)), threads))
             parts = {name: max(size, parts.get(name, 0)) for name, size in (parts | whole).items()}
         return parts
-    tensors = (*(module.plan for module in plan.modules), *(saved.plan for saved in plan.saved))
+    tensors = (*(module.plan for module in plan.modules), *(saved.plan for saved in plan.saved), *plan.left_out)
     parts = peak_anon(shape_of(replace(plan.merge, tensors=tensors), threads))
     del parts["write buffers"]
     return parts | {"truncated SVD": max(map(_factored, plan.modules), default=0)}

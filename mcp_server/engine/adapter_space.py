@@ -19,13 +19,23 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.engine.adapter_plan import OVERSAMPLING, POWER_ITERATIONS, AdapterPlan, Module, Saved, plan_adapter
+from mcp_server.engine.adapter_plan import (
+    OVERSAMPLING,
+    POWER_ITERATIONS,
+    WHOLE,
+    AdapterPlan,
+    Module,
+    Saved,
+    kind_of,
+    plan_adapter,
+)
+from mcp_server.engine.blocks import Block
 from mcp_server.engine.codecs import encode
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.limits import PeakMeter, give_back_freed_memory, usable_cores
 from mcp_server.engine.metadata import copy_files, sync_folder, write_json, write_record
-from mcp_server.engine.methods import prepare
-from mcp_server.engine.plan import MergePlan
+from mcp_server.engine.methods import MergeBlock, prepare
+from mcp_server.engine.plan import MergePlan, TensorPlan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.request import Report, Request, choose_seed
 from mcp_server.engine.thread_pool import ThreadPool
@@ -41,13 +51,13 @@ Array = np.ndarray[Any, Any]
 def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
     """Write one adapter that stands for the recipe. Same result fields as a merge, plus `relative_error` for an SVD."""
     started = time.monotonic()
-    planned = plan_adapter(request.recipe, request.rank)
+    planned = plan_adapter(request.recipe, request.rank, request.whole)
     plan, modules, exact = planned.merge, planned.modules, planned.exact
     request.folder.mkdir(parents=True, exist_ok=True)
     seed, meter = choose_seed(request), PeakMeter()
     give_back_freed_memory()
     reader, pool = Reader(), ThreadPool(request.threads or usable_cores())
-    errors: list[tuple[float, float]] = []
+    errors: dict[str, tuple[float, float]] = {}
 
     def tensors() -> Iterator[Array]:
         for number, module in enumerate(modules):
@@ -55,11 +65,15 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
                 yield from _concatenate(module, reader)
             else:
                 a, b, error = _approximate(module, plan, reader, pool, seed)
-                errors.append(error)
+                errors[module.plan.name] = error
                 yield from (a, b)
             report("merge", number + 1, len(modules), "matrices")
         for whole in planned.saved:
             yield from _whole(whole, reader, pool, seed)
+        for tensor in planned.left_out:
+            energy = _energy(tensor, plan, reader, pool, seed)
+            if energy:
+                errors[tensor.name] = (energy, energy)
 
     try:
         shapes = planned.shapes()
@@ -69,7 +83,11 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
         pool.close()
         reader.close()
     write_json(request.folder / "adapter_config.json", _config(planned, request.folder))
-    lost, whole = (sum(values) for values in zip(*errors, strict=True)) if errors else (0.0, 0.0)
+    lost, whole = (sum(values) for values in zip(*errors.values(), strict=True)) if errors else (0.0, 0.0)
+    overall = None if exact else _relative(lost, whole)
+    left_out = [tensor for tensor in planned.left_out if tensor.name in errors]
+    if overall is not None:
+        _write_errors(request, errors, overall, [tensor.name for tensor in left_out])
     measured: dict[str, Any] = {
         "engine": "stream",
         "seed": seed,
@@ -78,14 +96,16 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
         "landed": {},
         "rounding_loss": {},
         "nonfinite": {},
-        "relative_error": None if exact else math.sqrt(max(lost, 0.0) / whole) if whole else 0.0,
-        "warnings": list(plan.warnings),
+        "relative_error": overall,
+        "warnings": [*plan.warnings, *_left_out_warning(left_out)],
         "resumed": False,
         "wall_seconds": time.monotonic() - started,
         "peak_anon_bytes": meter.sample(),
     }
-    adapter = next(source.adapter for source in plan.sources.values() if source.adapter)
-    copy_files(dict.fromkeys(tokenizer_companions(adapter.folder), adapter.folder), request.folder)
+    trained = [
+        s.adapter.folder if s.adapter else s.checkpoint.folder for ref, s in plan.sources.items() if ref != plan.recipe.base
+    ]
+    copy_files(dict.fromkeys(tokenizer_companions(trained[0]), trained[0]), request.folder)
     write_record(request, plan, measured, library="peft")
     sync_folder(request.folder)
     return measured
@@ -107,18 +127,13 @@ def _approximate(
     module: Module, plan: MergePlan, reader: Reader, pool: ThreadPool, seed: int
 ) -> tuple[Array, Array, tuple[float, float]]:
     """(A, B, (squared error, squared norm)) of the merged delta's truncated SVD."""
-    tensor = OpenTensor(module.plan, reader, around_zero=True)
+    tensor = OpenTensor(module.plan, reader, around_zero=not module.reads_base)
     for source in tensor.nonfinite_factors():
         raise _not_finite(module, source)
     merge_block = prepare(plan.recipe.method, tensor, pool, seed)
 
     def rows() -> Iterator[tuple[slice, Array]]:
-        """The merged delta, a block of rows at a time: the merge around a reference of zero."""
-        workspace = pool.workspace()
-        for block in tensor.blocks:
-            reference, deltas = tensor.load_all(workspace, block)
-            out = workspace.take("out", block.count)
-            merge_block(workspace, block, reference, deltas, out)
+        for block, out in _delta(tensor, merge_block, pool):
             yield slice(block.row, block.row + block.rows), out.reshape(block.rows, block.columns)
 
     height, width = module.plan.shape
@@ -139,8 +154,51 @@ def _approximate(
     kept = module.rank
     root = np.sqrt(values[:kept])
     tall, flat = (basis @ left[:, :kept]) * root, root[:, None] * right[:kept]
-    error = (energy - float((values[:kept].astype(np.float64) ** 2).sum()), energy)
+    error = (max(0.0, energy - float((values[:kept].astype(np.float64) ** 2).sum())), energy)
+    tensor.close()
     return (tall.T.copy(), flat.T.copy(), error) if module.transposed else (flat, tall, error)
+
+
+def _delta(tensor: OpenTensor, merge_block: MergeBlock, pool: ThreadPool) -> Iterator[tuple[Block, Array]]:
+    """What the merge adds to the base, block by block: the merge around a reference of zero."""
+    workspace = pool.workspace()
+    for block in tensor.blocks:
+        reference, deltas = tensor.load_all(workspace, block)
+        out = workspace.take("out", block.count)
+        reference[:] = 0
+        merge_block(workspace, block, reference, deltas, out)
+        yield block, out
+
+
+def _energy(plan: TensorPlan, merge: MergePlan, reader: Reader, pool: ThreadPool, seed: int) -> float:
+    """The squared norm of what the merge adds to a tensor."""
+    tensor = OpenTensor(plan, reader)
+    merge_block = prepare(merge.recipe.method, tensor, pool, seed)
+    energy = sum(float(np.einsum("i,i->", out, out, dtype=np.float64)) for _, out in _delta(tensor, merge_block, pool))
+    tensor.close()
+    return energy
+
+
+def _relative(lost: float, whole: float) -> float:
+    return math.sqrt(lost / whole) if whole else 0.0
+
+
+def _write_errors(request: Request, errors: dict[str, tuple[float, float]], overall: float, left_out: list[str]) -> None:
+    """approximation.json: ‖merged − written‖ / ‖merged‖ of what is added to the base, overall and for each tensor."""
+    each = {name: _relative(*error) for name, error in errors.items()}
+    write_json(
+        request.folder / "approximation.json",
+        {"rank": request.rank, "relative_error": overall, "tensors": each, "left_out": left_out},
+    )
+
+
+def _left_out_warning(tensors: list[TensorPlan]) -> list[str]:
+    if not tensors:
+        return []
+    kinds = sorted({kind_of(tensor) for tensor in tensors})
+    asked = [kind for kind in kinds if kind in WHOLE]
+    how = f"; they can be stored whole ({', '.join(f'--whole {kind}' for kind in asked)})" if asked else ""
+    return [f"{len(tensors)} changed tensors are left out ({', '.join(kinds)}), such as {tensors[0].name}{how}"]
 
 
 def _whole(saved: Saved, reader: Reader, pool: ThreadPool, seed: int) -> Iterator[Array]:
@@ -197,18 +255,22 @@ def _config(planned: AdapterPlan, folder: Path) -> dict[str, Any]:
     """A PEFT config under which every module's scale is 1: alpha equals the rank, module by module."""
     plan, modules = planned.merge, planned.modules
     adapters = [source.adapter for source in plan.sources.values() if source.adapter]
-    first = adapters[0]
+    first = adapters[0].config if adapters else {"task_type": _task(plan)}
     ranks = [module.rank for module in modules] or [1]
     usual = max(set(ranks), key=ranks.count)
-    base, revision = name_of_base(plan.recipe.refs[0], [adapter.config for adapter in adapters], folder)
+    base, revision = name_of_base(plan.recipe.base or plan.recipe.refs[0], [adapter.config for adapter in adapters], folder)
     biases = {str(adapter.config.get("bias") or "none") for adapter in adapters} - {"none"}
     saves_bias = any(saved.key.endswith(".bias") for saved in planned.saved)
     listed = [adapter.config.get("modules_to_save") or [] for adapter in adapters]
     named = list(dict.fromkeys(module for modules in listed for module in modules))
+    stored = (
+        saved.key.removeprefix("base_model.model.").rpartition(".")[0] for saved in planned.saved if saved.key.endswith("weight")
+    )
+    named += [leaf for leaf in dict.fromkeys(module.rpartition(".")[2] for module in stored) if not _is_named(leaf, named)]
     others = {module.name: module.rank for module in modules if module.rank != usual}
     return {
         "peft_type": "LORA",
-        "task_type": first.config.get("task_type"),
+        "task_type": first.get("task_type"),
         "base_model_name_or_path": base,
         "revision": revision,
         "r": usual,
@@ -216,14 +278,27 @@ def _config(planned: AdapterPlan, folder: Path) -> dict[str, Any]:
         "rank_pattern": others,
         "alpha_pattern": dict(others),
         "target_modules": _targets(plan, modules),
-        "fan_in_fan_out": bool(first.config.get("fan_in_fan_out")),
-        "bias": ("all" if "all" in biases else next(iter(biases), "none")) if saves_bias else "none",
+        "fan_in_fan_out": bool(first.get("fan_in_fan_out")) or any(m.transposed and not m.embedding for m in modules),
+        "bias": ("all" if "all" in biases or not biases else next(iter(biases))) if saves_bias else "none",
         "lora_dropout": 0.0,
         "use_rslora": False,
         "modules_to_save": named or None,
         "init_lora_weights": True,
         "inference_mode": True,
     }
+
+
+def _task(plan: MergePlan) -> str | None:
+    """PEFT's name of what the base does, where its architecture says it."""
+    for source in plan.sources.values():
+        names = source.checkpoint.config.get("architectures")
+        if isinstance(names, list) and names and str(names[0]).endswith(("ForCausalLM", "LMHeadModel")):
+            return "CAUSAL_LM"
+    return None
+
+
+def _is_named(leaf: str, modules: list[str]) -> bool:
+    return any(module.rpartition(".")[2] == leaf for module in modules)
 
 
 def _targets(plan: MergePlan, modules: tuple[Module, ...]) -> list[str]:

@@ -31,6 +31,7 @@ class Request:
     name: str = ""
     job_id: str = ""
     rank: int | None = None
+    whole: tuple[str, ...] = ()
 
 
 def choose_seed(request: Request) -> int:

@@ -53,6 +53,7 @@ def choose(request: MergeRequest) -> Choice:
         threads=request.threads,
         output=request.output,
         rank=request.rank,
+        whole=request.whole,
     )
     stream = costs.engines["stream"]
     if not stream.covers and request.engine != "mergekit" and request.output == "model":

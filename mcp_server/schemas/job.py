@@ -14,6 +14,7 @@ from mcp_server.schemas.base import Engine, EngineId, Frozen
 from mcp_server.schemas.faults import first_fault
 
 JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "prepare"]
+Whole = Literal["embeddings", "norms", "biases"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
 
@@ -77,6 +78,7 @@ class MergeRequest(JobRequest):
     engine: Engine = "auto"
     output: Literal["model", "adapter"] = "model"
     rank: int | None = Field(default=None, ge=1, description="for --output adapter with a method that needs an SVD")
+    whole: list[Whole] = Field(default_factory=list, description="what an adapter of full models stores whole where it changed")
     ram_gib: float | None = Field(default=None, gt=0)
     seed: int | None = None
     threads: int | None = Field(default=None, ge=1)

@@ -1,7 +1,8 @@
 """The streaming merge as a job.
 
 in    request.json: kind "merge", parameters recipe (text), out, partial (the folder to fill), seed, threads, shard_size,
-      allow_nonfinite, hash, output (model | adapter), rank
+      allow_nonfinite, hash, output (model | adapter), rank,
+      whole
 out   the folder `partial`, complete and synced; result.json; progress in events.jsonl; journal.jsonl (a rerun continues it)
 
 Not covered: locking OUT, renaming the folder, cancelling: the job layer's. Recipes outside `engine.coverage` are refused.
@@ -47,6 +48,7 @@ def main(job: Job) -> dict[str, Any]:
         name=Path(parameters["out"]).name,
         job_id=str(parameters.get("job_id", "")),
         rank=parameters.get("rank"),
+        whole=tuple(parameters.get("whole") or ()),
     )
 
     def report(stage: str, done: float, total: float, unit: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mcp_server.engine.adapter_plan import OVERSAMPLING, PASSES, AdapterPlan, peak_anon_of_adapter, plan_adapter
@@ -18,14 +19,20 @@ from mcp_server.steps.estimate.stream import codecs_of, compiling, kernels_of, n
 
 
 def adapter_cost(
-    text: str, rank: int | None, ram: float | None, free: int | None, folder: Path | None, threads: int | None
+    text: str,
+    rank: int | None,
+    ram: float | None,
+    free: int | None,
+    folder: Path | None,
+    threads: int | None,
+    whole: Sequence[str] = (),
 ) -> EngineEstimate:
     """Memory, disk and time of the streaming engine's merge in adapter space; `ram` and `free` in bytes.
 
     Raises `Unsupported` when no adapter can stand for the recipe, `Malformed` when its method needs a rank, `NotFound` when a
     source is not here.
     """
-    plan = plan_adapter(_local(text, folder or Path.cwd()), rank)
+    plan = plan_adapter(_local(text, folder or Path.cwd()), rank, whole)
     parts = peak_anon_of_adapter(plan, threads or os.cpu_count() or 1) | compiling(_kernels(plan))
     disk = _out_bytes(plan) + METADATA_BYTES
     return EngineEstimate(

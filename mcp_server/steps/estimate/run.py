@@ -7,6 +7,7 @@ for models that are not here the table of well-known shapes stands in.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -37,6 +38,7 @@ def estimate(
     threads: int | None = None,
     output: Literal["model", "adapter"] = "model",
     rank: int | None = None,
+    whole: Sequence[str] = (),
 ) -> Estimate:
     """Cost of a recipe for each engine. `folder` is what its relative paths are relative to; `shard_size` is in bytes.
 
@@ -49,7 +51,7 @@ def estimate(
     ram = None if ram_gib is None else ram_gib * GIB
     free = free_disk(out) if out else None
     if output == "adapter":
-        cost = adapter_cost(text, rank, ram, free, folder, threads)
+        cost = adapter_cost(text, rank, ram, free, folder, threads, whole)
         found: dict[EngineId, EngineEstimate] = {"stream": cost}
         return Estimate(
             engines=found,
