@@ -6,7 +6,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 DOCUMENTS = [TESTS.parent / "docs" / name for name in ("reliability.md", "security.md")]
-NAMED = re.compile(r"(?:(slow): )?`(?:tests/)?((?:(?:core|engine|faults|fuzz|jobs|server)/)?\w+\.py)(?:::(\w+))?`")
+NAMED = re.compile(r"(?:(slow): )?`(?:tests/)?((?:(?:engine|faults|fuzz|jobs|server|steps|system)/)?\w+\.py)(?:::(\w+))?`")
 
 
 def functions(file: Path) -> dict[str, bool]:

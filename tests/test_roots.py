@@ -1,0 +1,79 @@
+"""Nothing outside the roots is opened, however it is named: every file that Python opens during a call is looked at."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mcp_server.errors import MergingError
+from mcp_server.formats.source import inspect_source
+from mcp_server.steps.report import write_report
+from mcp_server.system import guard
+from mcp_server.system.policy import Policy
+from tests import tiny
+
+opened: list[str] = []
+recording = [False]
+sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" and recording[0] else None)
+
+
+@pytest.fixture
+def place(store, tmp_path):
+    """A root with a model of its own, and beside it a secret that links, records and configs inside lead to."""
+    root, secret = tmp_path / "root", tiny.write_model(tmp_path / "outside" / "secret")
+    tiny.write_model(root / "mine")
+    (root / "link").symlink_to(secret)
+    (root / "inner").mkdir()
+    (root / "inner" / "config.json").symlink_to(secret / "config.json")
+    (root / "inner" / "model.safetensors").symlink_to(secret / "model.safetensors")
+    return root, secret
+
+
+SPELLINGS = (
+    "{s}",
+    "{s}@main",
+    "{r}/link",
+    "{r}/link@main",
+    "{r}/mine/../../outside/secret",
+    "{r}/mine+{s}",
+    "{r}/inner",
+    "/proc/self/root{s}",
+)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_no_spelling_of_a_model_opens_what_lies_outside(spelling, place):
+    root, secret = place
+    opened.clear()
+    recording[0] = True
+    try:
+        with guard.enforced(Policy(roots=(root,))), pytest.raises(MergingError):
+            inspect_source(spelling.format(r=root, s=secret), root)
+    finally:
+        recording[0] = False
+    assert [name for name in opened if Path(name).resolve().is_relative_to(secret)] == []
+
+
+def test_a_file_that_no_check_has_met_is_refused_when_it_is_opened(place):
+    root, secret = place
+    with guard.enforced(Policy(roots=(root,))):
+        assert (root / "mine" / "config.json").read_bytes()
+        for path in (secret / "config.json", root / "link" / "config.json", root / "inner" / "config.json"):
+            with pytest.raises(MergingError, match="may not open"):
+                path.read_bytes()
+    assert (secret / "config.json").read_bytes()
+
+
+def test_a_records_sources_outside_are_not_read_for_a_report(place):
+    root, secret = place
+    recipe = tiny.linear_recipe(secret).replace("\n", "\\n")
+    record = tiny.MERGE["merge_provenance.json"].replace('"recipe": ""', f'"recipe": "{recipe}"')
+    (root / "mine" / "merge_provenance.json").write_text(record, encoding="utf-8")
+    opened.clear()
+    with guard.enforced(Policy(roots=(root,))):
+        recording[0] = True
+        try:
+            write_report(root / "mine")
+        finally:
+            recording[0] = False
+    assert [name for name in opened if Path(name).resolve().is_relative_to(secret)] == []
