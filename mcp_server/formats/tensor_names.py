@@ -25,7 +25,7 @@ _HEAD: Final = re.compile(
 )
 _BUFFER: Final = re.compile(
     r"(?:^|\.)(?:inv_freq|original_inv_freq|masked_bias|position_ids|token_type_ids|num_batches_tracked"
-    r"|relative_position_index|relative_coords_table)$"
+    r"|relative_position_index|relative_coords_table|(?:in|out)put_(?:min|max))$"
 )
 _MASK: Final = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
 _NEXT_TOKEN: Final = re.compile(r"(?:^|\.)(?:mtp|mtp_layers?|mtp_block|nextn|nextn_predict_layers|next_token_heads?)\.")
