@@ -27,7 +27,7 @@ from mcp_server.formats.memory_names import Held, Names, Shaped, as_stored, expe
 from mcp_server.formats.safetensors import Header, read_header
 from mcp_server.formats.tensors import read_json
 from mcp_server.formats.ties import find_tie
-from mcp_server.formats.updates import Change, LowRank, Region, Rows, Update
+from mcp_server.formats.updates import Change, LowRank, Region, Rows, Scaled, Update
 
 _DEFAULT_RANK: Final = 8
 _DEFAULT_ALPHA: Final = 8
@@ -115,6 +115,11 @@ def open_adapter(ref: str, base: Mapping[str, Shaped], config: Mapping[str, Any]
         zip(modules, mapped.found, mapped.names, strict=True), key=lambda entry: entry[0].kind != "saved"
     ):
         _add(ref, own, base_config, module, held, name, changes, shared)
+    for name, change in list(changes.items()):
+        bias = f"{name.removesuffix('weight')}bias"
+        if bias in shapes and (scaled := [u for u in change.updates if isinstance(u, Scaled) and not u.columns]):
+            before = changes.get(bias, Change())  # IA³ multiplies what the layer puts out, its bias with it
+            changes[bias] = Change(before.replacement, (*before.updates, *scaled))
     if not changes:
         raise Malformed(f"adapter {ref} holds no tensors", "train or save the adapter again")
     notes = [f"the names of adapter {ref} fit its base {mapped.how}"] if mapped.how else []
@@ -242,6 +247,8 @@ def _add(
     elif module.kind == "tokens":
         update = Rows(_token_indices(ref, own, module), module.parts["tokens"])
     else:
+        if is_conv1d(config, name.removesuffix(".weight")):
+            raise Unsupported(f"{module.stem} of {ref} is a Conv1D, which this kind of adapter is not merged into", MERGE_FIRST)
         update = other_update(ref, own, module.stem, module.parts, held.shape, shared)
     if not whole and not (isinstance(update, LowRank) and update.magnitude is None):
         raise Unsupported(
