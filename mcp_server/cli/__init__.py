@@ -11,10 +11,12 @@ import json
 import os
 import sys
 import traceback
+from importlib.metadata import version as installed_version
+from typing import Annotated
 
 import typer
 
-from mcp_server.cli import diagnosing, evidence, knowledge, merging, project, suites, validate
+from mcp_server.cli import diagnosing, evidence, going, knowledge, merging, project, suites, validate
 from mcp_server.cli.console import say_json, stderr
 from mcp_server.errors import BadInput, MergingError
 from mcp_server.system.files import keep_standard_descriptors
@@ -30,14 +32,29 @@ EXIT_PIPE_CLOSED = 141
 app = typer.Typer(
     name="model-merging",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Merge fine-tuned language models and LoRA adapters, with evidence.",
     epilog="Path: inspect → recommend → render → validate → estimate → merge → verify → evaluate → report",
 )
-for group in (knowledge, validate, merging, evidence, suites, diagnosing, project):
+for group in (going, knowledge, validate, merging, evidence, suites, diagnosing, project):
     group.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"model-merging {installed_version('model-merging')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="print the version and leave", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options before any command; each acts by itself."""
 
 
 def main(arguments: list[str] | None = None) -> None:

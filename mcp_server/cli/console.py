@@ -55,14 +55,16 @@ def say(text: str) -> None:
     print(printable(text), end="")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> None:
-    """A small table; None is shown as '–', so that unknown never looks like a value."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = (), whole: Sequence[int] = ()
+) -> None:
+    """A small table; None is shown as '–', so that unknown never looks like a value. Columns in `whole` do not wrap."""
     view = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
     for index, name in enumerate(columns):
         column = one_line(name)
         longest_word = max((len(word) for word in column.split()), default=0)
         justify: Literal["left", "right"] = "right" if index in right else "left"
-        view.add_column(column, justify=justify, overflow="fold", min_width=longest_word)
+        view.add_column(column, justify=justify, overflow="fold", min_width=longest_word, no_wrap=index in whole)
     for row in rows:
         view.add_row(*(Text(one_line(cell(value))) for value in row))
     stdout.print(view, markup=False)

@@ -8,8 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from mcp_server.catalog import Strategy
+from mcp_server.catalog import load as load_catalog
 from mcp_server.cli.console import Json, cell, emit, line, size, stderr, table
 from mcp_server.errors import NotFound, OutputExists
+from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.inspect import Inspection
 from mcp_server.schemas.plan import Plan
@@ -30,7 +33,7 @@ QUESTIONS_SHOWN = 4
 
 
 def register(app: typer.Typer) -> None:
-    for command in (inspect, recommend, render, estimate):
+    for command in (inspect, strategies, recommend, render, estimate):
         app.command()(command)
 
 
@@ -90,6 +93,31 @@ def show_inspection(found: Inspection) -> None:
         line("licence", note)
     answer = {True: "yes", False: "no", None: "unknown"}[found.compatible]
     line("mergeable", f"{answer} (with each other)")
+
+
+def strategies(json: Json = False) -> int:
+    """The merge methods: what each takes and when to use it."""
+    everything = sorted(load_catalog().strategies.values(), key=lambda one: one.id)
+    emit(StrategyList(strategies=everything), json, lambda: show_strategies(everything))
+    return 0
+
+
+class StrategyList(Frozen):
+    strategies: list[Strategy]
+
+
+def show_strategies(everything: list[Strategy]) -> None:
+    rows = [
+        (
+            s.id,
+            f"{s.inputs.min}" if s.inputs.max == s.inputs.min else f"{s.inputs.min}–{s.inputs.max or '…'}",
+            s.inputs.base,
+            s.idea,
+        )
+        for s in everything
+    ]
+    table("Strategies", ("strategy", "sources", "base", "idea"), rows, whole=(0, 1, 2))
+    line("next", "model-merging render PLAN --set strategy=NAME")
 
 
 def recommend(

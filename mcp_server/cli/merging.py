@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command()(merge)
     app.command()(extract)
     app.command("jobs")(list_jobs)
-    for command in (status, logs, cancel, resume):
+    for command in (status, wait, logs, cancel, resume):
         app.command()(command)
 
 
@@ -196,13 +196,15 @@ def list_jobs(
         removed = store.prune()
         stderr.print(f"removed {removed} finished jobs", markup=False, soft_wrap=True)
     found = store.list_jobs(offset=offset, limit=limit)
-    rows = [(j.job_id, j.kind, j.state, j.created, j.output) for j in found.jobs]
-    emit(found, json, lambda: table(f"Jobs ({found.total})", ("job", "kind", "state", "created", "output"), rows))
+    rows = [(j.job_id, j.state, j.about, j.output and Path(j.output).name) for j in found.jobs]
+    emit(found, json, lambda: table(f"Jobs ({found.total})", ("job", "state", "about", "output"), rows, whole=(0,)))
     return 0
 
 
 def show_status(job: JobStatus) -> None:
-    rows: list[tuple[str, object]] = [(name, getattr(job, name)) for name in ("job_id", "kind", "state", "engine", "output")]
+    rows: list[tuple[str, object]] = [
+        (name, getattr(job, name)) for name in ("job_id", "kind", "state", "about", "engine", "output")
+    ]
     if job.progress:
         rows.append(
             ("progress", f"{job.progress.stage} {cell(job.progress.done)}/{cell(job.progress.total)} {job.progress.unit}")
@@ -221,6 +223,18 @@ def status(
     found = store.status(job_id)
     emit(found, json, lambda: show_status(found))
     return 0
+
+
+def wait(
+    job_id: Annotated[str, typer.Argument()],
+    json: Json = False,
+) -> int:
+    """Follow a job of any kind until it is over; Ctrl-C leaves it running."""
+    with progress_of(job_id.partition("-")[0], quiet=json) as follow:
+        ended = store.wait(job_id, on_progress=follow)
+    code = finish(ended)
+    emit(ended, json, lambda: show_status(ended))
+    return code
 
 
 def logs(

@@ -53,6 +53,9 @@ merge_logs if it failed; resume_merge if interrupted.
 worse than the best source: adjust; more than 2×: failed.
 6. `next` in the evaluation is the next recipe to try; sweep_merges tries several. write_report ends the work.
 
+One call for all of 1 to 4: merge_adapters(refs, out). Plans and recipes go by plan_id and recipe_id. A bad merge: \
+diagnose_merge(out).
+
 Good to know: a mergeable verdict from weights alone is no evidence, only the evaluation is. compare_models measures how task \
 vectors relate. Jobs outlive client and server. Scale (lambda, weights) matters more than the method. merge://strategies/{id} \
 explains a strategy, merge://templates/{id} shows its recipe. Every error says what to do next. \

@@ -11,7 +11,8 @@ READ_ONLY = {
     "list_merges", "merge_logs", "diagnose_merge", "list_suites", "list_evaluations",
 }  # fmt: skip
 STARTS_WORK = {
-    "compare_models", "launch_merge", "resume_merge", "verify_merge", "evaluate_merge", "sweep_merges", "write_report",
+    "compare_models", "launch_merge",
+    "merge_adapters", "resume_merge", "verify_merge", "evaluate_merge", "sweep_merges", "write_report",
 }  # fmt: skip
 DESTRUCTIVE = {"cancel_merge", "launch_merge"}
 

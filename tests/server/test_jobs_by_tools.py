@@ -161,3 +161,13 @@ async def test_a_job_is_a_resource_too(call, workspace):
     async with Client(build_server()) as client:
         read = await client.read_resource(f"merge://jobs/{job_id}")
     assert f'"job_id":"{job_id}"' in read.contents[0].text
+
+
+async def test_one_call_prepares_asks_and_starts_a_merge(call, workspace):
+    asked = data_of(await call("merge_adapters", refs=["./code", "./chat"], out="./once", base="./base"))
+    assert (asked["job"], bool(asked["prepared"]["questions"])) == (None, True)
+    assert not (workspace / "once").exists()
+    started = data_of(await call("merge_adapters", refs=["./code", "./chat"], out="./once", base="./base", go_on=True))
+    ended = data_of(await call("merge_status", job_id=started["job"]["job_id"], wait_seconds=50))
+    assert (ended["state"], ended["about"]) == ("succeeded", "ties of code, chat"), ended["error"]
+    assert (workspace / "once" / "plan.yaml").is_file()

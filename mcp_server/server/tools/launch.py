@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mcp_server import jobs
 from mcp_server.schemas.base import Engine, Verdict
+from mcp_server.schemas.go import Gone
 from mcp_server.schemas.job import CompareRequest, JobStatus, MergeRequest, SweepRequest
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
@@ -27,16 +28,43 @@ from mcp_server.server.inputs import (
     Ref,
     Suites,
 )
-from mcp_server.steps.handles import keep_plan
+from mcp_server.steps.handles import keep_plan, kept_recipe
 from mcp_server.steps.handles import plan_file as plan_file_of
+from mcp_server.steps.prepare import prepare, scenario_of
 
 
 def tools() -> list[CheckedTool]:
     return [
+        checked(merge_adapters, "Merge in one call", STARTS),
         checked(compare_models, "Compare task vectors", STARTS),
         checked(launch_merge, "Start a merge", REPLACES),
         checked(sweep_merges, "Merge and evaluate several candidates", STARTS),
     ]
+
+
+def merge_adapters(
+    refs: Annotated[list[Ref], Field(min_length=1, max_length=12, description="The adapters or models to merge.")],
+    out: Annotated[Out, Field(description="Folder for the merged model; must not exist.")],
+    base: Annotated[Ref | None, Field(description="The base; default: the one that the adapters name.")] = None,
+    ram_gib: RamGib = None,
+    go_on: Annotated[bool, Field(description="Start although questions are open. Only when the user has seen them.")] = False,
+) -> Gone:
+    """Do inspect, recommend, render, validate and estimate in one call and, when nothing stands against it and no question is
+    open, start the merge. Otherwise `prepared` has the questions for the user, or the reason to stop. Then merge_status,
+    verify_merge, evaluate_merge(suites=prepared.suites), write_report.
+    """
+    access = Access.now()
+    target = access.output(out)
+    scenario = access.scenario(scenario_of(list(refs), base, ram_gib))
+    found = prepare(scenario, ram_gib=ram_gib, out=target)
+    if found.stop:
+        return Gone(prepared=found, next="tell the user why; recommend_strategy(scenario) takes what they know")
+    if found.questions and not go_on:
+        answer = "ask the user, then recommend_strategy with the answers, or merge_adapters with go_on=true"
+        return Gone(prepared=found, next=answer)
+    request = MergeRequest(recipe=kept_recipe(str(found.recipe_id)), out=str(target), ram_gib=ram_gib)
+    started = jobs.start_merge(request, policy=access.policy)
+    return Gone(prepared=found, job=started, output=str(target), next=f"merge_status(job_id={started.job_id!r}, wait_seconds=50)")
 
 
 def compare_models(
