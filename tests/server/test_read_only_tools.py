@@ -136,7 +136,8 @@ async def test_no_read_only_tool_writes_a_file(workspace, store):
         for tool, given in arguments.items():
             await client.call_tool(tool, given)
     assert sorted(p for p in workspace.rglob("*")) == before
-    assert {p.parent.name for p in store.rglob("*") if p.is_file()} == {"plans"}, "a plan is kept under its id, nothing else is"
+    kept = {p.parent.name for p in store.rglob("*") if p.is_file()}
+    assert kept == {"plans", "hashes"}, "plans under their ids and remembered file hashes, nothing else"
 
 
 async def test_fifty_calls_at_once_are_each_answered_with_their_own_result(workspace):
