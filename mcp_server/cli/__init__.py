@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from mcp_server.cli import diagnosing, evidence, going, knowledge, merging, project, suites, validate
+from mcp_server.cli import diagnosing, evidence, going, hub, knowledge, merging, project, suites, validate
 from mcp_server.cli.console import say_json, stderr
 from mcp_server.errors import BadInput, MergingError
 from mcp_server.system.files import keep_standard_descriptors
@@ -38,7 +38,7 @@ app = typer.Typer(
     help="Merge fine-tuned language models and LoRA adapters, with evidence.",
     epilog="Path: inspect → recommend → render → validate → estimate → merge → verify → evaluate → report",
 )
-for group in (going, knowledge, validate, merging, evidence, suites, diagnosing, project):
+for group in (going, knowledge, validate, merging, evidence, suites, diagnosing, hub, project):
     group.register(app)
 
 

@@ -19,7 +19,7 @@ from mcp_server.jobs import engines, publish, queue, store
 from mcp_server.jobs import locks as claims
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
-from mcp_server.schemas.job import EvaluateRequest, JobRequest, JobStatus, MergeRequest, Names, SweepRequest
+from mcp_server.schemas.job import EvaluateRequest, FetchRequest, JobRequest, JobStatus, MergeRequest, Names, SweepRequest
 from mcp_server.steps.handles import plan_of, plan_text
 from mcp_server.steps.validate import require_valid
 from mcp_server.system import files, policy, settings
@@ -33,6 +33,7 @@ WORKERS: Final = {
     "evaluate": "mcp_server.workers.evaluate",
     "sweep": "mcp_server.workers.sweep",
     "prepare": "mcp_server.workers.demo_base",
+    "fetch": "mcp_server.workers.fetch",
 }
 
 
@@ -46,6 +47,13 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
         return start_merge(request, policy=policy, worker=worker)
     rules = policy or _default_policy()
     reads, online = check_names(request, rules)
+    if isinstance(request, FetchRequest):
+        if rules.offline:
+            raise NotAllowed(
+                f"{request.ref} cannot be fetched: the network is switched off",
+                "unset HF_HUB_OFFLINE, or have the operator set offline = false",
+            )
+        online = True
     outputs = [rules.check_write(text) for role, text in request.named() if role is Names.OUTPUT]
     out = outputs[0] if outputs else None
     if isinstance(request, (EvaluateRequest, SweepRequest)):

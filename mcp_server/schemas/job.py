@@ -13,7 +13,7 @@ from mcp_server.errors import BadInput
 from mcp_server.schemas.base import Engine, EngineId, Frozen
 from mcp_server.schemas.faults import first_fault
 
-JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "prepare"]
+JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "prepare", "fetch"]
 Whole = Literal["embeddings", "norms", "biases"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
@@ -170,6 +170,15 @@ class PrepareRequest(JobRequest):
     """Make the demo's base model, into the store."""
 
     kind: ClassVar[JobKind] = "prepare"
+
+
+class FetchRequest(JobRequest):
+    """What to download from a hub; the same names in CLI and MCP."""
+
+    kind: ClassVar[JobKind] = "fetch"
+
+    ref: str = Field(description="hub id: owner/name, or owner/name@revision")
+    with_base: bool = Field(default=True, description="also fetch the base that an adapter's config names")
 
 
 class Progress(Frozen):

@@ -26,7 +26,7 @@ def test_rubbish_on_the_line_does_not_stop_the_server(store, tmp_path):
     wire.send({"jsonrpc": "2.0", "id": 11, "method": "tools/call", "params": huge})
     assert wire.answer_to(11)["result"]["isError"] is True
     wire.send(tools_list(12))
-    assert len(wire.answer_to(12)["result"]["tools"]) == 17
+    assert "merge_status" in {tool["name"] for tool in wire.answer_to(12)["result"]["tools"]}
     assert wire.leave() == 0
 
 

@@ -1,0 +1,22 @@
+"""What was fetched from a hub."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mcp_server.schemas.base import Frozen
+
+
+class Fetched(Frozen):
+    """One repository in the local Hugging Face cache."""
+
+    ref: str
+    revision: str = Field(description="the commit, which a later fetch of the same branch may no longer be")
+    folder: str
+    kind: str = Field(description="model or adapter")
+    files: int
+    bytes: int = Field(description="of all files, those included that were here already")
+    downloaded_bytes: int
+    base: Fetched | None = Field(default=None, description="the base of an adapter")
+    left_out: list[str] = Field(default_factory=list, description="files that no merge reads: other weight formats, originals")
+    notes: list[str] = Field(default_factory=list)

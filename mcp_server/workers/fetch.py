@@ -1,0 +1,287 @@
+"""Downloads a model or an adapter into the local Hugging Face cache, where every other step finds it by its id.
+
+in    request.json: kind "fetch", parameters of `FetchRequest`
+out   result.json: `Fetched`
+
+huggingface_hub resumes files that were cut short. Everything that can be known from the listing is checked before the first byte:
+that there are safetensors, that the disk holds them. Files with a SHA-256 in the listing are hashed after the download.
+
+Not covered: pickle, GGUF, ONNX and TensorFlow files (no merge reads them), data sets, spaces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2 as httpx
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+from mcp_server.errors import DiskFull, Malformed, NotAllowed, NotAModel, NotFound, RunFailed
+from mcp_server.formats.refs import is_hub_id
+from mcp_server.schemas.hub import Fetched
+from mcp_server.schemas.job import FetchRequest
+from mcp_server.system import paths
+from mcp_server.system.redaction import redact, secrets_of
+from mcp_server.workers.protocol import Job, run_worker
+
+KEPT_SUFFIXES: Final = {".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md", ".vocab", ".bpe"}
+KEPT_NAMES: Final = {"LICENSE", "LICENCE", "NOTICE", "USE_POLICY"}
+QUANTISED_SUFFIXES: Final = ("-unsloth-bnb-4bit", "-bnb-4bit", "-bnb-8bit", "-GPTQ", "-AWQ", "-FP8")
+SPARE_BYTES: Final = 200_000_000
+"""Left free on the disk of the cache, so that other programs keep working."""
+TRIES: Final = 5
+
+
+def main(job: Job) -> Fetched:
+    return fetch(FetchRequest.of(job.parameters), job)
+
+
+def fetch(request: FetchRequest, job: Job) -> Fetched:
+    """Fetch one repository and, for an adapter, its base. Raises our errors for whatever the hub or the disk refuses."""
+    name, _, revision = request.ref.partition("@")
+    if not is_hub_id(name):
+        raise NotFound(f"{request.ref!r} is not a hub id", "give owner/name, or owner/name@revision")
+    api = HfApi()
+    with _explained(name, revision or "main"):
+        info = api.model_info(name, revision=revision or None, files_metadata=True)
+    siblings = info.siblings or []
+    names = [sibling.rfilename for sibling in siblings]
+    kind = _kind(name, names)
+    wanted = [sibling for sibling in siblings if _is_wanted(sibling.rfilename, names)]
+    folder, downloaded = _download(name, info, wanted, job)
+    base, notes = None, _notes(name, folder)
+    if kind == "adapter" and request.with_base:
+        base, more = _base_of(name, folder, job)
+        notes += more
+    return Fetched(
+        ref=name,
+        revision=str(info.sha),
+        folder=str(folder),
+        kind=kind,
+        files=len(wanted),
+        bytes=sum(sibling.size or 0 for sibling in wanted),
+        downloaded_bytes=downloaded,
+        base=base,
+        left_out=sorted(set(names) - {sibling.rfilename for sibling in wanted} - {".gitattributes"}),
+        notes=notes,
+    )
+
+
+def _kind(name: str, names: list[str]) -> str:
+    """'model' or 'adapter'. Raises `NotAModel` when no merge can read what the repository holds, and says what to do instead."""
+    if "adapter_config.json" in names and "adapter_model.safetensors" in names:
+        return "adapter"
+    if any(n.endswith(".safetensors") and "/" not in n for n in names) and "config.json" in names:
+        return "model"
+    if any(n.endswith(".gguf") for n in names):
+        raise NotAModel(f"{name} holds only GGUF, a format for inference", "fetch the original that it was converted from")
+    if any(n.endswith((".bin", ".pt", ".pth")) for n in names):
+        raise NotAModel(
+            f"{name} holds only pickle weights, which can run code when they are opened",
+            "look for a branch or a copy with safetensors (many have the revision refs/pr/1), or convert it where you trust it",
+        )
+    raise NotAModel(f"{name} holds no config.json with safetensors", f"it has {', '.join(sorted(names)[:8]) or 'no files'}")
+
+
+def _is_wanted(file: str, names: list[str]) -> bool:
+    """What a merge, a tokenizer or a card reads. Of two sets of weights (shards and `consolidated`), transformers' own."""
+    path = Path(file)
+    if path.suffix == ".safetensors":
+        if path.parent != Path():
+            return False  # originals and variants in folders of their own
+        transformers_names = [n for n in names if n.startswith(("model", "adapter_model")) and n.endswith(".safetensors")]
+        return file in transformers_names or not transformers_names
+    if path.parts[0] in {"original", "onnx", "metal", "checkpoint"} or path.parts[0].startswith("."):
+        return False
+    return path.suffix in KEPT_SUFFIXES or path.stem in KEPT_NAMES
+
+
+def _download(name: str, info: ModelInfo, wanted: list[RepoSibling], job: Job) -> tuple[Path, int]:
+    """The snapshot folder, and the bytes that had to be transferred."""
+    cache = paths.huggingface_cache()
+    blobs = cache / f"models--{name.replace('/', '--')}" / "blobs"
+    total = sum(sibling.size or 0 for sibling in wanted)
+    missing = [s for s in wanted if not (blobs / _blob(s)).is_file()]
+    needed = sum(s.size or 0 for s in missing) - sum(p.stat().st_size for p in blobs.glob("*.incomplete"))
+    _check_disk(cache, needed, name)
+    done = total - sum(s.size or 0 for s in missing)
+    folder: Path | None = None
+    began = time.monotonic()
+    with _watched(blobs, job, lambda: done, total, began):
+        for sibling in sorted(wanted, key=lambda s: s.size or 0):
+            fresh = sibling in missing
+            with _explained(name, str(info.sha)):
+                path = Path(_with_retries(name, sibling.rfilename, str(info.sha)))
+            if fresh:
+                _check_hash(path, sibling, name)
+                done += sibling.size or 0
+            folder = Path(*path.parts[: len(path.parts) - len(Path(sibling.rfilename).parts)])
+    assert folder is not None, "a repository with weights has files"
+    _remember_branch(folder, info)
+    return folder, sum(s.size or 0 for s in missing)
+
+
+def _blob(sibling: RepoSibling) -> str:
+    return str(sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
+
+
+def _check_disk(cache: Path, needed: int, name: str) -> None:
+    place = next(p for p in (cache, *cache.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if needed + SPARE_BYTES > free:
+        raise DiskFull(
+            f"{name} needs {needed / 1e9:.1f} GB more in {cache}, {free / 1e9:.1f} GB are free",
+            "free some space, or set HF_HOME to a folder on another disk",
+            free_bytes=free,
+        )
+
+
+def _with_retries(name: str, file: str, commit: str) -> str:
+    """One call of huggingface_hub resumes a few times; a connection that is cut again and again gets new calls, which go on."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            return str(hf_hub_download(name, file, revision=commit))
+        except (httpx.TransportError, hub_errors.HfHubHTTPError) as error:
+            response = getattr(error, "response", None)
+            passing = response is None or response.status_code == 429 or response.status_code >= 500
+            if attempt == TRIES or not passing:
+                raise
+            wait = response.headers.get("Retry-After", "") if response is not None else ""
+            time.sleep(min(float(wait) if wait.isdigit() else 0.5 * 2**attempt, 60.0))
+    raise AssertionError("the loop returns or raises")
+
+
+def _check_hash(path: Path, sibling: RepoSibling, name: str) -> None:
+    """Raise `Malformed` when the file is not what the hub lists, and remove it, so that the next try starts afresh."""
+    if sibling.lfs is None:
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() != sibling.lfs.sha256:
+        blob = path.resolve()
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise Malformed(
+            f"{sibling.rfilename} of {name} has the SHA-256 {digest.hexdigest()[:16]}…, the hub lists {sibling.lfs.sha256[:16]}…",
+            "it was removed; fetch again, and if it repeats, distrust the mirror in between",
+        )
+
+
+def _remember_branch(folder: Path, info: ModelInfo) -> None:
+    """`refs/main`, which the cache's readers look at; a download by commit does not write it."""
+    refs = folder.parent.parent / "refs"
+    refs.mkdir(parents=True, exist_ok=True)
+    if not (refs / "main").is_file():
+        (refs / "main").write_text(str(info.sha), encoding="utf-8")
+
+
+@contextmanager
+def _watched(blobs: Path, job: Job, done: Any, total: int, began: float) -> Iterator[None]:
+    """Progress twice a second while files grow: bytes of finished and of growing files, and the time left."""
+    ended = threading.Event()
+
+    def report() -> None:
+        start = done()
+        while not ended.wait(0.5):
+            growing = sum(p.stat().st_size for p in blobs.glob("*.incomplete")) if blobs.is_dir() else 0
+            now = min(total, done() + growing)
+            rate = (now - start) / max(time.monotonic() - began, 1e-3)
+            left = f"{(total - now) / rate:.0f} s left" if rate > 0 else ""
+            job.progress("download", now, total, unit="bytes", message=left)
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        job.progress("download", done(), total, unit="bytes")
+
+
+@contextmanager
+def _explained(name: str, revision: str) -> Iterator[None]:
+    """What the hub refuses, in our errors. No message holds a token of the environment."""
+    try:
+        yield
+    except hub_errors.GatedRepoError as error:
+        raise NotAllowed(
+            f"{name} is gated: its owner asks you to accept a licence first",
+            f"accept it on the hub's page of {name}, then log in with `hf auth login` or set HF_TOKEN",
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise NotFound(
+            f"{name} has no revision {revision!r}", "leave it out for the newest, or name a branch, tag or commit"
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise NotFound(
+            f"the hub knows no repository {name}, or it is private and this account may not see it",
+            "check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN",
+        ) from error
+    except hub_errors.OfflineModeIsEnabled as error:
+        raise NotAllowed(
+            f"{name} is not here and the network is switched off", "unset HF_HUB_OFFLINE, or ask the operator"
+        ) from error
+    except hub_errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status == 401:
+            raise NotAllowed(
+                "the hub does not accept the token", "log in again with `hf auth login`, or correct HF_TOKEN"
+            ) from error
+        if status == 429:
+            raise RunFailed(
+                f"the hub asks for fewer requests (429) while reading {name}", "wait some minutes and resume the job"
+            ) from error
+        raise RunFailed(f"the hub answered {status} for {name}", "try again later; what was downloaded is kept") from error
+    except httpx.TransportError as error:
+        raise RunFailed(
+            f"the connection to the hub failed while reading {name}: {_without_secrets(str(error))}",
+            "check the network, then resume the job: what was downloaded is kept",
+        ) from error
+
+
+def _without_secrets(text: str) -> str:
+    return redact(text, secrets_of(os.environ))
+
+
+def _base_of(name: str, folder: Path, job: Job) -> tuple[Fetched | None, list[str]]:
+    """The base that the adapter's config names, fetched too; a note when that fails: the adapter itself is here."""
+    named = str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    if not is_hub_id(named):
+        return None, [f"{name} names its base as {named!r}, which is no hub id: name the base yourself"]
+    try:
+        return fetch(FetchRequest(ref=named, with_base=False), job), []
+    except (NotFound, NotAllowed, NotAModel) as error:
+        return None, [f"the base {named} was not fetched: {error.message}"]
+
+
+def _notes(name: str, folder: Path) -> list[str]:
+    """Offers the original of a quantised copy: most merges want it."""
+    for suffix in QUANTISED_SUFFIXES:
+        if name.lower().endswith(suffix.lower()):
+            original = name[: -len(suffix)]
+            return [
+                f"{name} is a quantised copy; its original is probably {original} (owner may differ): a merge onto it loses less"
+            ]
+    config = folder / "config.json"
+    if config.is_file() and "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+        return [f"{name} is stored quantised; if its owner publishes a 16-bit original, a merge onto that loses less"]
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))

@@ -1,0 +1,152 @@
+"""A hub on loopback: as much of the Hugging Face hub's protocol as a download needs, and its faults on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Faults:
+    """What goes wrong. `cut` closes a weight file's connection after half of what is left, that many times."""
+
+    cut: int = 0
+    too_many_requests: int = 0
+    wrong_bytes: bool = False
+    gated: set[str] = field(default_factory=set)
+    token: str | None = None
+
+
+@dataclass
+class Hub:
+    repositories: dict[str, dict[str, bytes]]
+    faults: Faults = field(default_factory=Faults)
+    requests: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def add(self, name: str, folder: Path) -> None:
+        self.repositories[name] = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path).strip("/")
+            hub.requests.append(f"{self.command} {path}")
+            parts = path.split("/")
+            if hub.faults.too_many_requests > 0 and "resolve" in parts and self.command == "GET":
+                hub.faults.too_many_requests -= 1
+                self._refuse(429, "", {"Retry-After": "0"})
+            elif parts[:2] == ["api", "models"]:
+                self._info("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
+            elif len(parts) > 4 and parts[2] == "resolve":
+                self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+            else:
+                self._refuse(404, "EntryNotFound")
+
+        def _refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for name, value in ({"X-Error-Code": code, "Content-Length": "0"} | (headers or {})).items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def _allowed(self, name: str, revision: str) -> bool:
+            if hub.faults.token and self.headers.get("Authorization") != f"Bearer {hub.faults.token}":
+                self._refuse(401, "RepoNotFound")
+            elif name in hub.faults.gated:
+                self._refuse(403, "GatedRepo")
+            elif name not in hub.repositories:
+                self._refuse(404, "RepoNotFound")
+            elif revision not in ("main", COMMIT):
+                self._refuse(404, "RevisionNotFound")
+            else:
+                return True
+            return False
+
+        def _info(self, name: str, revision: str) -> None:
+            if not self._allowed(name, revision):
+                return
+            siblings = []
+            for file, data in hub.repositories[name].items():
+                entry = {"rfilename": file, "size": len(data), "blobId": _git_hash(data)}
+                if file.endswith(".safetensors"):
+                    entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+                siblings.append(entry)
+            body = json.dumps({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False})
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def _file(self, name: str, revision: str, file: str) -> None:
+            if not self._allowed(name, revision):
+                return
+            data = hub.repositories[name].get(file)
+            if data is None:
+                self._refuse(404, "EntryNotFound")
+                return
+            large = file.endswith(".safetensors")
+            etag = hashlib.sha256(data).hexdigest() if large else _git_hash(data)
+            if hub.faults.wrong_bytes and large:
+                data = data[:-1] + bytes([data[-1] ^ 1])
+            wanted = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+            begin = int(wanted[0] or 0)
+            end = min(int(wanted[2]) + 1 if wanted[2] else len(data), len(data))
+            body = data[begin:end]
+            self.send_response(206 if wanted[1] else 200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{etag}"')
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(body)))
+            if wanted[1]:
+                self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            if large and hub.faults.cut > 0 and len(body) > 8:
+                hub.faults.cut -= 1
+                self.wfile.write(body[: len(body) // 2])
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.close()
+                return
+            self.wfile.write(body)
+
+    return Handler
+
+
+def _git_hash(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
