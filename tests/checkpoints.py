@@ -63,7 +63,8 @@ def write_model(
             weight_map |= dict.fromkeys(part, file)
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
     settings = {
-        "architectures": [architecture], "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers,
+        "architectures": [architecture], "model_type": architecture.partition("For")[0].lower(),
+        "hidden_size": hidden, "num_hidden_layers": layers,
         "intermediate_size": intermediate, "vocab_size": vocabulary, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "tie_word_embeddings": tied, "rope_theta": 10000.0, "hidden_act": "silu",

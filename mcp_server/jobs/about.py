@@ -29,7 +29,7 @@ def subject(folder: Path, record: Record) -> str | None:
         return record.output
     try:
         out = files.read_json(folder / "request.json")["parameters"].get("out")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return out if isinstance(out, str) else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from mcp_server.formats.identity import FIELDS, architecture_name, config_field, token_ids, tokenizer_hash
 from mcp_server.formats.recipe import ModelRef
@@ -33,7 +33,8 @@ def sources_line_up(context: Context) -> Iterator[Found]:
             )
             if a is not None and b is not None and a != b
         }
-        if "architecture" in differing and _planned(context):  # a text model beside a multimodal one, an encoder beside its head
+        # A text model beside a multimodal one, an encoder beside its head: one family, and a place for every tensor.
+        if "architecture" in differing and _related(first.config, model.config) and _planned(context):
             del differing["architecture"]
         if context.recipe.models and first.layers and model.layers and first.layers != model.layers:
             differing["layers"] = (first.layers, model.layers)
@@ -167,6 +168,15 @@ def two_or_more(context: Context) -> dict[ModelRef, Checkpoint]:
     if not opened or (len(opened) < 2 and not context.all_here()):
         raise Unknown("fewer than two sources are on this machine")
     return dict(opened.values())
+
+
+def _related(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two configs, or the text models in them, are of one family: 'llama' is not 'mistral', 'qwen2' is in 'qwen2_vl'."""
+    types = [
+        {str(c["model_type"]) for c in (config, config.get("text_config")) if isinstance(c, dict) and c.get("model_type")}
+        for config in (one, other)
+    ]
+    return any(a.startswith(b) or b.startswith(a) for a in types[0] for b in types[1])
 
 
 def _planned(context: Context) -> bool:
