@@ -1,6 +1,6 @@
 """A merge from recipe to finished folder. Start reading here.
 
-    recipe → plan (everything is checked) → layout (where each byte goes) → for each tensor: prepare, merge its blocks → papers
+    recipe → plan (everything is checked) → layout (where each byte goes) → for each tensor: prepare, merge its blocks → metadata
 
 The folder is complete and on disk when `merge` returns; giving it its final name is the caller's business, as are locks and jobs.
 """

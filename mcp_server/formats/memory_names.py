@@ -2,7 +2,7 @@
 
 transformers 5 renames and fuses tensors when it loads them: towers move, experts that are stored one by one become one stack.
 PEFT saves adapters under the names in memory. The conversions are transformers' own (`transformers.conversion_mapping`), copied
-by `scripts/memory_names.py` into memory_names.json for every class that has any; a test compares them with what is installed.
+by `scripts/memory_names.py` into memory_names.json for every class that has any; run it again after an update of transformers.
 """
 
 from __future__ import annotations
