@@ -14,9 +14,10 @@ from mcp_server.cli.evidence import run_job
 from mcp_server.cli.knowledge import write_new
 from mcp_server.cli.merging import finish, foreground
 from mcp_server.errors import NotFound
+from mcp_server.formats.adapter_folder import open_adapter_folder
+from mcp_server.formats.adapter_info import named_base
 from mcp_server.formats.folder import classify
 from mcp_server.formats.refs import anchor_ref
-from mcp_server.formats.source import open_adapter
 from mcp_server.schemas.evidence import Evaluation, Verification
 from mcp_server.schemas.go import Gone, Prepared
 from mcp_server.schemas.job import EvaluateRequest, MergeRequest, VerifyRequest
@@ -121,7 +122,7 @@ def init(
     sources = [
         {"name": entry.name, "ref": str(entry.resolve()), "kind": "lora" if entry in adapters else "full"} for entry in chosen
     ]
-    bases = {open_adapter(str(entry)).info.base for entry in adapters} - {None}
+    bases = {named_base(open_adapter_folder(str(entry)).config) for entry in adapters} - {None}
     scenario = {"sources": sources, **({"base_model": bases.pop()} if len(bases) == 1 else {})}
     open_fields = (
         "# For each source, what you know: capability, training_examples, status (works | broken | unevaluated | missing).\n"

@@ -22,9 +22,10 @@ from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.sources import open_sources
 from mcp_server.errors import Malformed, Unsupported
-from mcp_server.formats.checkpoint import Checkpoint, StoredTensor
+from mcp_server.formats.checkpoint import Checkpoint
 from mcp_server.formats.recipe import Group, ModelRef
 from mcp_server.formats.tensor_names import is_before_layers, is_head, split_layer
+from mcp_server.formats.tensors import StoredTensor
 
 OVERSAMPLING = 8
 """Columns beyond the rank in which the SVD searches (Halko, Martinsson, Tropp 2011 advise 5 to 10)."""

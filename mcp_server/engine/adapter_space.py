@@ -40,10 +40,9 @@ from mcp_server.engine.reader import Reader
 from mcp_server.engine.request import Report, Request, choose_seed
 from mcp_server.engine.thread_pool import ThreadPool
 from mcp_server.errors import Malformed
-from mcp_server.formats.checkpoint import ITEM_BYTES
 from mcp_server.formats.companions import tokenizer_companions
 from mcp_server.formats.lineage import name_of_base
-from mcp_server.formats.tensors import STORED
+from mcp_server.formats.tensors import ITEM_BYTES, STORED
 
 Array = np.ndarray[Any, Any]
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.engine.plan import TensorPlan
-from mcp_server.formats.checkpoint import ITEM_BYTES
-from mcp_server.formats.tensors import STORED
+from mcp_server.formats.tensors import ITEM_BYTES, STORED
 
 PAGE: Final = 4096
 

@@ -14,8 +14,8 @@ from typing import NoReturn
 from mcp_server.engine.sources import Source
 from mcp_server.errors import Incompatible
 from mcp_server.formats import tensor_names
-from mcp_server.formats.checkpoint import FLOATS
 from mcp_server.formats.identity import architecture_name, text_section
+from mcp_server.formats.tensors import FLOATS
 from mcp_server.formats.tied import lacks_head
 
 SHOWN = 3

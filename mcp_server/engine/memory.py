@@ -15,7 +15,7 @@ from typing import Final
 from mcp_server.engine.blocks import BLOCK_ELEMENTS, MOST_COLLECTED, MOST_COLLECTED_SHARE
 from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.signatures import SIGNATURES
-from mcp_server.formats.checkpoint import ITEM_BYTES
+from mcp_server.formats.tensors import ITEM_BYTES
 
 INTERPRETER_BYTES: Final = 80_000_000
 """Python, numpy, numba and its compiled kernels: measured 70–78 MB on Linux x86-64, Python 3.11, numpy 2.4, numba 0.68."""

@@ -33,8 +33,7 @@ from mcp_server.engine.request import Report, Request, all_headers, choose_seed
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.engine.writer import Writer
 from mcp_server.errors import Malformed
-from mcp_server.formats.checkpoint import ITEM_BYTES
-from mcp_server.formats.tensors import STORED
+from mcp_server.formats.tensors import ITEM_BYTES, STORED
 from mcp_server.system.machine import limit_bytes
 
 FIRST_RUN = "compile kernels (first run on this machine: seconds, once)"

@@ -21,10 +21,10 @@ from mcp_server.engine.signatures import SIGNATURES, Signature, check_values
 from mcp_server.engine.sources import Input, Source, open_sources
 from mcp_server.errors import Incompatible, Malformed, Unsupported, did_you_mean
 from mcp_server.formats import tensor_names
-from mcp_server.formats.checkpoint import FLOATS, require_float
+from mcp_server.formats.checkpoint import require_float
 from mcp_server.formats.recipe import Group, ModelRef
 from mcp_server.formats.recipe import Source as Listed
-from mcp_server.formats.tensors import DTYPES
+from mcp_server.formats.tensors import DTYPES, FLOATS
 
 How = Literal["merged", "kept", "copied"]
 """Merged by the method; kept: the donor's values, in the output's dtype; copied: the donor's bytes (buffers, integers)."""

@@ -19,8 +19,8 @@ from mcp_server.engine.codecs import decode, decode_difference, subtract
 from mcp_server.engine.thread_pool import Workspace
 from mcp_server.engine.unpack import Weight, open_weight
 from mcp_server.errors import InputChanged, NotFound
-from mcp_server.formats.checkpoint import ITEM_BYTES, StoredTensor
 from mcp_server.formats.quantised import Packing, Part
+from mcp_server.formats.tensors import ITEM_BYTES, StoredTensor
 
 Array = np.ndarray[Any, Any]
 

@@ -10,10 +10,11 @@ from mcp_server.engine.recipe import Recipe
 from mcp_server.errors import Incompatible, NotFound
 from mcp_server.formats import tensor_names
 from mcp_server.formats.absent_base import base_of_adapters
-from mcp_server.formats.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.identity import text_section
 from mcp_server.formats.lora import Adapter, open_adapter
 from mcp_server.formats.recipe import ModelRef
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.formats.tied import tied
 from mcp_server.formats.updates import Change, LowRank, Update
 
@@ -140,7 +141,7 @@ def _open_base(recipe: Recipe, base: str) -> Checkpoint:
         adapters = dict.fromkeys(ref.adapter_ref for ref in recipe.refs if ref.base_ref == base and ref.adapter_ref)
         if not adapters:
             raise
-        return Checkpoint(Path(base), {}, base_of_adapters(adapters), {})
+        return Checkpoint(base, Path(base), {}, base_of_adapters(adapters), {})
 
 
 def with_adapter(base: Checkpoint, adapter: Adapter) -> Checkpoint:

@@ -14,7 +14,7 @@ import numpy as np
 from mcp_server.engine.blocks import Block, split
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.thread_pool import Workspace
-from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.formats.updates import Change, LowRank, Product, Rows, Scaled, Update
 
 Array = np.ndarray[Any, Any]

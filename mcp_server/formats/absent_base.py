@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 
 from mcp_server.errors import Incompatible
-from mcp_server.formats.checkpoint import StoredTensor, locate
+from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.lora import KEY, bare, saved_name
 from mcp_server.formats.safetensors import read_header
+from mcp_server.formats.tensors import StoredTensor
 
 
 def base_of_adapters(refs: Iterable[str]) -> dict[str, StoredTensor]:

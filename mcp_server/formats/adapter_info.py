@@ -47,11 +47,16 @@ def describe_adapter(config: dict[str, Any], tensors: dict[str, StoredTensor]) -
         alpha=alpha,
         scale=_scale(config, alpha, ranks, rslora),
         targets=sorted({module.rsplit(".", 1)[-1] for module in modules}) or _listed(config.get("target_modules")),
-        base=str(config["base_model_name_or_path"]) if config.get("base_model_name_or_path") else None,
+        base=named_base(config),
         rslora=rslora,
         dora=bool(config.get("use_dora")) or any("lora_magnitude_vector" in name for name in tensors),
         modules_to_save=_listed(saved),
     )
+
+
+def named_base(config: dict[str, Any]) -> str | None:
+    """The base that an adapter's config names, as its trainer knew it."""
+    return str(config["base_model_name_or_path"]) if config.get("base_model_name_or_path") else None
 
 
 def _scale(config: dict[str, Any], alpha: float | None, ranks: list[int], rslora: bool) -> float | None:

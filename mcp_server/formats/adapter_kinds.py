@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 from mcp_server.errors import Incompatible, Malformed, Unsupported
-from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.formats.updates import Product, Scaled, Update
 
 KINDS: Final = ("LORA", "LOHA", "LOKR", "IA3", "VERA", "TRAINABLE_TOKENS")

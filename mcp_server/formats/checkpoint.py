@@ -1,86 +1,158 @@
-"""A checkpoint on disk as the engine reads it: where every tensor's bytes lie. Headers only, never a weight."""
+"""A model on disk: its config, and where every tensor's bytes lie. Headers and JSON only, never a weight.
+
+The one reader of checkpoints: inspect, validate, estimate, engine, verify, folding and evaluation open models here, so what is
+refused is refused before anything runs, in the same words.
+"""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mcp_server.errors import Malformed, NotAModel, NotFound, Unsupported
+from mcp_server.formats.folder import FolderKind, classify
+from mcp_server.formats.identity import config_field
 from mcp_server.formats.quantised import Packing, Stored, find_weights
-from mcp_server.formats.refs import cached_snapshot, is_hub_id, split_revision
-from mcp_server.formats.safetensors import DTYPE_BITS, Header, read_header
+from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision
+from mcp_server.formats.safetensors import Header, read_header
 from mcp_server.formats.tensor_names import without_wrappers
-from mcp_server.formats.tensors import read_json
-from mcp_server.system.paths import expanded
-
-FLOATS: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-ITEM_BYTES: Final = {dtype: bits // 8 for dtype, bits in DTYPE_BITS.items() if bits >= 8}
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """`count` elements of `dtype` at byte `offset` of `file`.
-
-    With `packed` they are codes of another format, that stand for `count` elements: `shape` and `dtype` are those of the numbers.
-    """
-
-    file: Path
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-    count: int
-    packed: Packing | None = None
-
-    @property
-    def nbytes(self) -> int:
-        if self.packed is not None:
-            return sum(part.nbytes for part in self.packed.parts)
-        return self.count * ITEM_BYTES[self.dtype]
+from mcp_server.formats.tensors import FLOATS, StoredTensor, read_json, stored_tensors
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model folder. `headers` holds the header of each shard, by path; `wrapper` is what was taken out of stored names."""
+    """A full model. Packed weights stand as the numbers that they unpack to; `headers` are of what the files hold."""
 
+    ref: str
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
     headers: dict[Path, Header]
     wrapper: str = ""
+    """What was taken out of stored names: `_orig_mod.`, `module.`."""
+    shadowed_by: str | None = None
+    """A stray whole file beside an index."""
+
+    @cached_property
+    def layers(self) -> int | None:
+        return config_field(self.config, "layers")
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding. transformers' configs leave the flag out when it has its default, true."""
+        flag = self.config.get("tie_word_embeddings")
+        return bool(flag) if flag is not None else "lm_head.weight" not in self.tensors
+
+    @property
+    def packings(self) -> tuple[Packing, ...]:
+        """How its packed weights are packed."""
+        return tuple(tensor.packed for tensor in self.tensors.values() if tensor.packed is not None)
+
+    @property
+    def packed_as(self) -> tuple[str, ...]:
+        """The formats of its packed weights, the most frequent first."""
+        kinds = [packing.kind for packing in self.packings]
+        return tuple(sorted(dict.fromkeys(kinds), key=lambda kind: -kinds.count(kind)))
 
 
-def locate(ref: str) -> Path:
-    """The folder of a model: a path, or a hub id (`name@revision`) that is in the local hub cache."""
-    folder = expanded(ref)
-    if folder.is_dir():
-        return folder.resolve()
-    name, revision = split_revision(ref, Path.cwd())
-    if is_hub_id(name) and (snapshot := cached_snapshot(name, revision)):
-        return snapshot
-    raise NotFound(
-        f"{ref} is neither a folder nor a model in the local hub cache", f"check the path, or run `hf download {name}` first"
-    )
+def locate(ref: str, relative_to: Path | None = None) -> Path:
+    """The local path of a ref without adapter part. Raises `NotFound` for a missing path or a hub id that is not cached."""
+    start = relative_to or Path.cwd()
+    name, revision = split_revision(ref, start)
+    resolved = resolve_ref(name, start, revision)
+    if is_hub_id(resolved):
+        raise NotFound(
+            f"{ref} is not a folder here and not in the local Hugging Face cache",
+            f"download it first: hf download {name}" + (f" --revision {revision}" if revision else ""),
+            ref=ref,
+            hub_id=True,
+        )
+    path = Path(resolved)
+    if not path.exists():
+        if ref.startswith("demo:"):
+            raise NotFound(f"{ref} is not made yet ({path} does not exist)", "run `model-merging demo` once", ref=ref)
+        raise NotFound(f"{path} does not exist", "check the path" + _sibling_hint(path), ref=ref)
+    return path
 
 
-def open_checkpoint(ref: str) -> Checkpoint:
-    """Read config, index and headers of a model. Pickle is refused by name, and packed weights whose format is not read."""
-    folder = locate(ref)
+def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
+    """A full safetensors model; packed weights whose format is read count. Raises `NotFound`, `NotAModel` or `Malformed`."""
+    folder = locate(ref, relative_to)
+    holding = classify(folder)
+    if holding.kind != "full":
+        raise not_a("a full model", ref, folder, holding)
     config = read_json(folder / "config.json")
-    headers = {file: read_header(file) for file in shards(folder)}
+    headers, shadowed_by = read_headers(folder)
+    try:
+        unpacked = _unpacked(_together(folder, headers), Stored.of(str(folder), headers, config))
+    except Unsupported as unread:
+        raise NotAModel(unread.message, unread.next_step, ref=ref, kind="quantised") from unread
+    names, wrapper = without_wrappers(unpacked)
+    tensors = {names[name]: tensor for name, tensor in unpacked.items()}
+    return Checkpoint(ref, folder, config, tensors, headers, wrapper, shadowed_by)
+
+
+def read_headers(folder: Path, stem: str = "model") -> tuple[dict[Path, Header], str | None]:
+    """The headers of `stem`.safetensors or its shards, and the name of a whole file that lies beside an index.
+
+    The index is checked against the headers, because a folder that was written twice or copied in part fails only in mid-merge.
+    Raises `NotFound` without either, `Malformed` when index and files disagree.
+    """
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        if whole.is_file():
+            return {whole: read_header(whole)}, None
+        raise NotFound(f"{folder} has neither {whole.name} nor {index.name}", "save the checkpoint as safetensors")
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise Malformed(f"{index} has no weight_map of tensor names to file names", "download or save the checkpoint again")
+    names = sorted(set(table.values()))
+    for name in names:
+        if "\0" in name or Path(name).name != name or name in ("", ".", ".."):
+            raise Malformed(f"{index} names the file {name!r}, which is outside its folder", "download the checkpoint again")
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise Malformed(f"{index} names {missing[0]}, which is not in {folder}", "download the checkpoint again")
+    headers = {folder / name: read_header(folder / name) for name in names}
+    for tensor, name in table.items():
+        if tensor not in headers[folder / name].tensors:
+            raise Malformed(
+                f"{index.name} says that {name} holds {tensor!r}, but it does not",
+                "the folder mixes two checkpoints: empty it and save or download again",
+                path=str(index),
+            )
+    return headers, whole.name if whole.is_file() and whole.name not in names else None
+
+
+def require_float(name: str, tensor: StoredTensor) -> None:
+    if tensor.dtype not in FLOATS:
+        raise Unsupported(
+            f"{name!r} in {tensor.file} is {tensor.dtype}; this engine merges bf16, fp16, fp32 and fp64",
+            "merge the unquantised original, or use --engine mergekit",
+        )
+
+
+def not_a(wanted: str, ref: str, path: Path, holding: FolderKind) -> NotAModel:
+    """The refusal of a folder that holds something else."""
+    reason = holding.detail
+    if holding.kind == "lora":
+        reason = "it is a LoRA adapter; name it as base+adapter, with the model that it was trained on"
+    elif holding.kind == "full":
+        reason = "it is a full model"
+    what, _, then = reason.partition("; ")
+    return NotAModel(f"{path} is not {wanted}: {what}", then or "name another folder", ref=ref, kind=holding.kind)
+
+
+def _together(folder: Path, headers: dict[Path, Header]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file, header in headers.items():
-        for name, info in header.tensors.items():
-            if name in tensors:
-                raise Malformed(
-                    f"{name!r} is in both {tensors[name].file.name} and {file.name} of {folder}", "remove stale shards"
-                )
-            tensors[name] = StoredTensor(file, header.data_start + info.begin, info.dtype, info.shape, info.elements)
-    unpacked = _unpacked(tensors, Stored.of(str(folder), headers, config))
-    names, wrapper = without_wrappers(unpacked)
-    return Checkpoint(folder, config, {names[name]: tensor for name, tensor in unpacked.items()}, headers, wrapper)
+        found = stored_tensors(file, header)
+        if twice := next((name for name in found if name in tensors), None):
+            raise Malformed(f"{twice!r} is in both {tensors[twice].file.name} and {file.name} of {folder}", "remove stale shards")
+        tensors |= found
+    return tensors
 
 
 def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, StoredTensor]:
@@ -97,40 +169,10 @@ def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, Sto
     return found
 
 
-def shards(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder. Raises when an index names a shard that is not there."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if index.is_file():
-        table = read_json(index).get("weight_map")
-        if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-            raise Malformed(f"{index} has no weight_map from tensor to file", "download or save the checkpoint again")
-        names = sorted(set(table.values()))
-        if unsafe := [name for name in names if name != os.path.basename(name)]:  # noqa: PTH119
-            raise Malformed(f"{index} names {unsafe[0]!r}, which is outside its folder", "do not use this checkpoint")
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise Malformed(f"{index} names {missing[0]}, which is not in {folder}", "download the checkpoint again")
-        found = [folder / name for name in names]
-        here = {tensor for file in found for tensor in read_header(file).tensors}
-        if absent := sorted(set(table) - here):
-            raise Malformed(f"{index} names {absent[0]!r}, which no shard holds", "download or save the checkpoint again")
-        return found
-    if single.is_file():
-        return [single]
-    if pickled := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")):
-        raise NotAModel(
-            f"{folder} holds pickle weights ({pickled[0].name}), which can run code when they are read",
-            'if you trust it: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}-safetensors')\"",
-        )
-    if gguf := sorted(folder.glob("*.gguf")):
-        raise NotAModel(f"{folder} holds GGUF weights ({gguf[0].name})", "merge the original checkpoint, convert the result")
-    raise NotAModel(f"{folder} holds no model.safetensors", "name a folder with safetensors weights")
-
-
-def require_float(name: str, tensor: StoredTensor) -> None:
-    if tensor.dtype not in FLOATS:
-        raise Unsupported(
-            f"{name!r} in {tensor.file} is {tensor.dtype}; this engine merges bf16, fp16, fp32 and fp64",
-            "merge the unquantised original, or use --engine mergekit",
-        )
+def _sibling_hint(path: Path) -> str:
+    """Name what the nearest existing folder holds, so that a typo shows."""
+    parent = next((p for p in path.parents if p.is_dir()), None)
+    if parent is None or parent == Path(parent.anchor):
+        return ""
+    names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())[:6]
+    return f"; {parent} holds {', '.join(names)}" if names else f"; {parent} holds no folders"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.inspect import Kind
 
-SAFE = "convert it to safetensors first: load it where you trust it and save_pretrained(..., safe_serialization=True)"
+SAFE = "convert it to safetensors first, where you trust it: from_pretrained() it, then save_pretrained()"
+_MODEL = (
+    "from transformers import AutoModelForCausalLM as M; "
+    "M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}-safetensors')"
+)
+_ADAPTER = (
+    "import torch; from safetensors.torch import save_file; "
+    "save_file(torch.load('{folder}/adapter_model.bin', weights_only=True), '{folder}/adapter_model.safetensors')"
+)
 UNQUANTISED = "merge the unquantised model it was made from, and quantise the result"
 
 
@@ -29,7 +35,7 @@ def classify(path: Path) -> FolderKind:
     adapter = "adapter_config.json" in names
     model = any(name in names for name in ("model.safetensors", "model.safetensors.index.json"))
     if adapter and not (model and "config.json" in names):
-        return _adapter(names)
+        return _adapter(path, names)
     if model and "config.json" in names:
         return FolderKind("full")
     if model:
@@ -37,7 +43,7 @@ def classify(path: Path) -> FolderKind:
     if gguf := _ending(names, ".gguf"):
         return FolderKind("gguf", f"{gguf} is GGUF, a format for inference; {UNQUANTISED}")
     if pickle := _ending(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        return FolderKind("pickle", f"{pickle} is a pickle, which can run code when it is opened; {SAFE}")
+        return _pickle(pickle, _convert(_MODEL, path))
     if shard := _ending(names, ".safetensors"):
         wanted = "model.safetensors or model.safetensors.index.json"
         return FolderKind("not_a_model", f"it has {shard} but no {wanted}: a download that was cut short, or another layout")
@@ -49,27 +55,31 @@ def classify(path: Path) -> FolderKind:
     )
 
 
-def adapter_config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "adapter_config.json")
-
-
 def _file(path: Path) -> FolderKind:
     if path.suffix == ".gguf":
         return FolderKind("gguf", f"it is GGUF, a format for inference; {UNQUANTISED}")
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        return FolderKind("pickle", f"it is a pickle, which can run code when it is opened; {SAFE}")
+        return _pickle("it", SAFE)
     if path.suffix == ".safetensors":
         return FolderKind("not_a_model", f"it is a single file; name its folder, {path.parent}")
     return FolderKind("not_a_model", "it is a file; name the folder that holds config.json and the weights")
 
 
-def _adapter(names: list[str]) -> FolderKind:
+def _adapter(folder: Path, names: list[str]) -> FolderKind:
     if "adapter_model.safetensors" in names:
         return FolderKind("lora")
     if "adapter_model.bin" in names:
-        return FolderKind("pickle", f"adapter_model.bin is a pickle, which can run code when it is opened; {SAFE}")
+        return _pickle("adapter_model.bin", _convert(_ADAPTER, folder))
     return FolderKind("not_a_model", "it has adapter_config.json but no adapter_model.safetensors; save the adapter again")
 
 
 def _ending(names: list[str], *suffixes: str) -> str | None:
     return next((name for name in names if name.endswith(suffixes)), None)
+
+
+def _pickle(what: str, convert: str) -> FolderKind:
+    return FolderKind("pickle", f"{what} is a pickle, which can run code when it is opened; {convert}")
+
+
+def _convert(code: str, folder: Path) -> str:
+    return f'convert it to safetensors first, if you trust it: python -c "{code.format(folder=folder)}"'

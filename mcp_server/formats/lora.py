@@ -17,15 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.errors import Incompatible, Malformed, NotAModel, Unsupported
+from mcp_server.errors import Incompatible, Malformed, Unsupported
 from mcp_server.formats import adapter_names
+from mcp_server.formats.adapter_folder import open_adapter_folder
 from mcp_server.formats.adapter_kinds import MERGE_FIRST, by_pattern, other_update, refuse_unsupported
 from mcp_server.formats.adapter_names import Wanted
 from mcp_server.formats.adapter_vocabulary import check_rows, untie
-from mcp_server.formats.checkpoint import StoredTensor, locate, require_float
+from mcp_server.formats.checkpoint import require_float
 from mcp_server.formats.memory_names import Held, Names, Shaped, as_stored, expert_by_expert, in_memory, is_conv1d
-from mcp_server.formats.safetensors import Header, read_header
-from mcp_server.formats.tensors import read_json
+from mcp_server.formats.safetensors import Header
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.formats.ties import find_tie
 from mcp_server.formats.updates import Change, LowRank, Region, Rows, Scaled, Update
 
@@ -98,9 +99,10 @@ def open_adapter(ref: str, base: Mapping[str, Shaped], config: Mapping[str, Any]
     Raises `NotAModel`, `Malformed`, `Unsupported` or `Incompatible`: all that can be wrong with it, before a weight is read.
     """
     base_config = config or {}
-    folder = locate(ref)
-    own, header, file = _open(ref, folder)
-    modules, shared = _modules(ref, header, file)
+    on_disk = open_adapter_folder(ref)
+    own = on_disk.config
+    refuse_unsupported(ref, own)
+    modules, shared = _modules(ref, on_disk.tensors)
     tie = find_tie(base_config, base)
     shapes: dict[str, Shaped] = dict(base)
     if tie is not None and tie.head not in shapes:
@@ -125,33 +127,15 @@ def open_adapter(ref: str, base: Mapping[str, Shaped], config: Mapping[str, Any]
     notes = [f"the names of adapter {ref} fit its base {mapped.how}"] if mapped.how else []
     vocabulary = check_rows(ref, changes, shapes, tie)
     added, untied = untie(ref, own, changes, base, tie, notes)
-    return Adapter(folder, own, changes, {file: header}, added, untied, vocabulary, tuple(notes))
+    return Adapter(on_disk.folder, own, changes, on_disk.headers, added, untied, vocabulary, tuple(notes))
 
 
-def _open(ref: str, folder: Path) -> tuple[dict[str, Any], Header, Path]:
-    if not (folder / "adapter_config.json").is_file():
-        raise NotAModel(f"{folder} has no adapter_config.json", "name the folder that PEFT saved, or a full model without a +")
-    config = read_json(folder / "adapter_config.json")
-    refuse_unsupported(ref, config)
-    file = folder / "adapter_model.safetensors"
-    if file.is_file():
-        return config, read_header(file), file
-    if (folder / "adapter_model.bin").is_file():
-        raise NotAModel(
-            f"{folder} holds a pickle adapter, which can run code when it is read",
-            'if you trust it: python -c "import torch; from safetensors.torch import save_file; '
-            f"save_file(torch.load('{folder}/adapter_model.bin', weights_only=True), '{file}')\"",
-        )
-    raise NotAModel(f"{folder} has no adapter_model.safetensors", "save the adapter with save_pretrained()")
-
-
-def _modules(ref: str, header: Header, file: Path) -> tuple[list[_Module], dict[str, StoredTensor]]:
+def _modules(ref: str, tensors: dict[str, StoredTensor]) -> tuple[list[_Module], dict[str, StoredTensor]]:
     """The adapter's tensors by the module that they belong to; and those that all modules share (VeRA's A and B)."""
     found: dict[tuple[str, int, str], _Module] = {}
     shared: dict[str, StoredTensor] = {}
     adapters: dict[str, None] = {}
-    for key, info in header.tensors.items():
-        stored = StoredTensor(file, header.data_start + info.begin, info.dtype, info.shape, info.elements)
+    for key, stored in tensors.items():
         require_float(key, stored)
         plain = bare(key)
         if match := KEY.match(plain):

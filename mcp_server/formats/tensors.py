@@ -1,7 +1,6 @@
-"""The tensors of a checkpoint folder: names, shapes, dtypes and files, from the safetensors headers alone.
+"""A stored tensor: its dtype, its shape, and where its bytes lie. And the JSON files that lie beside it.
 
-A sharded folder has `NAME.safetensors.index.json`, which maps each tensor to its file; a whole one has `NAME.safetensors`. The
-index is checked against the headers, because a folder that was written twice or copied in part fails only in mid-merge.
+The tables of dtypes stand here: safetensors' names, torch's, and the bytes of one element.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import Malformed, NotFound
-from mcp_server.formats.safetensors import read_header
+from mcp_server.formats.quantised.part import Packing
+from mcp_server.formats.safetensors import DTYPE_BITS, Header
 
 MAX_JSON_BYTES: Final = 64_000_000
 MAX_JSON_VALUES: Final = 6_000_000
@@ -28,27 +28,44 @@ DTYPES: Final = {
 """The format's name of a dtype → torch's."""
 STORED: Final = {name: stored for stored, name in DTYPES.items()}
 """Torch's name of a dtype → the format's."""
-FLOATS: Final = ("F64", "F32", "F16", "BF16")
+FLOATS: Final = {dtype: DTYPES[dtype] for dtype in ("BF16", "F16", "F32", "F64")}
+"""The dtypes that are merged, and torch's names of them."""
+ITEM_BYTES: Final = {dtype: bits // 8 for dtype, bits in DTYPE_BITS.items() if bits >= 8}
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor as it lies on disk. `dtype` is the format's name (`BF16`)."""
+    """`count` elements of `dtype` (`BF16`) at byte `offset` of `file`.
 
+    With `packed` they are codes of another format, that stand for `count` elements: `shape` and `dtype` are those of the numbers.
+    """
+
+    file: Path
+    offset: int
     dtype: str
     shape: tuple[int, ...]
-    elements: int
-    nbytes: int
-    file: str
+    count: int
+    packed: Packing | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        if self.packed is not None:
+            return sum(part.nbytes for part in self.packed.parts)
+        return self.count * DTYPE_BITS[self.dtype] // 8
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of the numbers: more than `nbytes` for a packed tensor."""
+        return self.count * DTYPE_BITS[self.dtype] // 8
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensors:
-    """All tensors of a folder, by name, in the order of their files; `shadowed_by` names a stray whole file beside an index."""
-
-    tensors: dict[str, StoredTensor]
-    files: tuple[str, ...]
-    shadowed_by: str | None = None
+def stored_tensors(file: Path, header: Header) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, by name, in the order of its header."""
+    return {
+        name: StoredTensor(file, header.data_start + info.begin, info.dtype, info.shape, info.elements)
+        for name, info in header.tensors.items()
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -70,44 +87,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise Malformed(f"{path} holds {type(data).__name__}, not a JSON object", "download or save it again", path=str(path))
     return data
-
-
-def read_tensors(folder: Path, stem: str = "model") -> StoredTensors:
-    """Every tensor of `stem`.safetensors or its shards. Raises `NotFound` without either, `Malformed` when they disagree."""
-    whole = folder / f"{stem}.safetensors"
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        found = _sharded(folder, index)
-        stray = whole.name if whole.is_file() and whole.name not in found.files else None
-        return StoredTensors(found.tensors, found.files, stray)
-    if whole.is_file():
-        return StoredTensors(_of_file(whole), (whole.name,))
-    raise NotFound(f"{folder} has neither {whole.name} nor {index.name}", "save the checkpoint as safetensors")
-
-
-def _of_file(path: Path) -> dict[str, StoredTensor]:
-    header = read_header(path)
-    return {
-        name: StoredTensor(info.dtype, info.shape, info.elements, info.nbytes, path.name) for name, info in header.tensors.items()
-    }
-
-
-def _sharded(folder: Path, index: Path) -> StoredTensors:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise Malformed(f"{index} has no weight_map of tensor names to file names", "download or save the checkpoint again")
-    files = tuple(sorted(set(weight_map.values())))
-    for name in files:
-        if "\0" in name or Path(name).name != name or name in ("", ".", ".."):
-            raise Malformed(f"{index} names the file {name!r}, which is outside its folder", "download the checkpoint again")
-    present = {name: _of_file(folder / name) for name in files}
-    tensors = {}
-    for name, file in weight_map.items():
-        if name not in present[file]:
-            raise Malformed(
-                f"{index.name} says that {file} holds {name!r}, but it does not",
-                "the folder mixes two checkpoints: empty it and save or download again",
-                path=str(index),
-            )
-        tensors[name] = present[file][name]
-    return StoredTensors(tensors, files)

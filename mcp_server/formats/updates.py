@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.tensors import StoredTensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import NotAModel
-from mcp_server.formats.checkpoint import StoredTensor
 from mcp_server.formats.safetensors import read_header
-from mcp_server.formats.tensors import read_json
+from mcp_server.formats.tensors import StoredTensor, read_json, stored_tensors
 from mcp_server.recompute.reading import read_rows, rows_of
 
 if TYPE_CHECKING:
@@ -75,8 +74,7 @@ def read_adapter(folder: Path, base: dict[str, StoredTensor], model_type: str) -
     adapter = Adapter(folder, config, model_type)
     if odd := [key for key in _NOT_ADDED if config.get(key)]:
         adapter.unknown[""] = f"its config sets {odd[0]}"
-    for key, info in header.tensors.items():
-        stored = StoredTensor(file, header.data_start + info.begin, info.dtype, info.shape, info.elements)
+    for key, stored in stored_tensors(file, header).items():
         name = plain(key)
         if found := _PART.match(name):
             part = found["part"].removeprefix("token_adapter.")

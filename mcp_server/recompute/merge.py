@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.checkpoint import StoredTensor, open_checkpoint
+from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.provenance import Provenance, read_provenance, read_recipe_text
 from mcp_server.formats.recipe import ModelRef, Recipe, parse_ref, read_recipe
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.formats.safetensors import read_header
-from mcp_server.formats.tensors import read_json
+from mcp_server.formats.tensors import StoredTensor, read_json, stored_tensors
 from mcp_server.recompute.adapters import Adapter, read_adapter
 from mcp_server.recompute.sources import Source, open_source, unwrapped
 
@@ -57,10 +57,7 @@ def open_merge(folder: Path, recipe_text: str | None, base: str | None = None, s
     if is_adapter:
         file = folder / "adapter_model.safetensors"
         header = read_header(file)
-        tensors = {
-            name: StoredTensor(file, header.data_start + info.begin, info.dtype, info.shape, info.elements)
-            for name, info in header.tensors.items()
-        }
+        tensors = stored_tensors(file, header)
         files, config = [file], read_json(folder / "adapter_config.json")
     else:
         opened = open_checkpoint(str(folder))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from mcp_server.formats.checkpoint import StoredTensor
 from mcp_server.formats.identity import config_field
 from mcp_server.formats.recipe import Group, ModelRef, Recipe, as_number, resolve
 from mcp_server.formats.tensor_names import is_before_layers, split_layer
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.adapters import CannotCompute
 from mcp_server.recompute.inputs import Made, Operand
 from mcp_server.recompute.reading import is_float

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.adapters import CannotCompute, adapted_rows
 from mcp_server.recompute.compare import Precision, Tally
 from mcp_server.recompute.inputs import Block, Made

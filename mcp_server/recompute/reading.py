@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.tensors import StoredTensor
 
 if TYPE_CHECKING:
     import numpy as np

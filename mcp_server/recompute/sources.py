@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mcp_server.formats.checkpoint import StoredTensor, open_checkpoint
+from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.adapters import Adapter, nearest, plain, read_adapter
 from mcp_server.recompute.reading import is_float
 from mcp_server.recompute.values import Value

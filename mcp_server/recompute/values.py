@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.adapters import Adapter, CannotCompute, adapted_rows
 from mcp_server.recompute.reading import read_rows, readable
 

@@ -27,9 +27,10 @@ from mcp_server.engine.reader import Reader
 from mcp_server.engine.thread_pool import Workspace
 from mcp_server.engine.updates import OpenUpdates
 from mcp_server.errors import DiskFull, Unsupported
-from mcp_server.formats.checkpoint import ITEM_BYTES, Checkpoint, StoredTensor, open_checkpoint
+from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.lora import open_adapter
+from mcp_server.formats.tensors import ITEM_BYTES, StoredTensor
 from mcp_server.formats.updates import Change
 from mcp_server.system import paths
 from mcp_server.system.files import private_folder, scratch_folder, sync_tree, write_json

@@ -16,10 +16,10 @@ from mcp_server.engine.metadata import copy_files, same_bytes
 from mcp_server.engine.output_config import name_dtypes
 from mcp_server.errors import RunFailed
 from mcp_server.formats import tensor_names
-from mcp_server.formats.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.companions import companions, is_tokenizer_file
 from mcp_server.formats.recipe import ModelRef, Recipe
-from mcp_server.formats.tensors import DTYPES
+from mcp_server.formats.tensors import DTYPES, StoredTensor
 from mcp_server.formats.tied import tied
 from mcp_server.system.files import write_text
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcp_server.errors import DiskFull, Incompatible, InputChanged, Malformed, MergingError, NotAModel, NotFound, Unsupported
+from mcp_server.errors import DiskFull, Incompatible, InputChanged, Malformed, MergingError, NotAModel, NotFound
 from tests.engine.synthetic import load, low_rank, random_tensors, run, shapes, write_adapter, write_model
 
 
@@ -191,11 +191,11 @@ def test_packed_weights_of_an_unknown_form_are_refused_by_scheme(models: Path, t
     packed = write_model(tmp_path / "small", random_tensors(3), config={"quantization_config": {"quant_method": "vptq"}})
     file = packed / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"BF16"', b'"I16" '))  # the same bytes, as codes
-    refused(models, Unsupported, "quantised .vptq.", recipe(models, sources=("one", "small")))
+    refused(models, NotAModel, "quantised .vptq.", recipe(models, sources=("one", "small")))
 
 
 def test_a_model_that_is_not_there(models: Path) -> None:
-    refused(models, NotFound, "neither a folder nor a model", recipe(models, sources=("one", "absent")))
+    refused(models, NotFound, "does not exist", recipe(models, sources=("one", "absent")))
 
 
 def test_too_little_disk_names_the_shortfall(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mcp_server.errors import Malformed, MergingError, NotAModel, Unsupported
-from mcp_server.steps.inspect import inspect_source, open_checkpoint
+from mcp_server.errors import Malformed, MergingError, NotAModel
+from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.source import inspect_source
 from mcp_server.steps.validate import validate
 from mcp_server.steps.verify import verify
 from tests.engine.synthetic import load, run
@@ -209,7 +210,7 @@ def cut(name: str) -> Callable[[Tensors], Tensors]:
         ("bitsandbytes nf4", state(shape=[64, 65]), Malformed, "should be 2080 bytes"),
         ("bitsandbytes nf4", state(nested_offset=None), Malformed, "offset None"),
         ("bitsandbytes int8", cut(Q.replace("weight", "SCB")), Malformed, "should be .* one for each row"),
-        ("bitsandbytes int8", without(Q.replace("weight", "SCB")), Unsupported, "not known here: .*I8"),
+        ("bitsandbytes int8", without(Q.replace("weight", "SCB")), NotAModel, "not known here: .*I8"),
         ("FP8 (e4m3)", without(f"{Q}_scale_inv"), Malformed, "no .*_scale or"),
         ("FP8 (e4m3)", lambda t: t | {f"{Q}_scale_inv": torch.ones(3, 5)}, Malformed, "does not divide"),
         ("FP8 (e4m3)", lambda t: t | {f"{Q}_scale_inv": torch.ones(63)}, Malformed, "for each row"),
@@ -265,6 +266,6 @@ def test_a_format_that_is_not_read_is_named_with_the_tool_that_reads_it(
     save_file(
         tensors | {stem + part: torch.ones((4, 4)).to(dtype) for part, dtype in parts.items()}, folder / "model.safetensors"
     )
-    with pytest.raises(Unsupported, match=scheme) as raised:
+    with pytest.raises(NotAModel, match=scheme) as raised:
         run(arithmetic(folder, folder), tmp_path / "out")
     assert raised.value.next_step

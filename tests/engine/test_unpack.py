@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from mcp_server.engine.blocks import split
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.thread_pool import Workspace
-from mcp_server.formats.checkpoint import StoredTensor, open_checkpoint
+from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.reading import read_rows
 
 Tensors = dict[str, torch.Tensor]

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from mcp_server.errors import Malformed, NotAModel, NotFound
+from mcp_server.formats.adapter_folder import open_adapter_folder
+from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.source import inspect_source
 from mcp_server.schemas.inspect import AdapterInfo, SourceInfo
-from mcp_server.steps.inspect import inspect_source, open_adapter, open_checkpoint
 from tests.checkpoints import cache_model, write_lora, write_model, write_tokenizer
 from tests.tiny import write_safetensors
 
@@ -129,7 +131,7 @@ def test_asking_for_a_model_and_finding_an_adapter_says_how_to_name_it(tmp_path:
         open_checkpoint(str(folder))
     assert "base+adapter" in raised.value.next_step
     with pytest.raises(NotAModel, match="a full model"):
-        open_adapter(str(write_model(tmp_path / "m")))
+        open_adapter_folder(str(write_model(tmp_path / "m")))
 
 
 def test_an_index_that_names_what_is_not_there_is_malformed(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from mcp_server.errors import BadInput, NotFound
-from mcp_server.formats.checkpoint import locate as engine_locate
+from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.refs import cached_snapshot, is_hub_id, resolve_ref, split_revision
-from mcp_server.formats.source import locate as open_here
 from mcp_server.system import paths
 
 
@@ -56,10 +55,10 @@ def two_revisions(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("revision", ["v2", "pr/7", "b" * 40])
 def test_a_pinned_revision_is_that_snapshot_and_never_another(two_revisions: Path, tmp_path: Path, revision: str) -> None:
     assert resolve_ref("owner/name", tmp_path, revision) == str(two_revisions / ("b" * 40))
-    assert open_here(f"owner/name@{revision}") == engine_locate(f"owner/name@{revision}") == two_revisions / ("b" * 40)
+    assert locate(f"owner/name@{revision}") == two_revisions / ("b" * 40)
     assert resolve_ref("owner/name", tmp_path, "v3") == "owner/name"
     with pytest.raises(NotFound, match="owner/name@v3"):
-        open_here("owner/name@v3")
+        locate("owner/name@v3")
 
 
 def test_a_revision_does_not_lead_out_of_the_cache(two_revisions: Path, tmp_path: Path) -> None:
@@ -69,13 +68,13 @@ def test_a_revision_does_not_lead_out_of_the_cache(two_revisions: Path, tmp_path
     for way_out in ("../../../secret", str(tmp_path / "secret")):
         assert cached_snapshot("owner/name", way_out) is None
         with pytest.raises(NotFound):
-            engine_locate(f"owner/name@{way_out}")
+            locate(f"owner/name@{way_out}")
 
 
 def test_an_at_sign_in_the_name_of_a_folder_is_part_of_the_name(tmp_path: Path) -> None:
     (tmp_path / "run@3").mkdir()
     assert split_revision(str(tmp_path / "run@3"), tmp_path) == (str(tmp_path / "run@3"), None)
-    assert open_here(str(tmp_path / "run@3")) == tmp_path / "run@3"
+    assert locate(str(tmp_path / "run@3")) == tmp_path / "run@3"
 
 
 def test_a_missing_path_is_made_absolute_so_that_messages_show_it_whole(tmp_path: Path) -> None:

@@ -42,14 +42,6 @@ class Weights:
     replaced: dict[str, str]
     dropped: frozenset[str]
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The formats, the most frequent first."""
-        counts: dict[str, int] = {}
-        for packing in self.packed.values():
-            counts[packing.kind] = counts.get(packing.kind, 0) + 1
-        return tuple(sorted(counts, key=lambda kind: -counts[kind]))
-
 
 def find_weights(stored: Stored) -> Weights:
     """Every packed weight of a checkpoint; none for a plain one.

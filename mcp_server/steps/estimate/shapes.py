@@ -13,9 +13,9 @@ from typing import Final
 from pydantic import Field
 
 from mcp_server.errors import NotFound
+from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.quantised import Packing
 from mcp_server.schemas.base import Frozen
-from mcp_server.steps.inspect import Checkpoint, open_checkpoint
 from mcp_server.system import paths
 from mcp_server.system.yaml_io import load_yaml
 
@@ -44,7 +44,7 @@ class TensorSize:
     name: str
     shape: tuple[int, ...]
     nbytes: int
-    """As the source stores it."""
+    """Of its numbers: a packed tensor counts as unpacked."""
 
     @property
     def elements(self) -> int:
@@ -90,7 +90,7 @@ def model_shape(ref: str, folder: Path | None = None) -> ModelShape:
 
 
 def from_checkpoint(model: Checkpoint) -> ModelShape:
-    sizes = tuple(TensorSize(name, tensor.shape, tensor.nbytes) for name, tensor in model.tensors.items())
+    sizes = tuple(TensorSize(name, tensor.shape, tensor.number_bytes) for name, tensor in model.tensors.items())
     return ModelShape(sizes, "headers", model.folder, model.packings)
 
 

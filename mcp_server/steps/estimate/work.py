@@ -10,11 +10,12 @@ from typing import Final
 
 from mcp_server.engine.memory import factors_of
 from mcp_server.errors import MergingError
+from mcp_server.formats.adapter_folder import AdapterFolder, open_adapter_folder
+from mcp_server.formats.adapter_info import factors
 from mcp_server.formats.identity import token_ids
 from mcp_server.formats.quantised import Packing
 from mcp_server.formats.recipe import ModelRef, Recipe
 from mcp_server.steps.estimate.shapes import DTYPE_BYTES, ModelShape, TensorSize, model_shape
-from mcp_server.steps.inspect import Adapter, factors, open_adapter
 
 RANK_UNKNOWN: Final = 64
 """Rank that stands for an adapter that is not here: larger than most."""
@@ -100,7 +101,7 @@ def work_of(recipe: Recipe, folder: Path | None = None) -> Work:
         for t, elements in _output(recipe, shapes[donor], _rows(recipe, shapes))
     )
     adapters = {ref.adapter_ref: _adapter(ref, folder) for ref in recipe.references() if ref.adapter_ref}
-    adapter_bytes = sum(t.nbytes for adapter in adapters.values() if adapter for t in adapter.stored.tensors.values())
+    adapter_bytes = sum(t.nbytes for adapter in adapters.values() if adapter for t in adapter.tensors.values())
     models = {ref.base_ref: shapes[ref].nbytes for ref in shapes}
     return Work(
         method=recipe.method or "",
@@ -169,22 +170,22 @@ def _rows(recipe: Recipe, shapes: dict[ModelRef, ModelShape]) -> int | None:
     return max([union, *sizes], default=None)
 
 
-def _adapter(ref: ModelRef, folder: Path | None) -> Adapter | None:
+def _adapter(ref: ModelRef, folder: Path | None) -> AdapterFolder | None:
     """The adapter, or None when it is not here: `RANK_UNKNOWN` then stands for its rank."""
     try:
-        return open_adapter(ref.adapter_ref or "", folder)
+        return open_adapter_folder(ref.adapter_ref or "", folder)
     except MergingError:
         return None
 
 
-def _factors(adapters: list[Adapter | None], model: ModelShape) -> int:
+def _factors(adapters: list[AdapterFolder | None], model: ModelShape) -> int:
     """Elements of the factors that one tensor's adapters hold together, at the tensor where that is most."""
     absent = sum(1 for adapter in adapters if adapter is None)
     unknown = factors_of([tensor.shape for tensor in model.tensors], [RANK_UNKNOWN] * absent) if absent else 0
     by_module: dict[str, int] = {}
     for adapter in adapters:
-        for module, parts in factors(adapter.stored.tensors).items() if adapter else ():
-            by_module[module] = by_module.get(module, 0) + sum(part.elements for part in parts.values())
+        for module, parts in factors(adapter.tensors).items() if adapter else ():
+            by_module[module] = by_module.get(module, 0) + sum(part.count for part in parts.values())
     return max(by_module.values(), default=0) + unknown
 
 

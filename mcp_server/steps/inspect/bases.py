@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.catalog.signals.bases import same_name
 from mcp_server.errors import MergingError
-from mcp_server.formats.checkpoint import FLOATS, StoredTensor, open_checkpoint
+from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.refs import is_hub_id, resolve_ref
-from mcp_server.formats.tensors import read_json
+from mcp_server.formats.tensors import FLOATS, StoredTensor, read_json
 from mcp_server.recompute.reading import read_rows, spans
 from mcp_server.schemas.inspect import Difference, SourceInfo
 

@@ -14,10 +14,11 @@ from typing import Any, Final, Literal
 
 from mcp_server.errors import MergingError, NotFound
 from mcp_server.formats.behaviour import WHY, differing
+from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.identity import token_ids
 from mcp_server.formats.licence import licence_notes
 from mcp_server.formats.lora import open_adapter
-from mcp_server.formats.source import inspect_source, open_checkpoint
+from mcp_server.formats.source import inspect_source
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.inspect import Difference, Inspection, SourceInfo
 from mcp_server.steps.inspect.bases import base_differences, unrelated_weights

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.checkpoint import StoredTensor
 from mcp_server.formats.lora import open_adapter
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.formats.updates import LowRank
 from mcp_server.recompute.reading import read_rows
 from mcp_server.steps.inspect.bases import sampled, tensors_of, values

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcp_server.errors import Incompatible, Malformed, MergingError, NotAModel, Unsupported
+from mcp_server.formats.adapter_folder import AdapterFolder
+from mcp_server.formats.adapter_info import named_base
 from mcp_server.formats.adapter_kinds import refuse_unsupported
-from mcp_server.formats.lora import Adapter as Merged
-from mcp_server.formats.lora import open_adapter as merged_adapter
+from mcp_server.formats.checkpoint import Checkpoint
+from mcp_server.formats.lora import Adapter, open_adapter
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.refs import resolve_ref
-from mcp_server.steps.inspect import Adapter, Checkpoint
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.registry import Found, check
 
@@ -29,8 +30,9 @@ def bare_adapter(context: Context) -> Iterator[Found]:
 @check("MM402")
 def adapter_of_this_base(context: Context) -> Iterator[Found]:
     for where, ref, adapter, model in _pairs(context):
-        if adapter.info.base and model and not _same_model(adapter.info.base, ref, model):
-            text = f"{ref.adapter} was trained on {adapter.info.base}, and is put on {ref.base_ref}"
+        base = named_base(adapter.config)
+        if base and model and not _same_model(base, ref, model):
+            text = f"{ref.adapter} was trained on {base}, and is put on {ref.base_ref}"
             yield Found(text, where)
 
 
@@ -52,7 +54,7 @@ def parts_are_in_order(context: Context) -> Iterator[Found]:
         base, adapter = context.probe(ref), context.probe_adapter(ref.adapter_ref)
         if isinstance(adapter, (NotAModel, Malformed)):
             yield Found(adapter.message, where, adapter.next_step)
-        elif isinstance(adapter, Adapter) and isinstance(base, Checkpoint):
+        elif isinstance(adapter, AdapterFolder) and isinstance(base, Checkpoint):
             refused = read_on(adapter, base)
             if isinstance(refused, (NotAModel, Malformed)):
                 yield Found(refused.message, where, refused.next_step)
@@ -64,7 +66,7 @@ def parts_are_in_order(context: Context) -> Iterator[Found]:
 def adapter_is_read_with_care(context: Context) -> Iterator[Found]:
     for where, _, adapter, model in _pairs(context):
         found = read_on(adapter, model) if model else None
-        for note in found.notes if isinstance(found, Merged) else ():
+        for note in found.notes if isinstance(found, Adapter) else ():
             yield Found(note, where)
 
 
@@ -85,13 +87,13 @@ def base_for(context: Context, ref: ModelRef) -> str | None:
         if not (isinstance(found, NotAModel) and found.details.get("kind") == "lora"):
             return recipe_base.base_ref
     adapter = context.probe_adapter(ref.base_ref)
-    return adapter.info.base if isinstance(adapter, Adapter) else None
+    return named_base(adapter.config) if isinstance(adapter, AdapterFolder) else None
 
 
-def read_on(adapter: Adapter, model: Checkpoint) -> Merged | MergingError:
+def read_on(adapter: AdapterFolder, model: Checkpoint) -> Adapter | MergingError:
     """The adapter as a merge reads it, or the refusal that a merge would end with."""
     try:
-        return merged_adapter(str(adapter.folder), model.tensors, model.config)
+        return open_adapter(str(adapter.folder), model.tensors, model.config)
     except MergingError as error:
         return error
 
@@ -104,7 +106,7 @@ def _refused(context: Context, kind: type[MergingError]) -> Iterator[Found]:
             yield Found(found.message, where, found.next_step)
 
 
-def _alone(adapter: Adapter) -> MergingError | None:
+def _alone(adapter: AdapterFolder) -> MergingError | None:
     """What can be told of an adapter whose base is not here."""
     try:
         refuse_unsupported(str(adapter.folder), adapter.config)
@@ -113,14 +115,14 @@ def _alone(adapter: Adapter) -> MergingError | None:
     return None
 
 
-def _pairs(context: Context) -> Iterator[tuple[str, ModelRef, Adapter, Checkpoint | None]]:
+def _pairs(context: Context) -> Iterator[tuple[str, ModelRef, AdapterFolder, Checkpoint | None]]:
     """Every base+adapter once, with the adapter open and the base if it could be opened."""
     seen = set()
     for where, ref in context.named():
         if ref.adapter_ref and str(ref) not in seen:
             seen.add(str(ref))
             adapter = context.probe_adapter(ref.adapter_ref)
-            if isinstance(adapter, Adapter):
+            if isinstance(adapter, AdapterFolder):
                 yield where, ref, adapter, context.model(ref)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from mcp_server.formats.checkpoint import Checkpoint
 from mcp_server.formats.identity import FIELDS, architecture_name, config_field, token_ids, tokenizer_hash
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.tensors import DTYPES
-from mcp_server.steps.inspect import Checkpoint
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.engines import plan_of
 from mcp_server.steps.validate.parameters import all_parameters
@@ -156,7 +156,7 @@ def vocabulary_rows(model: Checkpoint) -> int | None:
 def main_dtype(model: Checkpoint) -> str | None:
     by: dict[str, int] = {}
     for tensor in model.tensors.values():
-        by[tensor.dtype] = by.get(tensor.dtype, 0) + tensor.nbytes
+        by[tensor.dtype] = by.get(tensor.dtype, 0) + tensor.number_bytes
     return max(by, key=lambda dtype: by[dtype], default=None)
 
 

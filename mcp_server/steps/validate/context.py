@@ -10,8 +10,9 @@ from typing import Any
 
 from mcp_server.catalog import Strategy
 from mcp_server.errors import MergingError, NotFound
+from mcp_server.formats.adapter_folder import AdapterFolder, open_adapter_folder
+from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.recipe import ModelRef, Problem, Recipe, Source
-from mcp_server.steps.inspect import Adapter, Checkpoint, open_adapter, open_checkpoint
 from mcp_server.steps.validate.methods import merge_methods
 
 
@@ -30,7 +31,7 @@ class Context:
     plan: list[str] | MergingError | None = None
     """What the streaming engine says of it, once it has been asked."""
     _models: dict[str, Checkpoint | MergingError] = field(default_factory=dict)
-    _adapters: dict[str, Adapter | MergingError] = field(default_factory=dict)
+    _adapters: dict[str, AdapterFolder | MergingError] = field(default_factory=dict)
 
     @property
     def method(self) -> Strategy | None:
@@ -98,10 +99,10 @@ class Context:
                 self._models[ref.base_ref] = error
         return self._models[ref.base_ref]
 
-    def probe_adapter(self, name: str) -> Adapter | MergingError:
+    def probe_adapter(self, name: str) -> AdapterFolder | MergingError:
         if name not in self._adapters:
             try:
-                self._adapters[name] = open_adapter(name, self.folder)
+                self._adapters[name] = open_adapter_folder(name, self.folder)
             except MergingError as error:
                 self._adapters[name] = error
         return self._adapters[name]

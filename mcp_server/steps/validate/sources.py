@@ -67,8 +67,8 @@ def paths_are_absolute(context: Context) -> Iterator[Found]:
 @check("MM317")
 def one_set_of_weights(context: Context) -> Iterator[Found]:
     for ref, model in context.opened().items():
-        if model.stored.shadowed_by:
-            yield Found(f"{model.folder} holds a sharded checkpoint and {model.stored.shadowed_by}", context.where(ref))
+        if model.shadowed_by:
+            yield Found(f"{model.folder} holds a sharded checkpoint and {model.shadowed_by}", context.where(ref))
 
 
 def is_relative(part: str, folder: Path) -> bool:

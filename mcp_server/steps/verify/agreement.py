@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.checkpoint import StoredTensor
 from mcp_server.formats.identity import architecture_name, chat_template_hash, config_field, token_ids
-from mcp_server.formats.tensors import read_json
+from mcp_server.formats.tensors import StoredTensor, read_json
 from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.reading import same_values
 from mcp_server.recompute.sources import is_embedding, is_head

@@ -6,11 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mcp_server.formats.checkpoint import StoredTensor
 from mcp_server.formats.identity import config_field
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensor_names import split_layer
-from mcp_server.formats.tensors import read_json
+from mcp_server.formats.tensors import StoredTensor, read_json
 from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.pass_over import DTYPES
 from mcp_server.recompute.reading import is_float

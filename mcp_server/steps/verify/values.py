@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mcp_server.formats.checkpoint import StoredTensor
+from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.reading import count_nonfinite, is_float, read_rows, rows_of, spans
 from mcp_server.schemas.evidence import Check
