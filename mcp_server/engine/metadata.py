@@ -27,6 +27,7 @@ from mcp_server.formats.companions import (
     keeps_token_ids,
     tokenizer_companions,
 )
+from mcp_server.formats.folder import folder_of
 from mcp_server.formats.lineage import source_records
 from mcp_server.formats.provenance import Provenance, digests_of, identify, write_model_card, write_provenance
 from mcp_server.formats.recipe import parse_ref, read_recipe
@@ -131,7 +132,7 @@ def _tokenizer_folder(plan: MergePlan, speaker: Path) -> Path:
     if not named or named == "base":
         return plan.sources[plan.recipe.donor].checkpoint.folder if named else speaker
     try:
-        return locate(parse_ref(named).base_ref)
+        return folder_of(locate(parse_ref(named).base_ref))
     except NotFound as missing:
         raise NotFound(f"the tokenizer source: {missing.message}", missing.next_step) from missing
 

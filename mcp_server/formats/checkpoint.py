@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import Malformed, NotAModel, NotFound, Unsupported
-from mcp_server.formats.folder import FolderKind, classify
+from mcp_server.formats.folder import FolderKind, classify, folder_of
+from mcp_server.formats.gguf import gguf_files
+from mcp_server.formats.gguf_model import read_model, require_config
 from mcp_server.formats.identity import config_field
 from mcp_server.formats.quantised import Packing, Stored, find_weights
 from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision
@@ -79,9 +81,14 @@ def locate(ref: str, relative_to: Path | None = None) -> Path:
 
 
 def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
-    """A full safetensors model; packed weights whose format is read count. Raises `NotFound`, `NotAModel` or `Malformed`."""
+    """A full model in safetensors or GGUF; packed weights whose format is read count.
+
+    Raises `NotFound`, `NotAModel`, `Malformed`, or `Incompatible` for a GGUF and a config.json of different models.
+    """
     folder = locate(ref, relative_to)
     holding = classify(folder)
+    if holding.kind == "gguf":
+        return _open_gguf(ref, folder)
     if holding.kind != "full":
         raise not_a("a full model", ref, folder, holding)
     config = read_json(folder / "config.json")
@@ -93,6 +100,17 @@ def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
     names, wrapper = without_wrappers(unpacked)
     tensors = {names[name]: tensor for name, tensor in unpacked.items()}
     return Checkpoint(ref, folder, config, tensors, headers, wrapper, shadowed_by)
+
+
+def _open_gguf(ref: str, path: Path) -> Checkpoint:
+    files, folder = gguf_files(path), folder_of(path)
+    require_config(folder, files[0])
+    config = read_json(folder / "config.json")
+    try:
+        headers, weights = read_model(files, config)
+    except Unsupported as unread:
+        raise NotAModel(unread.message, unread.next_step, ref=ref, kind="gguf") from unread
+    return Checkpoint(ref, folder, config, {name: _packed(packing) for name, packing in weights.items()}, headers)
 
 
 def read_headers(folder: Path, stem: str = "model") -> tuple[dict[Path, Header], str | None]:
@@ -164,9 +182,13 @@ def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, Sto
             if name not in weights.dropped:
                 found[name] = tensor
         elif weight not in found:
-            packed = weights.packed[weight]
-            found[weight] = StoredTensor(tensor.file, tensor.offset, packed.dtype, packed.shape, math.prod(packed.shape), packed)
+            found[weight] = _packed(weights.packed[weight])
     return found
+
+
+def _packed(packing: Packing) -> StoredTensor:
+    first = packing.parts[0]
+    return StoredTensor(first.file, first.offset, packing.dtype, packing.shape, math.prod(packing.shape), packing)
 
 
 def _sibling_hint(path: Path) -> str:

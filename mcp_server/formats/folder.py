@@ -16,7 +16,7 @@ _ADAPTER = (
     "import torch; from safetensors.torch import save_file; "
     "save_file(torch.load('{folder}/adapter_model.bin', weights_only=True), '{folder}/adapter_model.safetensors')"
 )
-UNQUANTISED = "merge the unquantised model it was made from, and quantise the result"
+GGUF_ORIGINAL = "put config.json and the tokenizer files of the model that it was converted from into the folder of the GGUF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,9 @@ def classify(path: Path) -> FolderKind:
     if model:
         return FolderKind("not_a_model", "it has weights but no config.json; download or save the checkpoint again")
     if gguf := _ending(names, ".gguf"):
-        return FolderKind("gguf", f"{gguf} is GGUF, a format for inference; {UNQUANTISED}")
+        if "config.json" in names:
+            return FolderKind("gguf", f"its weights are GGUF ({gguf})")
+        return FolderKind("gguf", f"{gguf} is GGUF, which holds no config.json, and none lies beside it; {GGUF_ORIGINAL}")
     if pickle := _ending(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         return _pickle(pickle, _convert(_MODEL, path))
     if shard := _ending(names, ".safetensors"):
@@ -55,9 +57,17 @@ def classify(path: Path) -> FolderKind:
     )
 
 
+def folder_of(path: str | Path) -> Path:
+    """Where config and tokenizer of a model lie: its folder; of a GGUF file the folder that it is in."""
+    found = Path(path)
+    return found.parent if found.suffix == ".gguf" and found.is_file() else found
+
+
 def _file(path: Path) -> FolderKind:
     if path.suffix == ".gguf":
-        return FolderKind("gguf", f"it is GGUF, a format for inference; {UNQUANTISED}")
+        if (path.parent / "config.json").is_file():
+            return FolderKind("gguf", "its weights are GGUF")
+        return FolderKind("gguf", f"it is GGUF, which holds no config.json, and none lies beside it; {GGUF_ORIGINAL}")
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         return _pickle("it", SAFE)
     if path.suffix == ".safetensors":

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from mcp_server.formats.folder import folder_of
 from mcp_server.formats.licence import read_licence
-from mcp_server.formats.provenance import SourceRecord, identify, read_provenance, read_recipe_text
+from mcp_server.formats.provenance import SourceRecord, identify, read_provenance, read_recipe_text, weight_files
 from mcp_server.formats.recipe import MISSING, ModelRef, Recipe, as_number, read_recipe, resolve
 from mcp_server.formats.refs import is_hub_id
 from mcp_server.schemas.base import Frozen
@@ -38,17 +39,18 @@ def source_records(recipe: Recipe, hash: Literal["headers", "full"] = "headers")
 def _record(
     ref: str, role: Role, hash: Literal["headers", "full"], whole: str | None = None, base: str | None = None
 ) -> SourceRecord:
-    folder = Path(ref)
+    path = Path(ref)
+    folder = folder_of(path)
     here = folder.is_dir()
     return SourceRecord(
-        name=folder.name,
+        name=path.name,
         ref=whole or ref,
         role=role,
-        identity=identify(folder, hash) if here else None,
+        identity=identify(path, hash) if here else None,
         licence=read_licence(folder) if here else None,
         base=base,
         revision=_revision(folder),
-        modified={path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("*.safetensors"))} if here else {},
+        modified={path.name: path.stat().st_mtime_ns for path in weight_files(path)} if here else {},
     )
 
 

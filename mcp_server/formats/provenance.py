@@ -18,6 +18,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from mcp_server.errors import Malformed, MergingError, NotAModel, NotFound
+from mcp_server.formats.folder import folder_of
+from mcp_server.formats.gguf import gguf_files, read_gguf
 from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensors import read_json
@@ -116,16 +118,22 @@ def identity(path: str | Path, hash: Literal["headers", "full"] = "headers") -> 
 
 
 def identify(folder: Path, hash: Literal["headers", "full"] = "headers") -> Identity:
-    if not folder.is_dir():
+    weights = weight_files(folder)
+    if not folder.is_dir() and not weights:
         raise NotFound(f"{folder} is not a folder", "name the folder that holds the checkpoint")
-    weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise NotAModel(f"{folder} holds no .safetensors file", "convert the checkpoint to safetensors")
+    folder = folder_of(folder)
     files = [_file(path, hash) for path in weights]
     files += [_file(folder / name, "full") for name in _CONFIGS if (folder / name).is_file()]
     files.sort(key=lambda f: f.name)
     digest = hashlib.sha256("\n".join(f"{f.name} {f.bytes} {f.sha256}" for f in files).encode()).hexdigest()
     return Identity(hash=hash, sha256=digest, files=files)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder; of a GGUF file, or a folder that holds nothing else, the files of that model."""
+    return (sorted(path.glob("*.safetensors")) if path.is_dir() else []) or gguf_files(path)
 
 
 def digests_of(folder: Path, tensors: dict[str, dict[str, Any] | None] | None = None) -> Digests:
@@ -161,7 +169,7 @@ def file_digest(path: Path) -> str:
 
 def _file(path: Path, hash: Literal["headers", "full"]) -> FileIdentity:
     if hash == "headers":
-        header = read_header(path)
+        header = read_gguf(path).header if path.suffix == ".gguf" else read_header(path)
         sha256 = hashlib.sha256(f"{header.sha256} {header.file_bytes}".encode()).hexdigest()
         return FileIdentity(name=path.name, bytes=header.file_bytes, sha256=sha256)
     digest, size = hashlib.sha256(), 0

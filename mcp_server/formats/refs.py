@@ -67,6 +67,8 @@ def anchor_ref(ref: str, relative_to: Path) -> str:
         there = local.exists()
         if is_hub_id(ref) and not there:
             return ref
+        if ref.strip() and local.suffix == ".gguf":
+            return str(local.parent.resolve() / local.name)  # in a hub cache a link to a file without a suffix
         if ref.strip():
             return str(local.resolve())
     except (OSError, ValueError, RuntimeError) as error:

@@ -35,11 +35,13 @@ def inspect_source(ref: str, relative_to: Path | None = None) -> SourceInfo:
     holding = classify(path)
     if holding.kind == "lora":
         return _adapter_source(ref, open_adapter_folder(ref, relative_to), None)
-    if holding.kind != "full":
+    if holding.kind not in ("full", "gguf"):
         return SourceInfo(ref=ref, path=str(path), kind=holding.kind, detail=holding.detail)
     try:
-        return _model_source(open_checkpoint(ref, relative_to))
+        return _model_source(open_checkpoint(ref, relative_to), path)
     except NotAModel as unread:
+        if holding.kind == "gguf":
+            return SourceInfo(ref=ref, path=str(path), kind="gguf", detail=f"{unread.message}; {unread.next_step}")
         if unread.details.get("kind") != "quantised":
             raise
         detail = f"{unread.message}; {unread.next_step}"
@@ -50,13 +52,13 @@ def inspect_source(ref: str, relative_to: Path | None = None) -> SourceInfo:
         return SourceInfo(ref=ref, path=str(path), kind="quantised", detail=detail, **shape, **_sizes(stored))
 
 
-def _model_source(model: Checkpoint) -> SourceInfo:
+def _model_source(model: Checkpoint, path: Path) -> SourceInfo:
     config, folder, packed = model.config, model.folder, model.packed_as
     sizes = _sizes(model.tensors) | {"bytes": sum(info.nbytes for h in model.headers.values() for info in h.tensors.values())}
     quantised = f"its weights are quantised ({', '.join(packed)}); they are unpacked to {sizes['dtype']} as they are read"
     return SourceInfo(
         ref=model.ref,
-        path=str(folder),
+        path=str(path),
         kind="quantised" if packed else "full",
         detail=quantised if packed else _stray(model),
         **_shape(config),

@@ -13,6 +13,7 @@ import numpy as np
 from mcp_server.formats.quantised import Packing, Part
 from mcp_server.formats.quantised.bitsandbytes import Codebook, RowScaledInt8
 from mcp_server.formats.quantised.fp4 import Float4, TurnedFloat4
+from mcp_server.formats.quantised.ggml import Ggml
 from mcp_server.formats.quantised.integers import PackedColumns, PackedRows
 from mcp_server.formats.quantised.scaled import Scaled
 
@@ -25,6 +26,8 @@ _PLAIN: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "U8": "u1", "I8": "i1", "I
 
 def unpacked_rows(packing: Packing, first: int, last: int) -> Array:
     """Rows of the weight's last dimension, (last − first, columns) float32."""
+    if isinstance(packing, Ggml):
+        return _ggml(packing, first, last)
     row, column = np.meshgrid(np.arange(first, last), np.arange(packing.columns), indexing="ij")
     return _values(packing, row, column).astype(np.float32)
 
@@ -112,6 +115,27 @@ def _float4(packing: Float4, row: Array, column: Array) -> Array:
         overall = float(_stored(packing.overall).reshape(-1)[0])
         scale = _float8(stored, "F8_E4M3") * (1 / overall if packing.divides else overall)
     return _e2m1(np.where(column % 2, byte >> 4, byte & 15)) * scale
+
+
+def _ggml(packing: Ggml, first: int, last: int) -> Array:
+    """Whole attention heads by the package gguf, their halves put back one after the other, then the rows that are asked for."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    vector = len(packing.shape) == 1
+    per, rows = packing.head_rows, packing.shape[0] if vector else packing.rows
+    begin, end = (0, rows) if vector else (first // per * per, min(rows, -(-last // per) * per))
+    raw: Array = np.memmap(packing.codes.file, np.uint8, "r", packing.codes.offset, (packing.codes.nbytes,))
+    raw = raw.reshape(rows, -1)[begin:end]
+    plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}.get(packing.type)
+    kind = GGMLQuantizationType[packing.type]
+    values = np.ascontiguousarray(raw).view(plain) if plain else dequantize(np.ascontiguousarray(raw), kind)
+    values = values.astype(np.float32).reshape(end - begin, -1)
+    if packing.heads:
+        pairs = values.reshape(-1, per // 2, 2, values.shape[1])
+        values = pairs.swapaxes(1, 2).reshape(values.shape)
+    values = values - np.float32(packing.added)
+    return values.reshape(1, -1) if vector else values[first - begin : last - begin]
 
 
 def _bits(words: Array, place: Array, bits: int) -> Array:

@@ -65,7 +65,7 @@ def test_base_plus_adapter_takes_its_architecture_from_the_base(tmp_path: Path) 
     ("file", "kind", "says"),
     [
         ("pytorch_model.bin", "pickle", "safetensors"),
-        ("model.Q4_K.gguf", "gguf", "unquantised"),
+        ("model.Q4_K.gguf", "gguf", "config.json"),
         ("adapter_model.bin", "pickle", "safetensors"),
         ("notes.txt", "not_a_model", "config.json"),
         ("model-00001-of-00002.safetensors", "not_a_model", "cut short"),

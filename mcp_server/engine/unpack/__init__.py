@@ -15,10 +15,11 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from mcp_server.engine.codecs import decode
-from mcp_server.engine.unpack import kernels
+from mcp_server.engine.unpack import ggml, kernels
 from mcp_server.errors import InputChanged
 from mcp_server.formats.quantised.bitsandbytes import Codebook, RowScaledInt8
 from mcp_server.formats.quantised.fp4 import UNITS_HELD, Float4, TurnedFloat4
+from mcp_server.formats.quantised.ggml import Ggml
 from mcp_server.formats.quantised.integers import WORD, PackedColumns, PackedRows
 from mcp_server.formats.quantised.part import Packing, Part
 from mcp_server.formats.quantised.scaled import Scaled
@@ -302,4 +303,5 @@ _OPENERS: Final[dict[type[Packing], Callable[[Any, Read], Weight]]] = {
     TurnedFloat4: _TurnedFloat4,
     PackedRows: _PackedRows,
     PackedColumns: _PackedColumns,
+    Ggml: lambda packing, _read: ggml.Weight(packing),
 }

@@ -6,6 +6,7 @@ A description is a frozen value: it takes part in the fingerprint of a merge, an
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -38,7 +39,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
+class Packing(ABC):
     """How one weight is packed. `shape` is the weight's own (out, in); `dtype` is what it is computed in (`BF16`)."""
 
     shape: tuple[int, ...]
@@ -47,14 +48,14 @@ class Packing:
     scheme: ClassVar[str] = ""
 
     @property
+    @abstractmethod
     def parts(self) -> tuple[Part, ...]:
         """Every stored tensor that the weight is made of."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def held_bytes(self) -> int:
         """Upper bound of what stays in memory while the weight is read: its scales, and codes that lie across the rows."""
-        raise NotImplementedError
 
     @property
     def kind(self) -> str:

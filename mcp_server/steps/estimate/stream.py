@@ -33,7 +33,7 @@ UNPACKING = {
     "PackedRows": "nibbles_with_zero",
     "PackedColumns": "nibbles_with_zero",
 }
-"""A layout of packed weights → a kernel that reads it."""
+"""A layout of packed weights → a kernel that reads it; GGUF's blocks are read with numpy."""
 CODECS = {2: ("_widen_bf16", "_narrow_bf16")}
 """Stored bytes per element → the kernels that read and write it; float32 needs none."""
 
@@ -52,7 +52,8 @@ def breakdown(work: Work, threads: int | None) -> dict[str, int]:
         held=work.held,
     )
     widths = {width for tensor in work.tensors for width in (*tensor.stored_bytes, tensor.work_bytes)}
-    unpacking = {f"unpack/kernels.{UNPACKING[type(packing).__name__]}" for packing in work.packings}
+    layouts = {type(packing).__name__ for packing in work.packings}
+    unpacking = {f"unpack/kernels.{UNPACKING[layout]}" for layout in layouts if layout in UNPACKING}
     kernels = [*codecs_of(widths), *kernels_of(work.method), *unpacking, "codecs.count_nonfinite"]
     return named(peak_anon(shape) | compiling(kernels))
 

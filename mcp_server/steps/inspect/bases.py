@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mcp_server.catalog.signals.bases import same_name
 from mcp_server.errors import MergingError
 from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.folder import folder_of
 from mcp_server.formats.refs import is_hub_id, resolve_ref
 from mcp_server.formats.tensors import FLOATS, StoredTensor, read_json
 from mcp_server.recompute.reading import read_rows, spans
@@ -37,7 +38,7 @@ def names_of(base: SourceInfo) -> list[str]:
         found.append(Path(base.path).name)
         if snapshot := _SNAPSHOT.search(base.path):
             found.append(f"{snapshot[1]}/{snapshot[2]}")
-        named = read_json(Path(base.path) / "config.json").get("_name_or_path")
+        named = read_json(folder_of(base.path) / "config.json").get("_name_or_path")
         if isinstance(named, str) and named:
             found.append(named)
     return found

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from mcp_server.errors import MergingError, NotFound
 from mcp_server.formats.behaviour import WHY, differing
 from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.folder import folder_of
 from mcp_server.formats.identity import token_ids
 from mcp_server.formats.licence import licence_notes
 from mcp_server.formats.lora import open_adapter
@@ -158,7 +159,7 @@ def _tokens(sources: list[SourceInfo]) -> list[Difference]:
 
 
 def _token_table(source: SourceInfo) -> dict[str, int] | None:
-    return token_ids(Path(source.path)) if source.path else None
+    return token_ids(folder_of(source.path)) if source.path else None
 
 
 def _clash(tables: list[dict[str, int]]) -> str:
@@ -207,7 +208,7 @@ def _misfits(models: list[SourceInfo], base: SourceInfo | None) -> list[Differen
 
 
 def _config_cautions(sources: list[SourceInfo]) -> list[Difference]:
-    configs = {s.ref: read_json(Path(s.path) / "config.json") for s in sources if s.is_model and s.path}
+    configs = {s.ref: read_json(folder_of(s.path) / "config.json") for s in sources if s.is_model and s.path}
     return [
         Difference(field=setting, values=values, meaning="caution", why=WHY[setting])
         for setting, values in differing(configs).items()

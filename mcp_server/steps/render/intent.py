@@ -12,6 +12,7 @@ from typing import Any, Final
 from mcp_server.catalog.models import Strategy
 from mcp_server.catalog.signals import trained
 from mcp_server.errors import BadInput, Malformed
+from mcp_server.formats.folder import folder_of
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.scenario import ScenarioSource
@@ -186,7 +187,7 @@ def _configured(plan: Plan, base: str | None, folder: Path, key: str) -> Iterato
     refs = [base] if base else []
     refs += [resolve_ref(s.ref, folder) for _, s in trained(plan.scenario) if s.ref]
     for ref in refs:
-        if (value := _json(Path(ref) / "config.json").get(key)) is not None:
+        if (value := _json(folder_of(ref) / "config.json").get(key)) is not None:
             yield value
 
 

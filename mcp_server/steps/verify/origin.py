@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.provenance import Digests, Identity, SourceRecord, file_digest, identify, tensor_digest
+from mcp_server.formats.provenance import Digests, Identity, SourceRecord, file_digest, identify, tensor_digest, weight_files
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.recompute.merge import Merge
 from mcp_server.schemas.evidence import Check
@@ -34,7 +34,7 @@ def checks(merge: Merge, *, full: bool) -> Iterator[Check]:
     if record.digests is not None:
         yield _digests(merge, record.digests, full=full)
     folders = {source.name: _folder(source) for source in record.sources if source.identity is not None}
-    absent = [name for name, folder in folders.items() if not folder.is_dir()]
+    absent = [name for name, folder in folders.items() if not folder.exists()]
     if changed := changed_sources(merge):
         yield Check(
             name="sources_unchanged",
@@ -73,9 +73,9 @@ def changed_sources(merge: Merge, *, touched: bool = False) -> list[str]:
     changed = []
     for source in merge.provenance.sources if merge.provenance else []:
         folder = _folder(source)
-        if source.identity is None or not folder.is_dir():
+        if source.identity is None or not folder.exists():
             continue
-        times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+        times = {path.name: path.stat().st_mtime_ns for path in weight_files(folder)}
         if not _compare("", source.name, folder, source.identity).passed or (touched and source.modified not in ({}, times)):
             changed.append(source.name)
     return changed
