@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from hypothesis import HealthCheck, settings
 from tests.property_bounds import pytest_runtest_call, pytest_terminal_summary
 
 __all__ = ["pytest_runtest_call", "pytest_terminal_summary"]
+
+# A shell starts its background processes with Ctrl-C ignored, and they pass that on: tests that press Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `make test` uses "quick", `make test-full` sets HYPOTHESIS_PROFILE=long. No deadline: a shared machine stalls now and then;
 # `property_bounds` holds every input to a second of processor time instead.

@@ -19,11 +19,10 @@ from mcp_server.catalog import strategy
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.memory import INTERPRETER_BYTES, peak_anon, shape_of
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
-from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.sources import open_sources
 from mcp_server.errors import Malformed, Unsupported
 from mcp_server.formats.checkpoint import Checkpoint
-from mcp_server.formats.recipe import Group, ModelRef
+from mcp_server.formats.recipe import Group, ModelRef, merge_recipe
 from mcp_server.formats.tensor_names import is_before_layers, is_head, split_layer
 from mcp_server.formats.tensors import StoredTensor
 
@@ -101,10 +100,10 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) 
     `whole` names the kinds of tensors (`WHOLE`) that the output stores as they are merged, where full models change them.
     Raises `Unsupported` when no adapter can stand for it, `Malformed` when a rank is needed and none is given.
     """
-    recipe = parse_recipe(recipe_text)
+    recipe = merge_recipe(recipe_text)
     require_coverage(recipe)
     plan = make_plan(recipe, open_sources(recipe, base_may_be_absent=True))
-    full = next((ref for ref in recipe.refs if ref.adapter is None and ref != recipe.base), None)
+    full = next((ref for ref in recipe.references() if ref.adapter is None and ref != recipe.base), None)
     _check(plan, full, rank)
     exact = strategy(recipe.method).adapter_space and full is None
     if not exact and rank is None:
@@ -152,12 +151,12 @@ def _check(plan: MergePlan, full: ModelRef | None, rank: int | None) -> None:
             f"{full} is a full model, so the result is no adapter",
             f"{_WAY_ROUND}, or approximate its change: --rank 64, and a method that has a base_model",
         )
-    models = {ref.base_ref for ref in recipe.refs if ref.adapter} | ({recipe.base.base_ref} if recipe.base else set())
+    models = {ref.base_ref for ref in recipe.references() if ref.adapter} | ({recipe.base.base_ref} if recipe.base else set())
     if len(models) != 1 or (recipe.base and recipe.base.adapter):
         raise Unsupported(f"the sources stand on different bases: {sorted(models)}", _WAY_ROUND)
-    if any(listed.layer_range is not None for group in recipe.groups for listed in group.sources):
+    if any(listed.layer_range is not None for group in recipe.groups() for listed in group.sources):
         raise Unsupported("slices change the layers, and an adapter cannot", _WAY_ROUND)
-    if not _base(plan).headers and any(_is_gradient(value) for group in recipe.groups for value in _settings(group)):
+    if not _base(plan).headers and any(_is_gradient(value) for group in recipe.groups() for value in _settings(group)):
         raise Unsupported(
             "a gradient runs over the base's layers, and the base is not here, so their number is not known",
             "give the base, or single numbers",

@@ -41,6 +41,7 @@ from mcp_server.engine.request import Report, Request, choose_seed
 from mcp_server.engine.thread_pool import ThreadPool
 from mcp_server.errors import Malformed
 from mcp_server.formats.companions import tokenizer_companions
+from mcp_server.formats.identity import architecture_name
 from mcp_server.formats.lineage import name_of_base
 from mcp_server.formats.tensors import ITEM_BYTES, STORED
 
@@ -257,7 +258,7 @@ def _config(planned: AdapterPlan, folder: Path) -> dict[str, Any]:
     first = adapters[0].config if adapters else {"task_type": _task(plan)}
     ranks = [module.rank for module in modules] or [1]
     usual = max(set(ranks), key=ranks.count)
-    base, revision = name_of_base(plan.recipe.base or plan.recipe.refs[0], [adapter.config for adapter in adapters], folder)
+    base, revision = name_of_base(plan.recipe.references()[0], [adapter.config for adapter in adapters], folder)
     biases = {str(adapter.config.get("bias") or "none") for adapter in adapters} - {"none"}
     saves_bias = any(saved.key.endswith(".bias") for saved in planned.saved)
     listed = [adapter.config.get("modules_to_save") or [] for adapter in adapters]
@@ -290,8 +291,7 @@ def _config(planned: AdapterPlan, folder: Path) -> dict[str, Any]:
 def _task(plan: MergePlan) -> str | None:
     """PEFT's name of what the base does, where its architecture says it."""
     for source in plan.sources.values():
-        names = source.checkpoint.config.get("architectures")
-        if isinstance(names, list) and names and str(names[0]).endswith(("ForCausalLM", "LMHeadModel")):
+        if (architecture_name(source.checkpoint.config) or "").endswith(("ForCausalLM", "LMHeadModel")):
             return "CAUSAL_LM"
     return None
 

@@ -26,9 +26,9 @@ from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.plan import TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
-from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.formats.checkpoint import locate
+from mcp_server.formats.recipe import merge_recipe
 from mcp_server.formats.tensor_names import split_layer
 from mcp_server.schemas.comparison import Comparison, ComparisonDetails, Figures, LayerRelation, PairRelation, SourceChange
 
@@ -69,7 +69,7 @@ def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: b
     names = _short_names(refs)
     entries = [{"model": model, "parameters": {"weight": 1}} for model in models]
     recipe = {"merge_method": "task_arithmetic", "base_model": base, "models": entries}
-    plan = make_plan(parse_recipe(json.dumps(recipe, ensure_ascii=False)))  # YAML reads no pairs of \\u escapes
+    plan = make_plan(merge_recipe(json.dumps(recipe, ensure_ascii=False)))  # YAML reads no pairs of \\u escapes
     reader, pool = Reader(), ThreadPool(threads)
     per_tensor: dict[str, Sums] = {}
     try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from mcp_server.engine.plan import make_plan
-from mcp_server.engine.recipe import Recipe, parse_recipe
 from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.engine.sources import Source, open_sources
 from mcp_server.errors import MergingError, Unsupported
 from mcp_server.formats.identity import token_ids
-from mcp_server.formats.recipe import ModelRef
+from mcp_server.formats.recipe import ModelRef, Recipe, merge_recipe
 
 _ELSEWHERE = "use --engine mergekit"
 
@@ -20,7 +19,7 @@ def covers(recipe: str | Recipe, *, headers: bool = True) -> list[str]:
     for every engine raises what is wrong with it.
     """
     try:
-        parsed = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+        parsed = merge_recipe(recipe) if isinstance(recipe, str) else recipe
         reasons = _from_text(parsed)
         if headers and not reasons:
             sources = open_sources(parsed)
@@ -36,7 +35,7 @@ def require_coverage(recipe: Recipe) -> None:
     """Raise `Unsupported` with the reasons, unless this engine does the recipe."""
     if reasons := _from_text(recipe):
         raise Unsupported("; ".join(reasons), _ELSEWHERE)
-    if reasons := _from_tokenizers(recipe, open_sources(recipe) if recipe.tokenizer_source else {}):
+    if reasons := _from_tokenizers(recipe, open_sources(recipe) if recipe.tokenizer_from else {}):
         raise Unsupported("; ".join(reasons), _ELSEWHERE)
 
 
@@ -44,18 +43,18 @@ def _from_text(recipe: Recipe) -> list[str]:
     reasons = []
     if recipe.method not in SIGNATURES:
         reasons.append(f"merge_method {recipe.method} is done by mergekit only")
-    if odd := [ref for ref in recipe.refs if ref.override_architecture]:
+    if odd := [ref for ref in recipe.references() if ref.override_architecture]:
         reasons.append(f"the override_architecture of {odd[0]} is done by mergekit only")
-    if recipe.has_modules:
+    if recipe.modules:
         reasons.append("`modules` (models of several parts) is done by mergekit only")
     for name, dtype in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
         if dtype not in (None, "bfloat16", "float16", "float32"):
             reasons.append(f"{name} {dtype} is done by mergekit only")
-    if recipe.tokenizer.get("tokens"):
+    if (recipe.tokenizer or {}).get("tokens"):
         reasons.append("per-token tokenizer settings are done by mergekit only")
-    if recipe.tokenizer.get("pad_to_multiple_of"):
+    if (recipe.tokenizer or {}).get("pad_to_multiple_of"):
         reasons.append("padding the vocabulary is done by mergekit only")
-    if recipe.tokenizer_source == "union":
+    if recipe.tokenizer_from == "union":
         reasons.append("a union of vocabularies is made by mergekit only")
     if recipe.chat_template and "{" not in recipe.chat_template:
         reasons.append(f"the named chat template {recipe.chat_template!r} comes with mergekit only; give the template's text")
@@ -64,7 +63,7 @@ def _from_text(recipe: Recipe) -> list[str]:
 
 def _from_tokenizers(recipe: Recipe, sources: dict[ModelRef, Source]) -> list[str]:
     """A named tokenizer source is a plain copy only while every model numbers its tokens alike."""
-    if not recipe.tokenizer_source:
+    if not recipe.tokenizer_from:
         return []
     known: dict[str, dict[str, int] | None] = {}
     for ref, source in sources.items():

@@ -28,11 +28,11 @@ from mcp_server.engine.metadata import write_metadata
 from mcp_server.engine.methods import prepare, weighted
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
-from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.request import Report, Request, all_headers, choose_seed
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.engine.writer import Writer
 from mcp_server.errors import Malformed
+from mcp_server.formats.recipe import merge_recipe
 from mcp_server.formats.tensors import ITEM_BYTES, STORED
 from mcp_server.system.machine import limit_bytes
 
@@ -48,7 +48,7 @@ ENGINE_VERSION = 3
 def merge(request: Request, report: Report) -> dict[str, Any]:
     """Run the merge, or finish one that was interrupted. Returns the measurements that a merge result needs."""
     started = time.monotonic()
-    recipe = parse_recipe(request.recipe)
+    recipe = merge_recipe(request.recipe)
     require_coverage(recipe)
     plan = make_plan(recipe)
     layout = plan_layout(plan.tensors, request.shard_bytes)

@@ -88,7 +88,7 @@ def _speaker(plan: MergePlan, donor: Path) -> tuple[Path, list[str]]:
         return donor, []
     folders = [folder for folder, _ in others.values()]
     agree = len({json.dumps(TurnSettings.of(folder).settings, sort_keys=True, default=str) for folder in folders}) == 1
-    if recipe.base and not recipe.tokenizer_source and agree and keeps_token_ids(folders[0], donor):
+    if recipe.base and not recipe.tokenizer_from and agree and keeps_token_ids(folders[0], donor):
         named, (folder, differences) = next(iter(others.items()))
         return folder, [f"end of turn and chat template come from {named}: {', '.join(differences)} (in brackets: the base)"]
     return donor, [
@@ -128,7 +128,7 @@ def same_bytes(one: tuple[Path, int, int], other: tuple[Path, int, int]) -> bool
 
 
 def _tokenizer_folder(plan: MergePlan, speaker: Path) -> Path:
-    named = plan.recipe.tokenizer_source
+    named = plan.recipe.tokenizer_from
     if not named or named == "base":
         return plan.sources[plan.recipe.donor].checkpoint.folder if named else speaker
     try:

@@ -15,15 +15,14 @@ from typing import Any, Literal
 from mcp_server.engine import matching
 from mcp_server.engine.blocks import BLOCK_ELEMENTS
 from mcp_server.engine.layer_settings import layer_settings
-from mcp_server.engine.parameters import has_gradient, resolve
-from mcp_server.engine.recipe import Recipe
 from mcp_server.engine.signatures import SIGNATURES, Signature, check_values
 from mcp_server.engine.sources import Input, Source, open_sources
 from mcp_server.errors import Incompatible, Malformed, Unsupported, did_you_mean
 from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import require_float
-from mcp_server.formats.recipe import Group, ModelRef
+from mcp_server.formats.recipe import Group, ModelRef, Recipe
 from mcp_server.formats.recipe import Source as Listed
+from mcp_server.formats.recipe.parameters import has_gradient, resolve
 from mcp_server.formats.tensors import DTYPES, FLOATS
 
 How = Literal["merged", "kept", "copied"]
@@ -115,9 +114,9 @@ class _Planner:
                 self.said.append(f"the names in {ref} hold the wrapper {wrapper!r}, which the output leaves out")
         self.donor = self.sources[recipe.donor]
         self.layers: list[tuple[ModelRef, int]] = []
-        self.sliced = recipe.groups[0].sources[0].layer_range is not None
+        self.sliced = recipe.groups()[0].sources[0].layer_range is not None
         self.stack = tensor_names.main_stack(self.donor.stacks)
-        for group in recipe.groups:
+        for group in recipe.groups():
             refs = [str(listed.model) for listed in group.sources]
             signature.check_inputs(refs, str(group.base) if group.base else None, recipe.method)
 
@@ -125,7 +124,7 @@ class _Planner:
         if self.sliced:
             yield from self._stacked()
             return
-        [group] = self.recipe.groups
+        [group] = self.recipe.groups()
         opened = [self.sources[listed.model] for listed in group.sources]
         for source in opened:
             self._check_depth(source)
@@ -166,7 +165,7 @@ class _Planner:
                 "say which of them it cuts",
                 "merge the whole models, without slices",
             )
-        first, last = self.recipe.groups[0], self.recipe.groups[-1]
+        first, last = self.recipe.groups()[0], self.recipe.groups()[-1]
         groups = [first] if first is last else [first, last]
         refs = dict.fromkeys(listed.model for group in groups for listed in group.sources)
         outside = []
@@ -175,7 +174,7 @@ class _Planner:
         for line in outside:
             if tensor_names.is_before_layers(line.name):
                 yield self._outside(first, line)
-        for group in self.recipe.groups:
+        for group in self.recipe.groups():
             yield from self._layers(group, self.stack)
         for line in outside:
             if not tensor_names.is_before_layers(line.name):
@@ -345,7 +344,7 @@ class _Planner:
             yield f"{', '.join(sorted(wide))} is float64: it is merged in float32 and written in the output's dtype"
         known = {*self.signature.source, *self.signature.shared}
         places = [("the recipe", self.recipe.parameters)]
-        for group in self.recipe.groups:
+        for group in self.recipe.groups():
             own = group.scopes[:-1] if self.recipe.parameters else group.scopes
             places += [(group.where, scope) for scope in own]
             places += [(str(listed.model), listed.parameters) for listed in group.sources]

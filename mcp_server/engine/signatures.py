@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 from mcp_server.catalog import Strategy, load
-from mcp_server.engine.parameters import REQUIRED, Kind
 from mcp_server.errors import Incompatible, Malformed
+from mcp_server.formats.recipe.parameters import REQUIRED, Kind
 
 Parameter = tuple[Kind, Any]
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from mcp_server.engine.recipe import Recipe
 from mcp_server.errors import Incompatible, NotFound
 from mcp_server.formats import tensor_names
 from mcp_server.formats.absent_base import base_of_adapters
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.identity import text_section
 from mcp_server.formats.lora import Adapter, open_adapter
-from mcp_server.formats.recipe import ModelRef
+from mcp_server.formats.recipe import ModelRef, Recipe
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.formats.tied import tied
 from mcp_server.formats.updates import Change, LowRank, Update
@@ -125,7 +124,7 @@ def open_sources(recipe: Recipe, *, base_may_be_absent: bool = False) -> dict[Mo
     """
     checkpoints: dict[str, Checkpoint] = {}
     sources = {}
-    for ref in recipe.refs:
+    for ref in recipe.references():
         if ref.base_ref not in checkpoints:
             checkpoints[ref.base_ref] = _open_base(recipe, ref.base_ref) if base_may_be_absent else open_checkpoint(ref.base_ref)
         base = checkpoints[ref.base_ref]
@@ -138,7 +137,7 @@ def _open_base(recipe: Recipe, base: str) -> Checkpoint:
     try:
         return open_checkpoint(base)
     except NotFound:
-        adapters = dict.fromkeys(ref.adapter_ref for ref in recipe.refs if ref.base_ref == base and ref.adapter_ref)
+        adapters = dict.fromkeys(ref.adapter_ref for ref in recipe.references() if ref.base_ref == base and ref.adapter_ref)
         if not adapters:
             raise
         return Checkpoint(base, Path(base), {}, base_of_adapters(adapters), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,9 +39,14 @@ def text_section(config: dict[str, Any]) -> dict[str, Any]:
     return section if isinstance(section, dict) and section else config
 
 
-def architecture_name(config: dict[str, Any]) -> str | None:
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a config names; none when it names them in another form."""
     names = config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def architecture_name(config: Mapping[str, Any]) -> str | None:
+    return next(iter(architectures(config)), None)
 
 
 def architecture_hash(config: dict[str, Any], tensors: dict[str, StoredTensor]) -> str:

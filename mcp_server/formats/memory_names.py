@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Protocol
 
+from mcp_server.formats.identity import architectures
 from mcp_server.formats.updates import Region
 
 
@@ -66,9 +67,7 @@ def _table() -> dict[str, Any]:
 def facts_of(config: Mapping[str, Any]) -> ClassFacts:
     """By the class that the config names, else by its model_type."""
     table = _table()
-    named = config.get("architectures")
-    names = [str(name) for name in named] if isinstance(named, list) else []
-    names.append(str(table["types"].get(str(config.get("model_type")), "")))
+    names = [*architectures(config), str(table["types"].get(str(config.get("model_type")), ""))]
     found = next((table["classes"][name] for name in names if name in table["classes"]), None)
     if found is None:
         return ClassFacts()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from mcp_server.formats.identity import architectures
 from mcp_server.formats.tensor_names import is_head, is_word_embedding, split_layer
 
 
@@ -29,7 +30,7 @@ def lacks_head(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> bo
 
     A head of any name counts: a matrix outside the layers, as wide as the embedding and with about as many rows.
     """
-    causal = any(str(name).endswith("ForCausalLM") for name in config.get("architectures") or [])
+    causal = any(name.endswith("ForCausalLM") for name in architectures(config))
     words = next((name for name in shapes if is_word_embedding(name)), None)
     if not causal or words is None or tied(config) is not False or any(map(is_head, shapes)):
         return False

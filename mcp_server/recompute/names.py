@@ -114,11 +114,10 @@ class Names:
     @cached_property
     def _remapped(self) -> bool:
         tokenizer = self.recipe.tokenizer or {}
-        source = self.recipe.tokenizer_source or tokenizer.get("source")
-        return source == "union" or bool(tokenizer.get("tokens") or tokenizer.get("pad_to_multiple_of"))
+        return self.recipe.tokenizer_from == "union" or bool(tokenizer.get("tokens") or tokenizer.get("pad_to_multiple_of"))
 
     def _made(self, name: str, stored: StoredTensor, group: Group, names: list[str], values: list[Value], t: float) -> Made:
-        method = self.recipe.method or ""
+        method = self.recipe.method
         if method not in METHODS:
             raise CannotCompute(f"{method} has no definition here")
         role, own, shared = METHODS[method]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import MergingError
+from mcp_server.formats.identity import architectures
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.formats.tensors import read_json
 from mcp_server.workers.evaluating import models
@@ -88,9 +89,9 @@ def model_class(folder: Path) -> tuple[Any, str]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = read_json(folder / "config.json")
-    named = config.get("architectures")
-    for name in named if isinstance(named, list) else []:
-        found = getattr(transformers, str(name), None)
+    named = architectures(config)
+    for name in named:
+        found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found, ""
     if named:

@@ -40,7 +40,7 @@ def finish(recipe: Recipe, partial: Path, *, allow_nonfinite: bool) -> None:
     _correct_config(partial, out)
     if base is None:
         return
-    named = recipe.tokenizer is not None or recipe.tokenizer_source is not None
+    named = recipe.tokenizer_from is not None
     lacking = [n for n in companions(base.folder) if not (partial / n).exists() and not (named and is_tokenizer_file(n))]
     copy_files(dict.fromkeys(lacking, base.folder), partial)
 

@@ -8,9 +8,9 @@ import pytest
 from mcp_server import catalog
 from mcp_server.catalog.loader import read_rules
 from mcp_server.catalog.models import Range
-from mcp_server.engine.parameters import REQUIRED
 from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.errors import NotFound
+from mcp_server.formats.recipe.parameters import REQUIRED
 from mcp_server.recompute.inputs import SPARSE
 from mcp_server.recompute.pass_over import ADDITIVE
 from mcp_server.steps.verify.landing import RANDOM

@@ -15,7 +15,7 @@ import pytest
 from mcp_server.engine.adapter_plan import peak_anon_of_adapter, plan_adapter
 from mcp_server.engine.memory import MergeShape, peak_anon, shape_of
 from mcp_server.engine.plan import make_plan
-from mcp_server.engine.recipe import parse_recipe
+from mcp_server.formats.recipe import merge_recipe
 from mcp_server.steps.estimate.stream import THINNING, kernels_of
 from tests.engine.synthetic import random_tensors, run, write_adapter, write_model
 
@@ -60,7 +60,7 @@ def test_a_merge_stays_below_its_bound_and_near_it(models: Path, tmp_path: Path,
     text = json.dumps(body | ({} if method == "linear" else {"base_model": str(models / "base")}))
     parameters = {"recipe": text, "out": str(tmp_path / "out"), "partial": str(tmp_path / "out"), "threads": 2}
     measured = measured_peak(tmp_path, {"kind": "merge", "parameters": parameters})
-    bound = sum(peak_anon(shape_of(make_plan(parse_recipe(text)), threads=2)).values())
+    bound = sum(peak_anon(shape_of(make_plan(merge_recipe(text)), threads=2)).values())
     assert measured <= bound <= measured + 40_000_000
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from mcp_server.engine.parameters import REQUIRED, Kind, resolve
 from mcp_server.errors import Malformed
+from mcp_server.formats.recipe.parameters import REQUIRED, Kind, resolve
 
 Q, UP, NORM = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
 

@@ -15,9 +15,9 @@ from mcp_server.engine import selection
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.reader import Reader
-from mcp_server.engine.recipe import parse_recipe
 from mcp_server.engine.selection import Cut
 from mcp_server.engine.thread_pool import ThreadPool
+from mcp_server.formats.recipe import merge_recipe
 from tests.engine.synthetic import random_tensors, write_model
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -40,7 +40,7 @@ def open_values(folder: Path, values: np.ndarray) -> OpenTensor:
     write_model(folder / "base", tensors | {NAME: np.zeros_like(values)}, "float32")
     write_model(folder / "one", tensors | {NAME: values}, "float32")
     entry = {"model": str(folder / "one"), "parameters": {"weight": 1, "density": 0.5}}
-    plan = make_plan(parse_recipe(json.dumps({"merge_method": "ties", "base_model": str(folder / "base"), "models": [entry]})))
+    plan = make_plan(merge_recipe(json.dumps({"merge_method": "ties", "base_model": str(folder / "base"), "models": [entry]})))
     return OpenTensor(next(tensor for tensor in plan.tensors if tensor.name == NAME), Reader())
 
 

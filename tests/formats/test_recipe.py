@@ -155,7 +155,7 @@ def test_several_documents_are_stages() -> None:
 
 def test_experts_make_a_mixture() -> None:
     recipe = read_recipe("base_model: b\nexperts: [{source_model: a, positive_prompts: [x]}]\ngate_mode: random")
-    assert (recipe.kind, recipe.method, recipe.gate_mode, len(recipe.experts)) == ("moe", None, "random", 1)
+    assert (recipe.kind, recipe.method, recipe.gate_mode, len(recipe.experts)) == ("moe", "", "random", 1)
 
 
 def test_modules_are_groups_of_their_own() -> None:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_server.engine.plan import make_plan
-from mcp_server.engine.recipe import parse_recipe
 from mcp_server.errors import Malformed, MergingError, Unsupported
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.lora import open_adapter
+from mcp_server.formats.recipe import merge_recipe
 from mcp_server.formats.tensors import MAX_JSON_BYTES, read_json
 from mcp_server.steps.estimate import estimate
 from mcp_server.steps.inspect import inspect_source
@@ -65,7 +65,7 @@ def test_any_model_config(sources, changes, removed):
         lambda: open_checkpoint(str(strange)),
         lambda: validate(recipe),
         lambda: estimate(recipe),
-        lambda: make_plan(parse_recipe(recipe)),
+        lambda: make_plan(merge_recipe(recipe)),
     )
 
 
@@ -84,7 +84,7 @@ def test_any_adapter_config(sources, changes, removed):
         lambda: open_adapter(str(adapter), tensors),
         lambda: validate(recipe),
         lambda: estimate(recipe),
-        lambda: make_plan(parse_recipe(recipe)),
+        lambda: make_plan(merge_recipe(recipe)),
     )
 
 

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from mcp_server.engine.coverage import covers
 from mcp_server.engine.plan import make_plan
-from mcp_server.engine.recipe import parse_recipe
 from mcp_server.errors import MergingError
-from mcp_server.formats.recipe import read_recipe
+from mcp_server.formats.recipe import merge_recipe, read_recipe
 from tests import tiny
 from tests.steps.test_validate_fuzz import changed
 
@@ -34,7 +33,7 @@ def placed(text: str, folder: Path) -> str:
 @given(changed(), st.booleans())
 def test_any_changed_recipe(folder, text, real):
     recipe = placed(text, folder) if real else text
-    for ask in (read_recipe, lambda text: make_plan(parse_recipe(text)), covers):
+    for ask in (read_recipe, lambda text: make_plan(merge_recipe(text)), covers):
         try:
             ask(recipe)
         except MergingError as refused:

@@ -1,7 +1,7 @@
 """Reading recipes: mergekit's YAML as typed data."""
 
 from mcp_server.formats.recipe.parse import Problem, parse_document
-from mcp_server.formats.recipe.read import Read, parse_recipe, read_recipe, read_text
+from mcp_server.formats.recipe.read import Read, merge_recipe, parse_recipe, read_recipe, read_text
 from mcp_server.formats.recipe.refs import parse_ref
 from mcp_server.formats.recipe.settings import (
     MISSING,
@@ -33,6 +33,7 @@ __all__ = [
     "has_fallback",
     "is_filters",
     "is_gradient",
+    "merge_recipe",
     "parse_document",
     "parse_recipe",
     "parse_ref",

@@ -59,15 +59,15 @@ def _merge(reader: Reader, table: dict[str, Any], text: str) -> Recipe:
     if tokenizer and tokenizer_source:
         reader.refuse("MM112", "tokenizer and tokenizer_source are both given", "tokenizer_source", "keep 'tokenizer:'")
     return Recipe(
-        method=method,
+        method=method or "",
         name=reader.text(table.get("name"), "name"),
         base=reader.ref(table["base_model"], "base_model") if table.get("base_model") is not None else None,
         models=reader.models(table.get("models"), "models"),
         slices=reader.slices(table.get("slices"), "slices"),
         modules=reader.modules(table.get("modules")),
         parameters=reader.settings(table.get("parameters"), "parameters"),
-        dtype=reader.text(table.get("dtype"), "dtype"),
-        out_dtype=reader.text(table.get("out_dtype"), "out_dtype"),
+        dtype=_dtype(reader.text(table.get("dtype"), "dtype")),
+        out_dtype=_dtype(reader.text(table.get("out_dtype"), "out_dtype")),
         tokenizer_source=reader.text(tokenizer_source, "tokenizer_source"),
         tokenizer=reader.table(tokenizer, "tokenizer") if tokenizer is not None else None,
         chat_template=reader.text(table.get("chat_template"), "chat_template"),
@@ -89,7 +89,7 @@ def _moe(reader: Reader, table: dict[str, Any], text: str) -> Recipe:
         shared_experts=reader.experts(table.get("shared_experts"), "shared_experts"),
         gate_mode=reader.text(table.get("gate_mode"), "gate_mode") or "hidden",
         experts_per_token=per_token,
-        dtype=reader.text(table.get("dtype"), "dtype"),
+        dtype=_dtype(reader.text(table.get("dtype"), "dtype")),
         architecture=reader.text(table.get("architecture"), "architecture"),
         text=text,
     )
@@ -287,3 +287,8 @@ def which(table: dict[str, Any], names: tuple[str, ...]) -> str:
 def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _dtype(name: str | None) -> str | None:
+    """mergekit takes `torch.bfloat16` for `bfloat16`."""
+    return name and name.removeprefix("torch.")

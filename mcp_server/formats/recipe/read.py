@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import yaml
 
-from mcp_server.errors import Malformed, did_you_mean
+from mcp_server.errors import Malformed, Unsupported, did_you_mean
 from mcp_server.formats.recipe.keys import dotted, tables
 from mcp_server.formats.recipe.parse import Problem, kind_of, parse_document
-from mcp_server.formats.recipe.types import Recipe
+from mcp_server.formats.recipe.types import Group, Recipe
 from mcp_server.system.yaml_io import Document, read_documents
 
 NEXT: Final = "see `model-merging validate` for every finding"
@@ -24,6 +24,8 @@ MAX_STAGES: Final = 100
 REMEMBERED: Final = 8
 REMEMBERED_LENGTH: Final = 100_000
 """Of longer texts nothing is remembered: their nodes take a thousand times the memory."""
+
+_RUNNERS: Final = {"moe": "mergekit-moe makes mixtures of experts", "multi": "mergekit-multi runs recipes of several stages"}
 
 _remembered: OrderedDict[str, Read] = OrderedDict()
 
@@ -123,3 +125,29 @@ def read_recipe(text: str, what: str = "the recipe", *, unread: bool = False) ->
         more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
         raise Malformed(f"{what} cannot be used: {first.message}{more}", first.fix or NEXT, where=first.where, code=first.code)
     return recipe
+
+
+def merge_recipe(text: str) -> Recipe:
+    """The recipe of one merge, held to what a plan relies on.
+
+    Keys that mergekit would ignore are errors, because a misspelt `parameters` changes the result without a word. Raises
+    `Malformed` for what is no recipe, with the place and the value; `Unsupported` for a mixture of experts or several stages.
+    """
+    recipe = read_recipe(text, unread=True)
+    if recipe.kind != "merge":
+        raise Unsupported(f"{_RUNNERS[recipe.kind]}, this engine does not", "use --engine mergekit")
+    for group in recipe.groups():
+        _check_layers(group)
+    return recipe
+
+
+def _check_layers(group: Group) -> None:
+    ranges = [(source.model, source.layer_range) for source in group.sources if source.layer_range is not None]
+    for ref, (first, end) in ranges:
+        if not 0 <= first < end:
+            raise Malformed(f"layer_range [{first}, {end}] of {ref} holds no layer", "the end is exclusive and above the start")
+    if len({end - first for _, (first, end) in ranges}) > 1:
+        shown = ", ".join(f"{ref} [{first}, {end}]" for ref, (first, end) in ranges)
+        raise Malformed(
+            f"the sources of {group.where} have different numbers of layers: {shown}", "give them ranges of one length"
+        )

@@ -105,7 +105,7 @@ class Group(Frozen):
 class Recipe(Frozen):
     kind: RecipeKind = "merge"
     name: str | None = Field(default=None, description="of a stage in a multi-stage recipe")
-    method: str | None = Field(default=None, description="null for moe and multi")
+    method: str = Field(default="", description="empty for moe and multi")
     base: ModelRef | None = None
     models: tuple[Source, ...] = ()
     slices: tuple[OutputSlice, ...] = ()
@@ -128,6 +128,18 @@ class Recipe(Frozen):
     def out_precision(self) -> str | None:
         """The dtype of the written tensors when the recipe fixes it; else mergekit keeps what the inputs promote to."""
         return self.out_dtype or self.dtype
+
+    @property
+    def donor(self) -> ModelRef:
+        """The model whose config and tokenizer the output inherits: the base, else the first that is listed."""
+        return self.base or self.groups()[0].sources[0].model
+
+    @property
+    def tokenizer_from(self) -> str | None:
+        """Whose tokenizer the output takes: a model, `base`, or `union`, which is what a block without a source means."""
+        if self.tokenizer is None:
+            return self.tokenizer_source
+        return str(self.tokenizer.get("source") or "union")
 
     def references(self) -> tuple[ModelRef, ...]:
         """Every model that is named, once each, the base first, then in order of appearance."""

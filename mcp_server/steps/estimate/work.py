@@ -91,8 +91,8 @@ def work_of(recipe: Recipe, folder: Path | None = None) -> Work:
     donor = recipe.base or next(iter(shapes))
     groups = recipe.groups()
     inputs = max((len(group.sources) for group in groups), default=1)
-    out_width = DTYPE_BYTES.get((recipe.out_precision or "").removeprefix("torch."))
-    merge_width = DTYPE_BYTES.get((recipe.dtype or "").removeprefix("torch."))
+    out_width = DTYPE_BYTES.get(recipe.out_precision or "")
+    merge_width = DTYPE_BYTES.get(recipe.dtype or "")
     widths = {ref: _width(shape) for ref, shape in shapes.items()}
     stored = tuple(widths[s.model] for s in groups[0].sources) if groups else tuple(widths.values())
     work_width = merge_width or max(stored, default=2)
@@ -104,7 +104,7 @@ def work_of(recipe: Recipe, folder: Path | None = None) -> Work:
     adapter_bytes = sum(t.nbytes for adapter in adapters.values() if adapter for t in adapter.tensors.values())
     models = {ref.base_ref: shapes[ref].nbytes for ref in shapes}
     return Work(
-        method=recipe.method or "",
+        method=recipe.method,
         inputs=inputs,
         tensors=tensors,
         adapters=len({str(ref) for ref in recipe.references() if ref.adapter}),
@@ -161,7 +161,7 @@ def _layers(layer_range: tuple[int, int]) -> range:
 
 def _rows(recipe: Recipe, shapes: dict[ModelRef, ModelShape]) -> int | None:
     """Rows of the output's embedding when a tokenizer block can change them: an upper bound for a union, else None."""
-    source = (recipe.tokenizer or {}).get("source", "union") if recipe.tokenizer is not None else recipe.tokenizer_source
+    source = recipe.tokenizer_from
     if source is None or source == "base":
         return None
     sizes = [t.shape[0] for shape in shapes.values() for t in shape.tensors if t.shape and "embed" in t.name]

@@ -34,7 +34,7 @@ def tokens_have_rows(context: Context) -> Iterator[Found]:
 @check("MM320")
 def padding_is_kept(context: Context) -> Iterator[Found]:
     tokenizer = context.recipe.tokenizer or {}
-    source = tokenizer.get("source", "union") if context.recipe.tokenizer is not None else context.recipe.tokenizer_source
+    source = context.recipe.tokenizer_from
     if not has_tokenizer(context) or tokenizer.get("pad_to_multiple_of") or (source != "union" and not tokenizer.get("tokens")):
         return
     models = context.opened()

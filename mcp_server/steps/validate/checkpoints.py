@@ -142,7 +142,7 @@ def filters_match(context: Context) -> Iterator[Found]:
 
 
 def has_tokenizer(context: Context) -> bool:
-    return context.recipe.tokenizer is not None or context.recipe.tokenizer_source is not None
+    return context.recipe.tokenizer_from is not None
 
 
 def vocabulary_rows(model: Checkpoint) -> int | None:

@@ -36,7 +36,7 @@ class Context:
     @property
     def method(self) -> Strategy | None:
         """The recipe's method, or None when it is missing, unknown, or the recipe is no merge."""
-        return merge_methods().get(self.recipe.method or "") if self.recipe.kind == "merge" else None
+        return merge_methods().get(self.recipe.method) if self.recipe.kind == "merge" else None
 
     def known_method(self) -> Strategy:
         if self.method is None:

@@ -1,6 +1,6 @@
 """The value of a parameter for one tensor, as a number or a flag.
 
-`formats.recipe` decides as mergekit 0.1.5 does (its `config.evaluate_setting` and `parameter_resolver`): a value is looked up at
+`settings` decides as mergekit 0.1.5 does (its `config.evaluate_setting` and `parameter_resolver`): a value is looked up at
 the source, then the slice, then the recipe; a filter matches when its text occurs in the tensor's name; a gradient is
 interpolated over the layers of its slice, and tensors outside the layers (embeddings, final norm, head) take its first value.
 Shared parameters see the output's tensor name, per-source parameters the source's.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from mcp_server.errors import Malformed
-from mcp_server.formats import recipe
+from mcp_server.formats.recipe import settings as written
 
 Kind = Literal["number", "flag"]
 REQUIRED = object()
@@ -22,7 +22,7 @@ _LIKE: dict[Kind, str] = {"number": "write a number such as 0.5", "flag": "write
 
 def as_number(value: object) -> float:
     """Raises `ValueError` for anything but a number."""
-    number = recipe.as_number(value)
+    number = written.as_number(value)
     if number is None:
         raise ValueError(f"{value!r}, which is not a number")
     return number
@@ -30,7 +30,7 @@ def as_number(value: object) -> float:
 
 def as_flag(value: object) -> bool:
     """Raises `ValueError` for anything that is neither true nor false."""
-    flag = recipe.as_flag(value)
+    flag = written.as_flag(value)
     if flag is None:
         raise ValueError(f"{value!r}, neither true nor false")
     return flag
@@ -42,13 +42,13 @@ _CONVERT: dict[Kind, Callable[[object], Any]] = {"number": as_number, "flag": as
 def has_gradient(settings: Iterable[Any], tensor: str) -> bool | None:
     """None when the value of this tensor is no gradient; else whether it is one for every tensor, not filtered to this one."""
     for setting in settings:
-        if recipe.is_gradient(setting):
+        if written.is_gradient(setting):
             return len(setting) > 1
-        for entry in (setting if isinstance(setting, list) else [setting]) if recipe.is_filters(setting) else ():
+        for entry in (setting if isinstance(setting, list) else [setting]) if written.is_filters(setting) else ():
             wanted = entry.get("filter")
             if wanted in (None, "*") or str(wanted) in tensor:
-                return wanted in (None, "*") if recipe.is_gradient(entry["value"]) else None
-        if not recipe.is_filters(setting):
+                return wanted in (None, "*") if written.is_gradient(entry["value"]) else None
+        if not written.is_filters(setting):
             return None
     return None
 
@@ -59,7 +59,7 @@ def resolve(name: str, settings: Iterable[Any], tensor: str, t: float, kind: Kin
     Raises `Malformed` for a value of another kind, and when nothing is given and `default` is `REQUIRED`.
     """
     try:
-        value = recipe.resolve(settings, tensor, t, default, _CONVERT[kind])
+        value = written.resolve(settings, tensor, t, default, _CONVERT[kind])
     except ValueError as wrong:
         raise Malformed(f"{name} of {whose} is {wrong}", _LIKE[kind]) from wrong
     if value is REQUIRED:
