@@ -16,8 +16,9 @@ from typing import Annotated
 
 import typer
 
-from mcp_server.cli import diagnosing, evidence, going, hub, knowledge, merging, project, suites, validate
+from mcp_server.cli import diagnosing, evidence, going, hub, knowledge, merging, project, suites, validate, waiting
 from mcp_server.cli.console import say_json, stderr
+from mcp_server.cli.manners import Commands
 from mcp_server.errors import BadInput, MergingError
 from mcp_server.system.files import keep_standard_descriptors
 from mcp_server.system.os_errors import in_our_words
@@ -29,7 +30,7 @@ EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
 """As a program that the closed pipe had ended: nothing failed, nobody reads on."""
 
-app = typer.Typer(
+app = Commands(
     name="model-merging",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,7 +39,7 @@ app = typer.Typer(
     help="Merge fine-tuned language models and LoRA adapters, with evidence.",
     epilog="Path: inspect → recommend → render → validate → estimate → merge → verify → evaluate → report",
 )
-for group in (going, knowledge, validate, merging, evidence, suites, diagnosing, hub, project):
+for group in (going, knowledge, validate, merging, evidence, suites, diagnosing, hub, waiting, project):
     group.register(app)
 
 

@@ -1,4 +1,4 @@
-"""How results reach a person: rich tables and progress bars on stderr; JSON on stdout when asked.
+"""How results reach a person: tables and lines on stdout, progress on stderr; JSON on stdout when asked.
 
 Everything that is printed passes here, and here control characters become visible escapes: what a model's files or a program's
 log hold must not speak to the terminal.
@@ -6,19 +6,19 @@ log hold must not speak to the terminal.
 
 from __future__ import annotations
 
-import textwrap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
+from mcp_server.cli.tables import labelled, laid_out
 from mcp_server.schemas.job import JobStatus
+from mcp_server.schemas.job import Progress as JobProgress
 from mcp_server.system.plain_text import json_printable, one_line, printable
 
 
@@ -33,6 +33,10 @@ stderr = PlainConsole(stderr=True, highlight=False, emoji=False)
 """Progress, and what is said beside a result."""
 stdout = PlainConsole(highlight=False, emoji=False)
 """Results for people."""
+
+LABEL = 8
+"""Room for the word in front of a line."""
+PLAIN_SECONDS = 30.0
 
 Json = Annotated[bool, typer.Option("--json", help="print the result model on stdout and nothing else")]
 
@@ -59,26 +63,22 @@ def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = (), whole: Sequence[int] = ()
 ) -> None:
     """A small table; None is shown as '–', so that unknown never looks like a value. Columns in `whole` do not wrap."""
-    view = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
-    for index, name in enumerate(columns):
-        column = one_line(name)
-        longest_word = max((len(word) for word in column.split()), default=0)
-        justify: Literal["left", "right"] = "right" if index in right else "left"
-        view.add_column(column, justify=justify, overflow="fold", min_width=longest_word, no_wrap=index in whole)
-    for row in rows:
-        view.add_row(*(Text(one_line(cell(value))) for value in row))
-    stdout.print(view, markup=False)
+    texts = [[one_line(cell(value)) for value in row] for row in rows]
+    lines = laid_out([one_line(name) for name in columns], texts, screen(), right=right, whole=whole)
+    stdout.print(one_line(title), style="bold", markup=False, soft_wrap=True)
+    for number, text in enumerate(lines):
+        stdout.print(text, style="dim" if number == 0 and any(columns) else None, markup=False, soft_wrap=True)
+
+
+def screen() -> int | None:
+    """The terminal's width; None off a terminal, where nothing is wrapped."""
+    return stdout.width if stdout.is_terminal else None
 
 
 def line(label: str, text: str) -> None:
     """`label   text`, wrapped under itself so that it fits the terminal; off a terminal nothing is wrapped."""
-    text = one_line(text)
-    if not stdout.is_terminal:
-        print(f"{label:<10}{text}")
-        return
-    room = max(40, stdout.width - 10)
-    for number, part in enumerate(textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]):
-        print(f"{label if number == 0 else '':<10}{part}")
+    for part in labelled(label, one_line(text), LABEL, screen()):
+        print(printable(part))
 
 
 def cell(value: object) -> str:
@@ -107,7 +107,37 @@ def size(count: int | None) -> str:
 
 @contextmanager
 def progress_of(title: str, *, quiet: bool = False) -> Iterator[Callable[[JobStatus], None]]:
-    """A progress bar that follows a job; yields the callback to give to the jobs layer."""
+    """Follows a job: a bar on a terminal, else a plain line now and then; yields the callback to give to the jobs layer."""
+    if quiet or stderr.quiet:
+        yield lambda _: None
+    elif stderr.is_terminal and not stderr.is_dumb_terminal:
+        with _bar(title) as follow:
+            yield follow
+    else:
+        yield _PlainProgress(title)
+
+
+class _PlainProgress:
+    """A line when a new stage begins, and every half minute within one, for logs and pipes."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.stage, self.said = title, "", 0.0
+
+    def __call__(self, status: JobStatus) -> None:
+        step, now = status.progress, time.monotonic()
+        if step is None or (step.stage == self.stage and now - self.said < PLAIN_SECONDS):
+            return
+        self.stage, self.said = step.stage, now
+        text = f"{self.title}: {step.stage} {_detail(step)}".rstrip()
+        stderr.print(one_line(text), markup=False, soft_wrap=True)
+
+
+def _detail(step: JobProgress) -> str:
+    return step.message or (f"{step.done:g}/{step.total:g} {step.unit}".rstrip() if step.total else "")
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[JobStatus], None]]:
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -115,7 +145,6 @@ def progress_of(title: str, *, quiet: bool = False) -> Iterator[Callable[[JobSta
         TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
         console=stderr,
-        disable=quiet,
         transient=True,
     )
     with bar:
@@ -123,8 +152,7 @@ def progress_of(title: str, *, quiet: bool = False) -> Iterator[Callable[[JobSta
 
         def follow(status: JobStatus) -> None:
             if step := status.progress:
-                detail = step.message or (f"{step.done:g}/{step.total:g} {step.unit}" if step.total else "")
                 stage = one_line(f"{title}: {step.stage}")
-                bar.update(task, description=stage, total=step.total, completed=step.done, detail=one_line(detail))
+                bar.update(task, description=stage, total=step.total, completed=step.done, detail=one_line(_detail(step)))
 
         yield follow

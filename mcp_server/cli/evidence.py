@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mcp_server.cli.console import Json, emit, say_json, stderr, table
+from mcp_server.cli.manners import starts_job, waits
 from mcp_server.cli.merging import finish, foreground
 from mcp_server.formats.own_data import DATA
 from mcp_server.formats.refs import anchor_ref
@@ -70,6 +71,7 @@ def _pair_row(pair: PairRelation) -> list[object]:
     return [" ~ ".join(pair.between), pair.cosine, pair.sign_disagreement, pair.norm_ratio, pair.top_overlap]
 
 
+@starts_job
 def compare(
     base: Annotated[str, typer.Argument(help="the base model")],
     refs: Annotated[list[str], typer.Argument(help="fine-tunes or adapters of it")],
@@ -84,6 +86,7 @@ def compare(
 
     parameters = {"base": anchored(base), "refs": [anchored(ref) for ref in refs], "sample": sample}
     if output is not None:
+        waits("--output")
         require_file(output, *COMPARISON)
     result = run_job(CompareRequest.of(parameters), quiet=json)
     if output is not None:
@@ -91,15 +94,19 @@ def compare(
     if json:
         say_json(encoder.dumps(result, ensure_ascii=False, indent=2))
         return 0
-    found = Comparison.model_validate(result)
+    show_comparison(Comparison.model_validate(result), output)
+    return 0
+
+
+def show_comparison(found: Comparison, output: Path | None = None) -> None:
     table("Sources", ("source", "norm", "relative norm", "changed"), [[*s.model_dump().values()] for s in found.sources])
     table("Pairs", PAIR_COLUMNS, [_pair_row(pair) for pair in found.pairs])
     if found.layers:
         table("Layers that stand out", ("layer", *PAIR_COLUMNS), [[layer.layer, *_pair_row(layer)] for layer in found.layers])
     stderr.print(f"everything: {output or found.path}", markup=False, soft_wrap=True)
-    return 0
 
 
+@starts_job
 def verify(
     out: Annotated[Path, typer.Argument(help="a merged model or adapter")],
     full: Annotated[bool, typer.Option(help="compute every value again, not a sample of each tensor")] = False,
@@ -133,6 +140,7 @@ def show_verification(found: Verification) -> None:
     stderr.print(found.verdict, style="bold")
 
 
+@starts_job
 def evaluate(
     out: Annotated[
         Path | None, typer.Argument(help="a merged model; left out: measure base and sources alone, before a merge")
@@ -171,6 +179,7 @@ def evaluate(
         names = dict(pair.partition("=")[::2] for pair in served or [])
         parameters |= {"backend": "openai", "endpoint": endpoint, "served": names, "tokenizer": tokenizer and anchored(tokenizer)}
     if output is not None:
+        waits("--output")
         require_file(output, *EVALUATION)
     found = Evaluation.model_validate(run_job(EvaluateRequest.of(parameters), quiet=json))
     if output is not None:
@@ -212,6 +221,7 @@ def show_evaluation(found: Evaluation) -> None:
         stderr.print(f"next: {found.next}", markup=False, soft_wrap=True)
 
 
+@starts_job
 def sweep(
     plan: Annotated[Path, typer.Argument(help="plan YAML, or a plan's id")],
     out: Annotated[Path, typer.Argument(help="folder for the table and the winner")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,22 +10,27 @@ from typing import Annotated
 import typer
 import yaml
 
-from mcp_server.cli.console import Json, emit, line, size
-from mcp_server.cli.evidence import run_job
-from mcp_server.cli.knowledge import write_new
+from mcp_server.cli.console import Json, cell, emit, line, size
+from mcp_server.cli.evidence import EXIT_OF_EVALUATION, EXIT_OF_VERIFICATION, anchored_suite, run_job
+from mcp_server.cli.knowledge import shortened, write_new
 from mcp_server.cli.merging import finish, foreground
-from mcp_server.errors import NotFound
+from mcp_server.errors import BadInput, NotFound
 from mcp_server.formats.adapter_folder import open_adapter_folder
 from mcp_server.formats.adapter_info import named_base
 from mcp_server.formats.folder import classify
-from mcp_server.formats.refs import anchor_ref
+from mcp_server.formats.provenance import not_ours
+from mcp_server.formats.refs import anchor_ref, demo_aliases
+from mcp_server.formats.suites import find_suite
 from mcp_server.schemas.evidence import Evaluation, Verification
 from mcp_server.schemas.go import Gone, Prepared
-from mcp_server.schemas.job import EvaluateRequest, MergeRequest, VerifyRequest
+from mcp_server.schemas.job import EvaluateRequest, MergeRequest, PrepareRequest, VerifyRequest
+from mcp_server.schemas.scenario import Scenario
 from mcp_server.steps.handles import kept_recipe
 from mcp_server.steps.prepare import prepare, scenario_of
 from mcp_server.steps.report import write_report
 from mcp_server.steps.scenario import read_scenario
+from mcp_server.system.outputs import require_folder
+from mcp_server.system.paths import expanded
 
 EXIT_UNDECIDED = 3
 
@@ -37,75 +43,126 @@ def register(app: typer.Typer) -> None:
 def go(
     refs: Annotated[list[str], typer.Argument(help="adapters or models to merge, or one scenario YAML")],
     base: Annotated[str | None, typer.Option(help="the base; default: the one that the adapters name")] = None,
-    out: Annotated[Path, typer.Option(help="folder to write; must not exist")] = Path("merged"),
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("merged"),
     ram_gib: Annotated[float | None, typer.Option(help="memory that the merge may use")] = None,
     suite: Annotated[list[str] | None, typer.Option(help="what to measure (none: nothing); default: the advice's suites")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="your own .jsonl: prompt and expected a line; repeat for more")] = None,
     seed: Annotated[int | None, typer.Option(help="for methods that drop at random; recorded in any case")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the output folder")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="go on with the questions open")] = False,
     json: Json = False,
 ) -> int:
     """Inspect, advise, check, merge, verify, evaluate and report in one command, with one block of questions."""
-    if len(refs) == 1 and Path(refs[0]).suffix in (".yaml", ".yml"):
-        scenario = read_scenario(Path(refs[0]))
-    else:
-        scenario = scenario_of([anchor_ref(ref, Path.cwd()) for ref in refs], base and anchor_ref(base, Path.cwd()), ram_gib)
-    found = prepare(scenario, ram_gib=ram_gib, out=out.resolve())
+    target = out.resolve()
+    files = [str(expanded(file).resolve()) for file in data or []]
+    for name in (*(name for name in suite or [] if name != "none"), *files):
+        find_suite(anchored_suite(name), [])
+    require_folder(target, overwrite=overwrite, not_ours=not_ours)
+    scenario = scenario_given(refs, base, ram_gib)
+    found = prepare(scenario, ram_gib=ram_gib, out=target)
+    if found.absent and all(ref in demo_aliases() for ref in found.absent):
+        run_job(PrepareRequest(), quiet=json)
+        found = prepare(scenario, ram_gib=ram_gib, out=target)
     if not json:
         show_prepared(found)
     if found.stop:
-        result = Gone(prepared=found, next=f"model-merging recommend SCENARIO.yaml --explain (plan: {found.plan_id})")
-        emit(result, json, lambda: line("stopped", found.stop))
+        result = Gone(prepared=found, next=next_after_stop(found, refs))
+        emit(result, json, lambda: show_stop(result))
         return 1
     if found.questions and not yes and not _agreed(json):
-        stopped = Gone(prepared=found, next="answer in a scenario (model-merging init), or go on with --yes")
-        emit(stopped, json, lambda: line("stopped", stopped.next))
+        stopped = Gone(prepared=found, next=f"model-merging go {shlex.join(refs)} --out {shlex.quote(str(out))} --yes")
+        emit(stopped, json, lambda: show_open(stopped))
         return EXIT_UNDECIDED
     recipe = kept_recipe(str(found.recipe_id))
-    fields = {"recipe": recipe, "out": str(out.resolve()), "ram_gib": ram_gib, "seed": seed}
+    fields = {"recipe": recipe, "out": str(target), "ram_gib": ram_gib, "seed": seed, "overwrite": overwrite}
     ended = foreground(MergeRequest.model_validate(fields), "merge", quiet=json)
     if code := finish(ended):
         return code
-    verified = Verification.model_validate(run_job(VerifyRequest(out=str(out.resolve())), quiet=json))
-    suites = [name for name in (suite or found.suites) if name != "none"]
+    verified = Verification.model_validate(run_job(VerifyRequest(out=str(target)), quiet=json))
+    suites = [anchored_suite(name) for name in (suite or found.suites) if name != "none"]
     measured = None
-    if suites and verified.verdict == "verified":
-        wanted = {"out": str(out.resolve()), "suites": suites, "quick": True}
+    if (suites or files) and verified.verdict == "verified":
+        wanted = {"out": str(target), "suites": suites, "data": files, "quick": True}
         measured = Evaluation.model_validate(run_job(EvaluateRequest.of(wanted), quiet=json))
-    written = write_report(out.resolve(), None)
-    sound = verified.verdict == "verified" and (measured is None or measured.verdict == "passed")
+    written = write_report(target, None)
     result = Gone(
         prepared=found,
         job=ended,
-        output=str(out.resolve()),
+        output=str(target),
         verification=verified.verdict,
         evaluation=measured.verdict if measured else None,
         report=written.html,
-        next=f"open {written.html}" if sound else f"model-merging diagnose {out}",
+        next=next_after(out, verified, measured),
     )
-    emit(result, json, lambda: show_gone(result))
-    return 0 if sound else 1
+    emit(result, json, lambda: show_gone(result, measured))
+    return EXIT_OF_VERIFICATION[verified.verdict] or (EXIT_OF_EVALUATION[measured.verdict] if measured else 0)
+
+
+def scenario_given(refs: list[str], base: str | None, ram_gib: float | None) -> Scenario:
+    """One scenario file, or sources by name. Raises `BadInput` for `--base` beside a file, which says its own."""
+    if len(refs) == 1 and Path(refs[0]).suffix in (".yaml", ".yml"):
+        if base is not None:
+            raise BadInput("--base stands beside a scenario, which names its own", f"write base_model in {refs[0]}")
+        return read_scenario(Path(refs[0]))
+    return scenario_of([anchor_ref(ref, Path.cwd()) for ref in refs], base and anchor_ref(base, Path.cwd()), ram_gib)
 
 
 def _agreed(as_json: bool) -> bool:
     """One question for all that is open; only a person at a terminal can say yes."""
-    return not as_json and sys.stdin.isatty() and typer.confirm("Go on with these questions open?", default=False)
+    return not as_json and sys.stdin.isatty() and typer.confirm("Go on with these questions open?", default=False, err=True)
+
+
+def next_after_stop(found: Prepared, refs: list[str]) -> str:
+    if found.absent:
+        return f"model-merging fetch {found.absent[0]}"
+    if found.recipe_id:
+        return f"model-merging validate {found.recipe_id}"
+    scenario = refs[0] if len(refs) == 1 else "scenario.yaml"
+    return f"model-merging recommend {scenario if Path(scenario).is_file() else found.plan_id} --explain"
+
+
+def next_after(out: Path, verified: Verification, measured: Evaluation | None) -> str:
+    """The one command that follows: the cause of what is bad, a measurement that is missing, or the final one."""
+    place = shlex.quote(str(out))
+    if verified.verdict != "verified" or (measured and measured.verdict in ("adjust", "failed")):
+        return f"model-merging diagnose {place}"
+    if measured is None or measured.verdict == "inconclusive":
+        return f"model-merging evaluate {place}"
+    return f"model-merging evaluate {place} --split test"
 
 
 def show_prepared(found: Prepared) -> None:
-    for question in found.questions:
-        line("question", question)
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in found.weights.items())
+    line("advice", f"{found.verdict}: {found.strategy or '–'}{f' ({weights})' if weights else ''}")
+    line("because", found.because)
     for warning in found.findings:
         line("found", warning)
-    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in found.weights.items())
-    line("advice", f"{found.verdict}: {found.strategy or '–'}{f' ({weights})' if weights else ''}; {found.because}")
     if found.engine:
         line("cost", f"{found.engine} engine, {size(found.peak_anon_bytes)} of memory, {size(found.disk_bytes)} of disk")
+    if not found.stop:
+        for number, question in enumerate(found.questions, 1):
+            line("open" if number == 1 else "", f"{number}. {shortened(question)}")
 
 
-def show_gone(found: Gone) -> None:
+def show_stop(found: Gone) -> None:
+    line("stopped", found.prepared.stop)
+    line("next", found.next)
+
+
+def show_open(found: Gone) -> None:
+    line("stopped", "questions are open; answer them in a scenario (model-merging init), or go on as it is")
+    line("next", found.next)
+
+
+def show_gone(found: Gone, measured: Evaluation | None) -> None:
     line("output", str(found.output))
     line("verified", str(found.verification))
-    line("evaluated", found.evaluation or "not measured")
+    for name, one in measured.capabilities.items() if measured else ():
+        sources = ", ".join(f"{source} {cell(value)}" for source, value in one.sources.items())
+        line("measured", f"{name} ({one.n}): base {cell(one.base)}, {sources}, merged {cell(one.merged)}")
+    why = f": {measured.why[0]}" if measured and measured.why else ""
+    line("verdict", f"{found.evaluation or 'not measured'}{why}")
+    line("report", str(found.report))
     line("next", found.next)
 
 

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
-from mcp_server.cli.console import Json, stderr
+from mcp_server.cli.console import Json, emit, line, stderr
 from mcp_server.cli.evidence import run_job
-from mcp_server.schemas.hub import Fetched
+from mcp_server.cli.manners import starts_job
+from mcp_server.formats.refs import demo_aliases
+from mcp_server.schemas.hub import Fetched, MadeBase
 from mcp_server.schemas.job import FetchRequest
 
 
@@ -16,19 +18,27 @@ def register(app: typer.Typer) -> None:
     app.command()(fetch)
 
 
+@starts_job
 def fetch(
-    ref: Annotated[str, typer.Argument(help="hub id: owner/name, or owner/name@revision")],
+    ref: Annotated[str, typer.Argument(help="hub id: owner/name, or owner/name@revision; or demo:smollm2-135m-instruct")],
     with_base: Annotated[bool, typer.Option(help="for an adapter, also fetch the base that it names")] = True,
     json: Json = False,
 ) -> int:
     """Download a model or adapter, resumable; a Ctrl-C or a cut connection loses nothing. Afterwards its id works everywhere."""
-    found = Fetched.model_validate(run_job(FetchRequest(ref=ref, with_base=with_base), quiet=json))
-    if json:
-        print(found.model_dump_json(indent=2))
+    result = run_job(FetchRequest(ref=ref, with_base=with_base), quiet=json)
+    if ref in demo_aliases():
+        made = MadeBase.model_validate(result)
+        emit(made, json, lambda: line("made" if made.built else "is there", made.path))
         return 0
+    fetched = Fetched.model_validate(result)
+    emit(fetched, json, lambda: show_fetched(fetched))
+    return 0
+
+
+def show_fetched(found: Fetched) -> None:
     for part in filter(None, (found, found.base)):
-        print(f"{part.kind} {part.ref}@{part.revision[:12]}: {part.files} files, {part.bytes / 1e6:,.1f} MB, in {part.folder}")
+        said = f"{part.kind} {part.ref}@{part.revision[:12]}: {part.files} files, {part.bytes / 1e6:,.1f} MB, in {part.folder}"
+        line("fetched", said)
         for note in part.notes:
             stderr.print(note, markup=False, soft_wrap=True)
-    print(f"next: model-merging inspect {found.ref}")
-    return 0
+    line("next", f"model-merging inspect {found.ref}")

@@ -14,6 +14,7 @@ import yaml
 from mcp_server import jobs as store
 from mcp_server.cli.console import Json, cell, emit, progress_of, say, size, stderr, table
 from mcp_server.cli.knowledge import read_text
+from mcp_server.cli.manners import Detached, detaching, starts_job
 from mcp_server.errors import BadInput, from_dict
 from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, MergeResult
 
@@ -24,7 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command()(merge)
     app.command()(extract)
     app.command("jobs")(list_jobs)
-    for command in (status, wait, logs, cancel, resume):
+    for command in (status, logs, cancel, resume):
         app.command()(command)
 
 
@@ -50,6 +51,8 @@ def followed(begin: Callable[[], JobStatus], title: str, *, quiet: bool) -> JobS
     try:
         with interrupts_held():
             started = begin()
+        if detaching():
+            raise Detached(started)
         with progress_of(title, quiet=quiet) as follow:
             return store.follow(started.job_id, on_progress=follow)
     except KeyboardInterrupt:
@@ -71,6 +74,7 @@ def interrupts_held() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@starts_job
 def merge(
     recipe: Annotated[Path, typer.Argument(help="recipe YAML")],
     out: Annotated[Path, typer.Argument(help="folder to write; must not exist")],
@@ -84,7 +88,6 @@ def merge(
     allow_nonfinite: Annotated[bool, typer.Option(help="go on when a source holds NaN or infinity")] = False,
     hash_: Annotated[str, typer.Option("--hash", help="headers, or full: SHA-256 of every input")] = "headers",
     overwrite: Annotated[bool, typer.Option(help="replace the output folder")] = False,
-    detach: Annotated[bool, typer.Option(help="start it, print the job id and return")] = False,
     json: Json = False,
 ) -> int:
     """Run a recipe as a background job; the output appears only when it is whole."""
@@ -105,10 +108,6 @@ def merge(
             "hash": hash_,
         }
     )
-    if detach:
-        started = store.start_merge(request)
-        emit(started, json, lambda: show_status(started))
-        return 0
     ended = foreground(request, "merge", quiet=json)
     code = finish(ended)
     if ended.result is not None:
@@ -117,6 +116,7 @@ def merge(
     return code
 
 
+@starts_job
 def extract(
     base: Annotated[str, typer.Argument(help="the model that the fine-tune began from: a folder or a cached hub id")],
     finetune: Annotated[str, typer.Argument(help="the full fine-tune, or a merge")],
@@ -203,7 +203,7 @@ def list_jobs(
 
 def show_status(job: JobStatus) -> None:
     rows: list[tuple[str, object]] = [
-        (name, getattr(job, name)) for name in ("job_id", "kind", "state", "about", "engine", "output")
+        (name, getattr(job, name)) for name in ("kind", "state", "about", "engine", "output") if getattr(job, name)
     ]
     if job.progress:
         rows.append(
@@ -212,7 +212,7 @@ def show_status(job: JobStatus) -> None:
     if job.error:
         rows.append(("error", job.error.get("message")))
     rows += [("log", job.log_path), ("next", job.next_step)]
-    table("Job", ("", ""), rows)
+    table(job.job_id, ("", ""), rows)
 
 
 def status(
@@ -223,18 +223,6 @@ def status(
     found = store.status(job_id)
     emit(found, json, lambda: show_status(found))
     return 0
-
-
-def wait(
-    job_id: Annotated[str, typer.Argument()],
-    json: Json = False,
-) -> int:
-    """Follow a job of any kind until it is over; Ctrl-C leaves it running."""
-    with progress_of(job_id.partition("-")[0], quiet=json) as follow:
-        ended = store.wait(job_id, on_progress=follow)
-    code = finish(ended)
-    emit(ended, json, lambda: show_status(ended))
-    return code
 
 
 def logs(
@@ -259,17 +247,13 @@ def cancel(
     return 0
 
 
+@starts_job
 def resume(
     job_id: Annotated[str, typer.Argument()],
-    detach: Annotated[bool, typer.Option(help="do not wait for it")] = False,
     json: Json = False,
 ) -> int:
     """Go on with an interrupted or failed job."""
-    if detach:
-        resumed = store.resume(job_id)
-        code = 0
-    else:
-        resumed = followed(lambda: store.resume(job_id), job_id.partition("-")[0], quiet=json)
-        code = finish(resumed)
+    resumed = followed(lambda: store.resume(job_id), job_id.partition("-")[0], quiet=json)
+    code = finish(resumed)
     emit(resumed, json, lambda: show_status(resumed))
     return code

@@ -18,7 +18,7 @@ from mcp_server.formats.gguf import gguf_files
 from mcp_server.formats.gguf_model import read_model, require_config
 from mcp_server.formats.identity import config_field
 from mcp_server.formats.quantised import Packing, Stored, find_weights
-from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision
+from mcp_server.formats.refs import is_hub_id, not_here, resolve_ref, split_revision
 from mcp_server.formats.safetensors import Header, read_header
 from mcp_server.formats.tensor_names import without_wrappers
 from mcp_server.formats.tensors import FLOATS, StoredTensor, read_json, stored_tensors
@@ -65,18 +65,9 @@ def locate(ref: str, relative_to: Path | None = None) -> Path:
     start = relative_to or Path.cwd()
     name, revision = split_revision(ref, start)
     resolved = resolve_ref(name, start, revision)
-    if is_hub_id(resolved):
-        raise NotFound(
-            f"{ref} is not a folder here and not in the local Hugging Face cache",
-            f"download it first: hf download {name}" + (f" --revision {revision}" if revision else ""),
-            ref=ref,
-            hub_id=True,
-        )
     path = Path(resolved)
-    if not path.exists():
-        if ref.startswith("demo:"):
-            raise NotFound(f"{ref} is not made yet ({path} does not exist)", "run `model-merging demo` once", ref=ref)
-        raise NotFound(f"{path} does not exist", "check the path" + _sibling_hint(path), ref=ref)
+    if is_hub_id(resolved) or not path.exists():
+        raise not_here(ref, resolved, revision, path)
     return path
 
 
@@ -189,12 +180,3 @@ def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, Sto
 def _packed(packing: Packing) -> StoredTensor:
     first = packing.parts[0]
     return StoredTensor(first.file, first.offset, packing.dtype, packing.shape, math.prod(packing.shape), packing)
-
-
-def _sibling_hint(path: Path) -> str:
-    """Name what the nearest existing folder holds, so that a typo shows."""
-    parent = next((p for p in path.parents if p.is_dir()), None)
-    if parent is None or parent == Path(parent.anchor):
-        return ""
-    names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())[:6]
-    return f"; {parent} holds {', '.join(names)}" if names else f"; {parent} holds no folders"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from mcp_server.errors import BadInput, did_you_mean
+from mcp_server.errors import BadInput, NotFound, did_you_mean
 from mcp_server.system import guard, paths
 
 _COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
@@ -22,6 +22,35 @@ _HUB_ID: Final = re.compile(r"^((?![.-])[A-Za-z0-9_.-]{1,96}/)?(?![.-])[A-Za-z0-
 def demo_aliases() -> dict[str, Path]:
     """The `demo:` aliases and the folders they stand for (which may not be made yet)."""
     return {"demo:smollm2-135m-instruct": paths.demo_base_dir()}
+
+
+def unmade_demo(path: Path) -> str | None:
+    """The `demo:` alias of a folder that is still to be made, else None."""
+    return next((alias for alias, folder in demo_aliases().items() if path == folder and not path.exists()), None)
+
+
+def not_here(ref: str, name: str, revision: str | None, path: Path) -> NotFound:
+    """What to raise for a model that is not on this machine, with the command that brings it where there is one."""
+    if (alias := unmade_demo(path)) is not None:
+        return NotFound(f"{alias} is not made yet", f"make it, offline, in a minute: model-merging fetch {alias}", ref=ref)
+    if is_hub_id(name):
+        wanted = f"{name}@{revision}" if revision else name
+        return NotFound(
+            f"{ref} is not a folder here and not in the local Hugging Face cache",
+            f"check the path, or download it first: model-merging fetch {wanted}",
+            ref=ref,
+            hub_id=True,
+        )
+    return NotFound(f"{path} does not exist", "check the path" + _sibling_hint(path), ref=ref)
+
+
+def _sibling_hint(path: Path) -> str:
+    """Name what the nearest existing folder holds, so that a typo shows."""
+    parent = next((p for p in path.parents if p.is_dir()), None)
+    if parent is None or parent == Path(parent.anchor):
+        return ""
+    names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())[:6]
+    return f"; {parent} holds {', '.join(names)}" if names else f"; {parent} holds no folders"
 
 
 def split_revision(ref: str, relative_to: Path) -> tuple[str, str | None]:

@@ -9,17 +9,27 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import MergingError, NotAllowed, NotFound
+from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.own_data import DATA
 from mcp_server.formats.provenance import not_ours
 from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.formats.recipe.rewrite import rewrite_refs
-from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision
+from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref, split_revision
 from mcp_server.formats.suites import TEXTS, find_suite
 from mcp_server.jobs import engines, publish, queue, store
 from mcp_server.jobs import locks as claims
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
-from mcp_server.schemas.job import EvaluateRequest, FetchRequest, JobRequest, JobStatus, MergeRequest, Names, SweepRequest
+from mcp_server.schemas.job import (
+    EvaluateRequest,
+    FetchRequest,
+    JobRequest,
+    JobStatus,
+    MergeRequest,
+    Names,
+    PrepareRequest,
+    SweepRequest,
+)
 from mcp_server.steps.handles import plan_of, plan_text
 from mcp_server.steps.validate import require_valid
 from mcp_server.system import files, policy, settings
@@ -45,6 +55,8 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
     """
     if isinstance(request, MergeRequest):
         return start_merge(request, policy=policy, worker=worker)
+    if isinstance(request, FetchRequest) and request.ref in demo_aliases():
+        request = PrepareRequest()  # made of an installed package: no hub is asked
     rules = policy or _default_policy()
     reads, online = check_names(request, rules)
     if isinstance(request, FetchRequest):
@@ -236,9 +248,7 @@ def resolve(text: str, folder: Path, rules: Policy, *, base_may_be_absent: bool 
             else:
                 rules.check_read(resolved)
                 if needed and not Path(resolved).exists():
-                    raise NotFound(
-                        f"{resolved} does not exist", "correct the path in the recipe (relative paths start at its folder)"
-                    )
+                    locate(resolved)
                 found[pinned] = None  # the folder is that revision's
             found[name] = resolved
         return ref.model_copy(update=found)

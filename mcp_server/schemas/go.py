@@ -25,6 +25,7 @@ class Prepared(Frozen):
     suites: list[str] = Field(default_factory=list, description="what to measure afterwards")
     plan_id: str | None = None
     recipe_id: str | None = None
+    absent: list[str] = Field(default_factory=list, description="models to be made or fetched first, by ref")
     stop: str = ""
 
 

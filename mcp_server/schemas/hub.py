@@ -1,4 +1,4 @@
-"""What was fetched from a hub."""
+"""What was fetched from a hub, or made in its place."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ class Fetched(Frozen):
     base: Fetched | None = Field(default=None, description="the base of an adapter")
     left_out: list[str] = Field(default_factory=list, description="files that no merge reads: other weight formats, originals")
     notes: list[str] = Field(default_factory=list)
+
+
+class MadeBase(Frozen):
+    """Where the demo's base is, and whether this call built it or found it."""
+
+    path: str
+    built: bool
+    gguf_sha256: str

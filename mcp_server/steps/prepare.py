@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mcp_server.formats.recipe import read_recipe
+from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision, unmade_demo
 from mcp_server.schemas.go import Prepared
 from mcp_server.schemas.scenario import Scenario, ScenarioSource
 from mcp_server.steps.estimate import estimate
@@ -43,6 +45,9 @@ def prepare(scenario: Scenario, *, ram_gib: float | None = None, out: Path | Non
             update={"stop": "; ".join([f"the advice is {plan.verdict}: {found.because}", *plan.differences[:2]])}
         )
     rendered = keep_recipe(render(plan))
+    if absent := absent_from(rendered.recipe):
+        stop = f"not on this machine: {', '.join(absent)}"
+        return found.model_copy(update={"recipe_id": rendered.recipe_id, "absent": absent, "stop": stop})
     checked = validate(rendered.recipe, ram_gib=ram_gib)
     errors = [f for f in checked.findings if f.severity == "error"]
     others = [f for f in checked.findings if f.severity == "warning"]
@@ -64,3 +69,17 @@ def prepare(scenario: Scenario, *, ram_gib: float | None = None, out: Path | Non
             "fits": engine.fits,
         }
     )
+
+
+def absent_from(recipe: str) -> list[str]:
+    """What a recipe names that is to be made (`demo:…`) or fetched (a hub's id) first; a wrong path is the linter's to name."""
+    found: dict[str, None] = {}
+    for ref in read_recipe(recipe).references():
+        for part in filter(None, (ref.base_ref, ref.adapter_ref)):
+            name, revision = split_revision(part, Path.cwd())
+            resolved = resolve_ref(name, Path.cwd(), revision)
+            if is_hub_id(resolved):
+                found[part] = None
+            elif (alias := unmade_demo(Path(resolved))) is not None:
+                found[alias] = None
+    return list(found)

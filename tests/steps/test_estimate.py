@@ -86,7 +86,7 @@ def test_the_longest_name_wins_and_an_unknown_one_is_none() -> None:
 def test_an_unknown_model_says_how_to_make_it_known() -> None:
     with pytest.raises(NotFound) as raised:
         estimate("merge_method: linear\nmodels: [{model: org/a}, {model: org/b}]\nparameters: {weight: 1}")
-    assert "hf download org/a" in raised.value.next_step
+    assert "model-merging fetch org/a" in raised.value.next_step
     assert "shapes.yaml" in raised.value.next_step
 
 

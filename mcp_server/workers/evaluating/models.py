@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import BadInput, DoesNotFit, NotAModel, Unsupported
-from mcp_server.formats.refs import resolve_ref
+from mcp_server.errors import BadInput, DoesNotFit, Unsupported
+from mcp_server.formats.refs import not_here, resolve_ref
 from mcp_server.system.machine import available_bytes, gib, multiplies_bfloat16
 
 OVERHEAD_BYTES = 900_000_000
@@ -39,7 +39,7 @@ def find_model(ref: str, base: str | None = None) -> ModelRef:
     if second:
         return ModelRef(folder, Path(resolve_ref(second, Path.cwd())))
     if not folder.is_dir():
-        raise NotAModel(f"{ref} is neither a folder nor a model in the local hub cache", "check the path or download it first")
+        raise not_here(ref, first, None, folder)
     if not (folder / "adapter_config.json").is_file():
         return ModelRef(folder)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

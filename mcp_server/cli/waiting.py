@@ -1,0 +1,61 @@
+"""wait: follow a job that was started with `--detach`, or by an agent, and show what its own command would have shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from mcp_server import jobs as store
+from mcp_server.cli.console import Json, emit, progress_of
+from mcp_server.cli.evidence import (
+    EXIT_OF_EVALUATION,
+    EXIT_OF_VERIFICATION,
+    show_comparison,
+    show_evaluation,
+    show_sweep,
+    show_verification,
+)
+from mcp_server.cli.hub import show_fetched
+from mcp_server.cli.merging import finish, show_merge, show_status
+from mcp_server.schemas.comparison import Comparison
+from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
+from mcp_server.schemas.hub import Fetched
+from mcp_server.schemas.job import JobStatus, MergeResult
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(wait)
+
+
+def wait(job_id: Annotated[str, typer.Argument(help="as --detach printed it, or as `jobs` lists it")], json: Json = False) -> int:
+    """Follow a job of any kind until it is over, then its result and its exit code; Ctrl-C leaves it running."""
+    with progress_of(job_id.partition("-")[0], quiet=json) as follow:
+        ended = store.wait(job_id, on_progress=follow)
+    if code := finish(ended):
+        return code
+    return show_result(ended, json)
+
+
+def show_result(ended: JobStatus, as_json: bool) -> int:
+    """What a job that succeeded found, as its own command shows it, and that command's exit code."""
+    if ended.kind not in RESULTS or ended.result is None:
+        emit(ended, as_json, lambda: show_status(ended))
+        return 0
+    model, show, code = RESULTS[ended.kind]
+    found = model.model_validate(ended.result)
+    emit(found, as_json, lambda: show(found))
+    return code(found)
+
+
+RESULTS: dict[str, tuple[type[BaseModel], Callable[[Any], None], Callable[[Any], int]]] = {
+    "merge": (MergeResult, show_merge, lambda _: 0),
+    "compare": (Comparison, show_comparison, lambda _: 0),
+    "verify": (Verification, show_verification, lambda found: EXIT_OF_VERIFICATION[found.verdict]),
+    "evaluate": (Evaluation, show_evaluation, lambda found: EXIT_OF_EVALUATION[found.verdict]),
+    "sweep": (Sweep, show_sweep, lambda found: 0 if found.winner else 1),
+    "fetch": (Fetched, show_fetched, lambda _: 0),
+}
+"""Kind of job → its result model, how a person sees it, and the exit code."""
