@@ -7,6 +7,7 @@ from typing import Any
 
 from mcp_server.errors import Incompatible
 from mcp_server.formats.memory_names import Shaped
+from mcp_server.formats.tensor_names import vocabulary_tensor
 from mcp_server.formats.ties import Tie
 from mcp_server.formats.updates import Change, Rows
 
@@ -44,9 +45,7 @@ def check_rows(ref: str, changes: dict[str, Change], shapes: Mapping[str, Shaped
 
 
 def _vocabulary(name: str, tie: Tie | None) -> bool:
-    return name.endswith(("embed_tokens.weight", "wte.weight", "lm_head.weight", "word_embeddings.weight")) or (
-        tie is not None and name in (tie.head, tie.embedding)
-    )
+    return vocabulary_tensor(name) or (tie is not None and name in (tie.head, tie.embedding))
 
 
 def untie(

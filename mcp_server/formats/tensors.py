@@ -31,6 +31,9 @@ STORED: Final = {name: stored for stored, name in DTYPES.items()}
 FLOATS: Final = {dtype: DTYPES[dtype] for dtype in ("BF16", "F16", "F32", "F64")}
 """The dtypes that are merged, and torch's names of them."""
 ITEM_BYTES: Final = {dtype: bits // 8 for dtype, bits in DTYPE_BITS.items() if bits >= 8}
+"""The format's name of a dtype → the bytes of one element."""
+DTYPE_BYTES: Final = {name: ITEM_BYTES[stored] for stored, name in DTYPES.items()}
+"""Torch's name of a dtype → the bytes of one element."""
 
 
 @dataclass(frozen=True, slots=True)

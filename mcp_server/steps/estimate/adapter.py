@@ -11,10 +11,10 @@ from mcp_server.engine.adapter_plan import OVERSAMPLING, PASSES, AdapterPlan, pe
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.refs import anchor_ref, resolve_ref
+from mcp_server.formats.tensors import DTYPE_BYTES
 from mcp_server.schemas.estimate import EngineEstimate, Seconds
 from mcp_server.steps.estimate.budget import METADATA_BYTES, fits
 from mcp_server.steps.estimate.costs import costs
-from mcp_server.steps.estimate.shapes import DTYPE_BYTES
 from mcp_server.steps.estimate.stream import codecs_of, compiling, kernels_of, named
 
 
@@ -63,7 +63,7 @@ def _kernels(plan: AdapterPlan) -> list[str]:
     stored = {entry.stored.dtype for module in plan.modules for entry in module.plan.inputs} if not plan.exact else set()
     stored |= {part.dtype for module in plan.modules for part in module.factors()}
     methods = [] if plan.exact else kernels_of(plan.merge.recipe.method)
-    return [*codecs_of({DTYPE_BYTES[dtype] for dtype in stored if dtype == "BF16"}), *methods]
+    return [*codecs_of([2] if "BF16" in stored else []), *methods]
 
 
 def _out_bytes(plan: AdapterPlan) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from mcp_server.formats.tensor_names import vocabulary_tensor
 from mcp_server.schemas.estimate import EngineEstimate, Seconds
 from mcp_server.steps.estimate.costs import EvidenceCosts, costs
-from mcp_server.steps.estimate.work import VOCABULARY, Work
+from mcp_server.steps.estimate.work import Work
 from mcp_server.system.machine import multiplies_bfloat16
 
 CACHED: Final = ("k_proj.weight", "v_proj.weight")
@@ -26,7 +27,7 @@ def verify_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
 def evaluate_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
     """Base, sources and result answer the same prompts, one model at a time."""
     constants = costs().evidence
-    rows = [tensor.elements // tensor.row for tensor in work.tensors if any(part in tensor.name for part in VOCABULARY)]
+    rows = [tensor.elements // tensor.row for tensor in work.tensors if vocabulary_tensor(tensor.name)]
     window = constants.window_tokens * max(rows, default=0) * constants.bytes_per_score
     cached = sum(tensor.elements // tensor.row for tensor in work.tensors if any(part in tensor.name for part in CACHED))
     generation = constants.generation_tokens * cached * load_width()

@@ -8,11 +8,12 @@ from mcp_server import catalog
 from mcp_server.engine.memory import factors_of
 from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.errors import BadInput
+from mcp_server.formats.tensors import DTYPE_BYTES
 from mcp_server.schemas.plan import EngineChoice, MemoryNeed, Plan
 from mcp_server.steps.estimate import mergekit
 from mcp_server.steps.estimate.evidence import evaluate_cost, verify_cost
 from mcp_server.steps.estimate.run import SHARD_SIZE, mergekit_cost, stream_cost
-from mcp_server.steps.estimate.shapes import DTYPE_BYTES, TensorSize, model_shape
+from mcp_server.steps.estimate.shapes import TensorSize, model_shape
 from mcp_server.steps.estimate.work import RANK_UNKNOWN, OutputTensor, Work
 from mcp_server.system.machine import GIB
 

@@ -19,7 +19,6 @@ from mcp_server.schemas.base import Frozen
 from mcp_server.system import paths
 from mcp_server.system.yaml_io import load_yaml
 
-DTYPE_BYTES: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _SUFFIX: Final = re.compile(r"(instruct|chat|base|hf|it|sft|dpo)+$")
 
 

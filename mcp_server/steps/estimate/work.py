@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from mcp_server.formats.adapter_info import factors
 from mcp_server.formats.identity import token_ids
 from mcp_server.formats.quantised import Packing
 from mcp_server.formats.recipe import ModelRef, Recipe
-from mcp_server.steps.estimate.shapes import DTYPE_BYTES, ModelShape, TensorSize, model_shape
+from mcp_server.formats.tensor_names import is_word_embedding, main_stack, split_layer, stacks, vocabulary_tensor
+from mcp_server.formats.tensors import DTYPE_BYTES
+from mcp_server.steps.estimate.shapes import ModelShape, TensorSize, model_shape
 
 RANK_UNKNOWN: Final = 64
 """Rank that stands for an adapter that is not here: larger than most."""
-LAYER: Final = re.compile(r"\.(\d+)\.")
 MOST_LAYERS: Final = 4096
-VOCABULARY: Final = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,22 +135,21 @@ def _shapes(recipe: Recipe, folder: Path | None) -> dict[ModelRef, ModelShape]:
 
 def _output(recipe: Recipe, donor: ModelShape, rows: int | None) -> Iterator[tuple[TensorSize, int]]:
     """The output's tensors: the donor's, with as many layers as the slices list and as many rows as the tokenizer gives."""
-    wanted: list[int] | None = None
-    if recipe.slices:
-        wanted = [n for s in recipe.slices if s.sources and s.sources[0].layer_range for n in _layers(s.sources[0].layer_range)]
-    by_layer: dict[int, list[TensorSize]] = {}
+    stack = main_stack(stacks(tensor.name for tensor in donor.tensors)) if recipe.slices else None
+    by_layer: dict[int, list[tuple[str, TensorSize]]] = {}
     for tensor in donor.tensors:
-        if match := LAYER.search(tensor.name):
-            by_layer.setdefault(int(match[1]), []).append(tensor)
-        elif rows and tensor.shape and any(part in tensor.name for part in VOCABULARY):
+        parts = split_layer(tensor.name)
+        if parts is not None and parts[0] == stack:
+            by_layer.setdefault(parts[1], []).append((parts[2], tensor))
+        elif rows and tensor.shape and vocabulary_tensor(tensor.name):
             yield tensor, tensor.elements // tensor.shape[0] * rows
         else:
             yield tensor, tensor.elements
+    wanted = [n for s in recipe.slices if s.sources and s.sources[0].layer_range for n in _layers(s.sources[0].layer_range)]
     last = max(by_layer, default=0)
-    for position, layer in enumerate(wanted if wanted is not None else sorted(by_layer)):
-        for tensor in by_layer.get(min(max(layer, 0), last), []):
-            name = LAYER.sub(f".{position}.", tensor.name, count=1) if wanted is not None else tensor.name
-            yield TensorSize(name, tensor.shape, tensor.nbytes), tensor.elements
+    for position, layer in enumerate(wanted):
+        for rest, tensor in by_layer.get(min(max(layer, 0), last), []):
+            yield TensorSize(f"{stack}.{position}.{rest}", tensor.shape, tensor.nbytes), tensor.elements
 
 
 def _layers(layer_range: tuple[int, int]) -> range:
@@ -164,7 +162,7 @@ def _rows(recipe: Recipe, shapes: dict[ModelRef, ModelShape]) -> int | None:
     source = recipe.tokenizer_from
     if source is None or source == "base":
         return None
-    sizes = [t.shape[0] for shape in shapes.values() for t in shape.tensors if t.shape and "embed" in t.name]
+    sizes = [t.shape[0] for shape in shapes.values() for t in shape.tensors if t.shape and is_word_embedding(t.name)]
     tables = [ids for shape in shapes.values() if shape.folder and (ids := token_ids(shape.folder)) is not None]
     union = len({token for table in tables for token in table})
     return max([union, *sizes], default=None)

@@ -16,6 +16,7 @@ from mcp_server.errors import MergingError
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.folder import folder_of
 from mcp_server.formats.refs import is_hub_id, resolve_ref
+from mcp_server.formats.tensor_names import is_before_layers, vocabulary_tensor
 from mcp_server.formats.tensors import FLOATS, StoredTensor, read_json
 from mcp_server.recompute.reading import read_rows, spans
 from mcp_server.schemas.inspect import Difference, SourceInfo
@@ -150,7 +151,7 @@ def sampled(*models: dict[str, StoredTensor]) -> list[str]:
         and all(name in m and m[name].shape == tensor.shape for m in others)
         and all(m[name].dtype in FLOATS for m in models)
     ]
-    inner = [name for name in alike if "embed" not in name and "lm_head" not in name and "wte" not in name] or alike
+    inner = [name for name in alike if not (is_before_layers(name) or vocabulary_tensor(name))] or alike
     step = max(1, len(inner) // SAMPLED_TENSORS)
     return inner[::step][:SAMPLED_TENSORS]
 

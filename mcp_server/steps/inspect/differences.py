@@ -20,6 +20,7 @@ from mcp_server.formats.identity import token_ids
 from mcp_server.formats.licence import licence_notes
 from mcp_server.formats.lora import open_adapter
 from mcp_server.formats.source import inspect_source
+from mcp_server.formats.tensor_names import vocabulary_tensor
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.inspect import Difference, Inspection, SourceInfo
 from mcp_server.steps.inspect.bases import base_differences, unrelated_weights
@@ -27,7 +28,6 @@ from mcp_server.steps.inspect.bases import base_differences, unrelated_weights
 Meaning = Literal["fatal", "needs_tokenizer_block", "caution", "harmless"]
 
 SHOWN: Final = 3
-VOCABULARY: Final = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out")
 FATAL: Final = {
     "architecture": "tensors of different architectures mean different things, even where names and shapes agree",
     "hidden": "every matrix has another size",
@@ -184,7 +184,7 @@ def _tensors(models: list[SourceInfo]) -> list[Difference]:
     for model in others:
         names = sorted(set(first.tensors) ^ set(model.tensors))
         shapes = [n for n, t in model.tensors.items() if n in first.tensors and t.shape != first.tensors[n].shape]
-        odd = [name for name in (*names, *shapes) if not any(part in name for part in VOCABULARY)]
+        odd = [name for name in (*names, *shapes) if not vocabulary_tensor(name)]
         if odd:
             values[model.ref] = f"{', '.join(odd[:SHOWN])}" + (f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else "")
     why = f"these tensors are missing on one side or have another shape than in {first.ref}"

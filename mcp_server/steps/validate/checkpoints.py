@@ -8,7 +8,8 @@ from typing import Any, Final
 from mcp_server.formats.checkpoint import Checkpoint
 from mcp_server.formats.identity import FIELDS, architecture_name, config_field, token_ids, tokenizer_hash
 from mcp_server.formats.recipe import ModelRef
-from mcp_server.formats.tensors import DTYPES
+from mcp_server.formats.tensor_names import is_buffer, is_word_embedding, vocabulary_tensor
+from mcp_server.formats.tensors import DTYPES, StoredTensor
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.engines import plan_of
 from mcp_server.steps.validate.parameters import all_parameters
@@ -66,8 +67,8 @@ def tensors_agree(context: Context) -> Iterator[Found]:
     for ref, model in models.items():
         if ref == first_ref or architecture_name(model.config) != architecture_name(first.config) or _planned(context):
             continue
-        missing = sorted(n for n in first.tensors if n not in model.tensors and not _optional(n))
-        extra = sorted(n for n in model.tensors if n not in first.tensors and not _optional(n))
+        missing = sorted(n for n, t in first.tensors.items() if n not in model.tensors and not _optional(n, t))
+        extra = sorted(n for n, t in model.tensors.items() if n not in first.tensors and not _optional(n, t))
         if model.layers != first.layers:
             missing, extra = [], []
         if missing:
@@ -77,7 +78,7 @@ def tensors_agree(context: Context) -> Iterator[Found]:
         other = [
             f"{name} {list(first.tensors[name].shape)} and {list(tensor.shape)}"
             for name, tensor in model.tensors.items()
-            if name in first.tensors and tensor.shape != first.tensors[name].shape and not _is_vocabulary(name)
+            if name in first.tensors and tensor.shape != first.tensors[name].shape and not vocabulary_tensor(name)
         ]
         same_fields = all(config_field(first.config, f) == config_field(model.config, f) for f in SHAPES)
         if other and same_fields and vocabulary_matters:
@@ -148,7 +149,7 @@ def has_tokenizer(context: Context) -> bool:
 def vocabulary_rows(model: Checkpoint) -> int | None:
     """Rows of the embedding as they are stored; the config's figure only when no embedding is found."""
     for name, tensor in model.tensors.items():
-        if name.endswith(("embed_tokens.weight", "wte.weight", "word_embeddings.weight")) and tensor.shape:
+        if is_word_embedding(name) and tensor.shape:
             return tensor.shape[0]
     return config_field(model.config, "vocabulary")
 
@@ -187,13 +188,9 @@ def _planned(context: Context) -> bool:
         return False
 
 
-def _is_vocabulary(name: str) -> bool:
-    return any(part in name for part in ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out", "output.weight"))
-
-
-def _optional(name: str) -> bool:
+def _optional(name: str, tensor: StoredTensor) -> bool:
     """Tensors that some tools write and others leave out without harm."""
-    return _is_vocabulary(name) or name.endswith(("rotary_emb.inv_freq", "masked_bias", ".attn.bias"))
+    return vocabulary_tensor(name) or is_buffer(name, tensor.shape)
 
 
 def _some(names: list[str]) -> str:
