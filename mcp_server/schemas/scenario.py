@@ -12,20 +12,20 @@ from mcp_server.schemas.base import Frozen
 class ScenarioSource(Frozen):
     """One model or adapter that might go in."""
 
-    name: str | None = Field(default=None, description="short name, used for weights and reports", examples=["persona"])
+    name: str | None = Field(default=None, description="short", examples=["persona"])
     ref: str | None = Field(default=None, description="local folder or hub id", examples=["./persona_adapter"])
     kind: Literal["lora", "full"] | None = None
     capability: str | None = Field(default=None, description="what it adds", examples=["casual voice"])
     training_examples: int | None = Field(default=None, ge=0, le=10**15)
     rank: int | None = Field(default=None, ge=1, description="LoRA rank")
-    importance: float | None = Field(default=None, gt=0, le=1e6, description="relative to the others; 1 is neutral")
-    norm: float | None = Field(default=None, ge=0, le=1e12, description="measured norm of its task vector")
-    base: str | None = Field(default=None, description="the base that it was trained on")
+    importance: float | None = Field(default=None, gt=0, le=1e6, description="1 is neutral")
+    norm: float | None = Field(default=None, ge=0, le=1e12, description="of its task vector, measured")
+    base: str | None = Field(default=None, description="that it was trained on")
     architecture: str | None = Field(default=None, examples=["LlamaForCausalLM"])
     status: Literal["works", "broken", "unevaluated", "missing"] | None = None
     scores: dict[str, float] | None = None
-    prompts: list[str] | None = Field(default=None, description="prompts that belong to it; a mixture of experts routes by them")
-    layer_range: tuple[int, int] | None = Field(default=None, description="layers to take for a deeper model, end exclusive")
+    prompts: list[str] | None = Field(default=None, description="for a mixture of experts: prompts that go to it")
+    layer_range: tuple[int, int] | None = Field(default=None, description="for a deeper model, end exclusive")
 
 
 class Relation(Frozen):
@@ -56,7 +56,7 @@ class Constraints(Frozen):
     quality: Literal["tunable", "critical"] | None = None
     reuse: Literal["modular", "one_time"] | None = None
     iteration: Literal["fast", "slow"] | None = None
-    training_data: Literal["available", "gone"] | None = Field(default=None, description="whether retraining is possible at all")
+    training_data: Literal["available", "gone"] | None = Field(default=None, description="for retraining")
 
 
 Goal = Literal["balanced", "baseline", "deeper_model", "smaller_model", "experts_on_demand"] | Favour
@@ -64,18 +64,16 @@ Goal = Literal["balanced", "baseline", "deeper_model", "smaller_model", "experts
 
 class Scenario(Frozen):
     sources: list[ScenarioSource] | None = None
-    base_model: str | None = Field(default=None, description="folder or hub id; `none` says that there is no common base")
-    layers: int | None = Field(default=None, ge=1, description="number of layers, where no checkpoint can tell")
-    tokenizer: Literal["base", "union"] | None = Field(default=None, description="which vocabulary the merged model gets")
+    base_model: str | None = Field(default=None, description="`none`: there is no common base")
+    layers: int | None = Field(default=None, ge=1, description="where no checkpoint tells")
+    tokenizer: Literal["base", "union"] | None = Field(default=None, description="vocabulary of the result")
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     relation: Relation | None = None
     relations: list[PairRelation] | None = None
     goal: Goal | None = None
-    strategy: str | None = Field(default=None, description="a strategy that the user asked for by name")
+    strategy: str | None = Field(default=None, description="that the user asked for")
     constraints: Constraints | None = None
     cross_context: dict[str, dict[str, float]] | None = Field(
-        default=None, description="source → context → rate at which it breaks into its own behaviour (evaluate --cross)"
+        default=None, description="source → context → rate of its own behaviour there (evaluate cross)"
     )
-    own_context: dict[str, str] | None = Field(
-        default=None, description="source → the context in cross_context that is its own, where a high rate is right"
-    )
+    own_context: dict[str, str] | None = Field(default=None, description="source → its own context")

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from mcp_server.errors import MergingError, did_you_mean
 from mcp_server.server.access import Access
 from mcp_server.server.bounds import MAX_CHARACTERS, ROOM_FOR_NOTE, compact, keep_whole_result, shorten
+from mcp_server.server.published import input_schema
 from mcp_server.system import guard
 from mcp_server.system.os_errors import in_our_words
 
@@ -73,7 +74,6 @@ class CheckedTool(Tool):
 def checked(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) -> CheckedTool:
     """Register `fn` under its own name; its docstring is what the model reads, its return model is the output schema.
 
-    The names that pydantic derives as titles are dropped from the schemas: they repeat the keys, and every client pays for them.
     Several tools return the same model, so its schema is made once (the server's start counts in milliseconds).
     """
     description = _one_paragraph(fn.__doc__)
@@ -82,7 +82,7 @@ def checked(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) ->
     tool.fn_metadata.output_model = returned
     tool.fn_metadata.output_schema = _output_schema(returned)
     fields = {name: getattr(tool, name) for name in Tool.model_fields}
-    return CheckedTool(**{**fields, "parameters": {**_without(tool.parameters), "additionalProperties": False}})
+    return CheckedTool(**{**fields, "parameters": input_schema(tool.parameters)})
 
 
 @functools.cache

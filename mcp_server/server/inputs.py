@@ -16,8 +16,7 @@ Ref = Annotated[
     Field(
         min_length=1,
         max_length=4096,
-        description="A model or adapter: local folder, or hub id whose files are in the local Hugging Face cache. "
-        "`demo:smollm2-135m-instruct` is the demo's base.",
+        description="Model or adapter: folder, hub id in the local cache, or demo:smollm2-135m-instruct.",
         examples=["./persona_adapter", "meta-llama/Llama-3.2-3B-Instruct"],
     ),
 ]
@@ -26,15 +25,13 @@ Recipe = Annotated[
     Field(
         min_length=1,
         max_length=MAX_RECIPE_CHARACTERS,
-        description="A recipe_id, a plan_id, mergekit YAML as text, or the path of a file that holds it.",
+        description="recipe_id, plan_id, mergekit YAML as text, or its path.",
         examples=["recipe-0123456789ab", "./recipe.yml"],
     ),
 ]
 RamGib = Annotated[
     float | None,
-    Field(
-        gt=0, le=100_000, description="Memory that the merge may use, in GiB. Default: the operator's setting, else what is free."
-    ),
+    Field(gt=0, le=100_000, description="Memory for the merge. Default: what is free."),
 ]
 Out = Annotated[
     str,
@@ -42,19 +39,18 @@ Out = Annotated[
 ]
 Output = Annotated[
     Literal["model", "adapter"],
-    Field(description="adapter: LoRAs of one base become one LoRA, in seconds and megabytes (linear, task_arithmetic: exact)."),
+    Field(description="adapter: LoRAs of one base become one LoRA (linear, task_arithmetic: exact)."),
 ]
-Rank = Annotated[int | None, Field(ge=1, le=4096, description="Rank of an adapter output whose method needs an SVD.")]
+Rank = Annotated[int | None, Field(ge=1, le=4096, description="Of an adapter output whose method needs an SVD.")]
 JobId = Annotated[
     str,
-    Field(min_length=1, max_length=200, description="Id that the tool which started the job returned; `list_merges` lists them."),
+    Field(min_length=1, max_length=200, description="As the tool that started it returned it."),
 ]
 Suites = Annotated[
     list[str] | None,
     Field(
         max_length=20,
-        description="Suites (list_suites), lm-eval tasks, .txt or .jsonl files, one for each capability. "
-        "Default: perplexity and the suites that are about a source by its name.",
+        description="Names (list_suites), lm-eval tasks, .txt or .jsonl files. Default: perplexity and what fits the sources.",
         examples=[["taskmaster_persona", "task_api_tools", "perplexity"]],
     ),
 ]
@@ -62,21 +58,19 @@ Data = Annotated[
     list[str] | None,
     Field(
         max_length=20,
-        description="The user's own files of prompts: .jsonl with prompt (or messages) and expected a line; match may be exact, "
-        "contains, regex, json or choice.",
+        description="The user's own .jsonl files: prompt (or messages) and expected on a line; "
+        "match: exact, contains, regex, json or choice.",
         examples=[["./my_prompts.jsonl"]],
     ),
 ]
-Limit = Annotated[
-    int | None, Field(ge=1, le=100_000, description="Only the first N prompts of each suite. Default: all of them.")
-]
-Offset = Annotated[int, Field(ge=0, description="Where the page starts: 0, or the `next_offset` of the page before.")]
-PageSize = Annotated[int, Field(ge=1, le=50, description="Entries on a page.")]
+Limit = Annotated[int | None, Field(ge=1, le=100_000, description="Only the first N prompts of each suite.")]
+Offset = Annotated[int, Field(ge=0, description="The page before's next_offset.")]
+PageSize = Annotated[int, Field(ge=1, le=50, description="Page size.")]
 PlanTable = Annotated[
     str | dict[str, Any] | None,
-    Field(description="The plan_id that recommend_strategy returned (or the plan itself).", examples=["plan-0123456789ab"]),
+    Field(description="plan_id (or the plan itself).", examples=["plan-0123456789ab"]),
 ]
-PlanFile = Annotated[str | None, Field(max_length=4096, description="Path of a saved plan (YAML), instead of `plan`.")]
+PlanFile = Annotated[str | None, Field(max_length=4096, description="Path of a saved plan, instead.")]
 
 
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)

@@ -29,17 +29,16 @@ def tools() -> list[CheckedTool]:
 
 def verify_merge(
     out: Out,
-    full: Annotated[bool, Field(description="Compute every value again, not a sample of each tensor.")] = False,
-    recipe: Annotated[Recipe | None, Field(description="Path of the recipe, when the folder does not hold its own.")] = None,
-    base: Annotated[Ref | None, Field(description="The base, for a merge from elsewhere or a base that was moved.")] = None,
+    full: Annotated[bool, Field(description="Every value, not a sample of each tensor.")] = False,
+    recipe: Annotated[Recipe | None, Field(description="Its path, when the folder holds none.")] = None,
+    base: Annotated[Ref | None, Field(description="For a merge from elsewhere, or a base that was moved.")] = None,
     sources: Annotated[
         list[Ref] | None,
-        Field(max_length=12, description="The sources, in the recipe's order: models, BASE+ADAPTER, or adapters of `base`."),
+        Field(max_length=12, description="The same, in the recipe's order."),
     ] = None,
 ) -> JobStatus:
-    """Start a job that checks whether a merged model, made here or elsewhere, is what its recipe says: every tensor is
-    computed again from the sources, and what differs is named; then structure, finite weights, what rounding lost, and that
-    it loads. Its verdict is verified, failed, unreadable or inconclusive. Follow it with merge_status.
+    """Start a job that checks whether a merge, made here or elsewhere, is what its recipe says: tensors computed again from the
+    sources, structure, finite weights, rounding, loading. Verdict: verified, failed, unreadable or inconclusive.
     """
     access = Access.now()
     request = VerifyRequest(
@@ -53,44 +52,37 @@ def verify_merge(
 
 
 def list_evaluations(out: Out) -> EvaluationList:
-    """List every evaluation of a merge, newest first, with split, prompts, figures and verdict; none replaces another. `current`
-    is false where the model's files have changed since that run.
+    """List every evaluation of a merge, newest first, with its figures and verdict. `current` is false where the files have
+    changed since.
     """
     return evaluations(Access.now().existing_folder(out))
 
 
 def list_suites() -> SuiteList:
-    """List what can be measured: the shipped suites with capability, metric, number of prompts in the dev and test splits and
-    the minutes that one model takes. The user's own .jsonl file of prompts and expected answers works like a suite.
-    """
+    """List what can be measured: shipped suites with capability, metric, prompts in each split, and minutes for one model."""
     return suite_list()
 
 
 def evaluate_merge(
-    out: Annotated[
-        Out | None, Field(description="The merged model's folder. Left out: measure `against` alone, before a merge.")
-    ] = None,
+    out: Annotated[Out | None, Field(description="The merge's folder. Left out: measure `against` alone.")] = None,
     suites: Suites = None,
     data: Data = None,
     against: Annotated[
         dict[str, Ref] | None,
         Field(
             max_length=12,
-            description="Models to compare with, by name: `base` and the sources. Default: those in the merge's provenance.",
+            description="name → model: `base` and the sources. Default: those of the merge.",
             examples=[{"base": "demo:smollm2-135m-instruct", "persona": "./persona_adapter"}],
         ),
     ] = None,
-    cross: Annotated[
-        bool, Field(description="Also run each source on the others' prompts: predicts trouble that weights hide.")
-    ] = False,
+    cross: Annotated[bool, Field(description="Also each source on the others' prompts, to see leaks.")] = False,
     limit: Limit = None,
     split: Annotated[
-        Literal["dev", "test"] | None, Field(description="Default: dev, for choosing. test once, for the report.")
+        Literal["dev", "test"] | None, Field(description="dev (default) for choosing, test once for the report.")
     ] = None,
 ) -> JobStatus:
-    """Start a job that measures the merge, its sources and its base on the same prompts, capability by capability:
-    retention, gain recovered with confidence intervals, perplexity against the best source, and the next recipe to try. This
-    is the evidence; nothing else clears a merge. Takes minutes. Follow it with merge_status.
+    """Start a job that measures merge, sources and base on the same prompts: gain recovered with intervals, perplexity, the next
+    recipe to try. Nothing else clears a merge. Takes minutes.
     """
     access = Access.now()
     if out is None and not against:
@@ -109,13 +101,9 @@ def evaluate_merge(
 
 def write_report(
     out: Out,
-    path: Annotated[
-        str | None, Field(description="Where to write it. Default: report.html in the merged model's folder.")
-    ] = None,
+    path: Annotated[str | None, Field(description="Default: report.html in the folder.")] = None,
 ) -> ReportResult:
-    """Write one self-contained HTML page about a merge from its evidence: rationale, source inventory, recipe, verification,
-    evaluation against base and sources, and what to do next. Replaces an earlier report.
-    """
+    """Write one self-contained HTML page about a merge: rationale, sources, recipe, verification, evaluation."""
     from mcp_server.steps.report import write_report as write_html
 
     access = Access.now()

@@ -18,11 +18,17 @@ def tools() -> list[CheckedTool]:
 
 
 def fetch_model(
-    ref: Annotated[str, Field(min_length=1, max_length=300, description="Hub id: owner/name, or owner/name@revision.")],
-    with_base: Annotated[bool, Field(description="For an adapter, also fetch the base that its config names.")] = True,
+    ref: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=300,
+            description="owner/name, owner/name@revision, or demo:smollm2-135m-instruct, which is made here.",
+        ),
+    ],
+    with_base: Annotated[bool, Field(description="Also the base that an adapter names.")] = True,
 ) -> JobStatus:
-    """Start a job that downloads a model or adapter into the local cache, where every tool then finds it by its id. It resumes
-    where it stopped, checks the disk first and hashes what it wrote. Only where the operator allows the network. Follow it with
-    merge_status.
+    """Start a job that downloads a model or adapter into the local cache; its id then works in every tool. Only where the
+    operator allows the network.
     """
     return jobs.start(FetchRequest(ref=ref, with_base=with_base), policy=Access.now().policy)

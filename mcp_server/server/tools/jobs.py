@@ -32,12 +32,10 @@ def tools() -> list[CheckedTool]:
 async def merge_status(
     job_id: JobId,
     ctx: Context,
-    wait_seconds: Annotated[
-        int, Field(ge=0, le=MAX_WAIT_SECONDS, description="Wait this long for the job to end, reporting progress meanwhile.")
-    ] = 0,
+    wait_seconds: Annotated[int, Field(ge=0, le=MAX_WAIT_SECONDS, description="Wait this long for its end.")] = 0,
 ) -> JobStatus:
-    """State, progress, result or error of a job (merge, compare, verify, evaluate, sweep), with the next step. Use
-    wait_seconds=50 rather than asking again and again; if it comes back still running, call again.
+    """State, progress, result or error of a job of any kind, with the next step. Use wait_seconds=50 and call again while it
+    runs.
     """
     begin = time.monotonic()
     status = await anyio.to_thread.run_sync(jobs.status, job_id)
@@ -63,27 +61,23 @@ def list_merges(
     state: Annotated[JobState | None, Field(description="Only jobs in this state.")] = None,
     kind: Annotated[JobKind | None, Field(description="Only jobs of this kind.")] = None,
 ) -> JobList:
-    """List the jobs of this store, newest first, in pages. Results are left out: merge_status(job_id) has them."""
+    """List jobs of every kind, newest first, in pages; merge_status(job_id) has the result of one."""
     return jobs.list_jobs(offset=offset, limit=limit, state=state, kind=kind)
 
 
 def merge_logs(job_id: JobId, offset: Offset = 0) -> LogPage:
-    """Read what a job's worker printed, a page at a time; `next_offset` continues, null means the end so far."""
+    """Read what a job printed, a page at a time; `next_offset` continues, null is the end so far."""
     return jobs.logs(job_id, offset=offset, limit=PAGE_CHARACTERS)
 
 
 def cancel_merge(
     job_id: JobId,
-    keep: Annotated[bool, Field(description="Keep the partial output instead of removing it.")] = False,
+    keep: Annotated[bool, Field(description="Keep the partial output.")] = False,
 ) -> JobStatus:
-    """End a running or queued job and remove its partial output. A finished output is never touched. Cancelling twice is
-    harmless.
-    """
+    """End a running or queued job and remove its partial output. A finished output is never touched."""
     return jobs.cancel(job_id, keep=keep)
 
 
 def resume_merge(job_id: JobId) -> JobStatus:
-    """Go on with an interrupted or failed job: the stream engine continues where it stopped, other jobs start again. Follow
-    it with merge_status.
-    """
+    """Go on with an interrupted or failed job: a stream merge continues where it stopped, other jobs start again."""
     return jobs.resume(job_id)

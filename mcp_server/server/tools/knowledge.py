@@ -41,12 +41,14 @@ def tools() -> list[CheckedTool]:
 
 
 def inspect_models(
-    refs: Annotated[list[Ref], Field(min_length=1, max_length=12, description="The sources that might be merged.")],
-    base: Annotated[Ref | None, Field(description="The base model, when it is not one of the sources.")] = None,
+    refs: Annotated[
+        list[Ref],
+        Field(min_length=1, max_length=12, description="The sources: folders, hub ids in the local cache, demo:…, BASE+ADAPTER."),
+    ],
+    base: Annotated[Ref | None, Field(description="The base, when it is not among them.")] = None,
 ) -> Inspection:
-    """Say what models and LoRA adapters are, from headers and configs alone (no weights are read): architecture and its
-    hash, layers, parameters, dtype, adapter rank and base, tokenizer, licence. `compatible` is true, false or null (not
-    enough is known), and `differences` names every field that stands in the way. Call this first.
+    """Say what models and adapters are, from headers and configs (instant): architecture, sizes, dtype, rank, base, tokenizer,
+    licence. `compatible`: true, false or null (unknown); `differences` names each field in the way.
     """
     access = Access.now()
     return inspect_checkpoints([access.ref(ref) for ref in refs], base=base and access.ref(base))
@@ -55,26 +57,13 @@ def inspect_models(
 def recommend_strategy(
     scenario: Annotated[
         Scenario | None,
-        Field(
-            description="What is to be merged and why. Leave out what you do not know: unknown answers come back as questions.",
-            examples=[
-                {
-                    "sources": [
-                        {"name": "persona", "ref": "./persona_adapter", "kind": "lora", "training_examples": 200},
-                        {"name": "tools", "ref": "./tools_adapter", "kind": "lora", "training_examples": 500},
-                    ],
-                    "base_model": "meta-llama/Meta-Llama-3-8B",
-                    "constraints": {"ram_gib": 12},
-                }
-            ],
-        ),
+        Field(description="What is to be merged and why. Leave out what you do not know; it comes back as questions."),
     ] = None,
-    scenario_file: Annotated[str | None, Field(description="Path of a scenario YAML file, instead of `scenario`.")] = None,
+    scenario_file: Annotated[str | None, Field(description="Path of a scenario YAML, instead.")] = None,
 ) -> Plan:
-    """Decide between merge, merge_with_caution, retrain_combined, route, distill, train_first and cannot_merge, and when
-    merging choose strategy, parameters, weights and engine. Every answer carries the rules that fired with their sources,
-    warnings, and the questions whose answers would change it: ask the user those before going on. Later calls take the
-    `plan_id`.
+    """Decide between merge, merge_with_caution, retrain_combined, route, distill, train_first and cannot_merge; when merging,
+    choose strategy, parameters, weights and engine. Says which rules decided, with sources, and which questions would change it:
+    ask the user those. Later calls take the `plan_id`.
     """
     access = Access.now()
     if (scenario is None) == (scenario_file is None):
@@ -107,8 +96,8 @@ def slim(plan: Plan) -> Plan:
 
 
 def list_strategies(offset: Offset = 0, limit: PageSize = 20) -> StrategyPage:
-    """List the merge strategies: idea, how many inputs, whether a base is needed, when to use each and when not. The resource
-    merge://strategies/{id} has parameters, legal ranges and sources of one; merge://templates/{id} its recipe."""
+    """List the merge strategies: idea, inputs, base, when to use each and when not. merge://strategies/{id} has parameters,
+    ranges and sources of one."""
     return page_of_strategies(load_catalog(), offset, limit)
 
 
@@ -118,14 +107,12 @@ def render_config(
     overrides: Annotated[
         dict[str, Any] | None,
         Field(
-            description="Changes to the plan, by dotted name.",
+            description='Changes by dotted name: {"sources.persona.weight": 0.7, "parameters.lambda": 0.8, "strategy": "ties"}.',
             examples=[{"sources.persona.weight": 0.7, "parameters.lambda": 0.8, "strategy": "ties"}],
         ),
     ] = None,
 ) -> Rendered:
-    """Turn a plan into a mergekit recipe (YAML text) with absolute paths, and warn about what it leaves open. Validate the
-    recipe, then launch it: both take the `recipe_id`.
-    """
+    """Turn a plan into a mergekit recipe with absolute paths. validate_config and launch_merge take its `recipe_id`."""
     from mcp_server.steps.render import render  # Jinja alone would take a fifth of the time that the server has to start
 
     access = Access.now()
@@ -136,14 +123,11 @@ def render_config(
 
 def validate_config(
     recipe: Recipe,
-    fix: Annotated[
-        bool, Field(description="Also return the recipe with everything corrected that can be (`fixed_recipe`).")
-    ] = False,
+    fix: Annotated[bool, Field(description="Also return `fixed_recipe`.")] = False,
     ram_gib: RamGib = None,
 ) -> Validation:
-    """Find in a recipe what mergekit would report late or never: wrong method or parameter names and ranges, missing base,
-    layer ranges past the model's end, architectures and tokenizers that differ, ignored keys. `ok` is false exactly when a
-    finding is an error. Each finding has a code, a place and a fix.
+    """Find in a recipe what mergekit would report late or never: wrong names and ranges, missing base, layer ranges,
+    architectures and tokenizers that differ, ignored keys. `ok` is false exactly when a finding is an error.
     """
     text, folder = Access.now().recipe(recipe)
     return fix_recipe(text, folder=folder) if fix else validate(text, folder=folder, ram_gib=ram_gib)
@@ -152,12 +136,12 @@ def validate_config(
 def estimate_ram(
     recipe: Recipe,
     ram_gib: RamGib = None,
-    out: Annotated[Out | None, Field(description="Where the output would go; its free disk is checked.")] = None,
+    out: Annotated[Out | None, Field(description="Where the output goes; its disk is checked.")] = None,
     output: Output = "model",
     rank: Rank = None,
 ) -> Estimate:
-    """Say what a merge will cost before it runs, for each engine: peak memory that cannot be reclaimed (an upper bound, with its
-    parts), disk, seconds, whether it fits, and the settings that make it fit."""
+    """Say what a merge will cost, for each engine: peak memory (an upper bound), disk, seconds, whether it fits, and what makes
+    it fit."""
     access = Access.now()
     text, folder = access.recipe(recipe)
     place = access.output(out) if out else None
@@ -165,8 +149,8 @@ def estimate_ram(
 
 
 def diagnose_merge(out: Out) -> Diagnosis:
-    """Name the cause when a merge disappoints (gibberish, a lost skill, a failed check): wrong base, swapped tokenizer, absurd
-    scale, leak, lost precision, too few prompts … each with evidence and the next step. Starts nothing.
+    """Name the cause when a merge disappoints (gibberish, a lost skill, a failed check), with evidence and the next step. Starts
+    nothing.
     """
     from mcp_server.steps.diagnose import diagnose
 

@@ -43,15 +43,17 @@ def tools() -> list[CheckedTool]:
 
 
 def merge_adapters(
-    refs: Annotated[list[Ref], Field(min_length=1, max_length=12, description="The adapters or models to merge.")],
-    out: Annotated[Out, Field(description="Folder for the merged model; must not exist.")],
-    base: Annotated[Ref | None, Field(description="The base; default: the one that the adapters name.")] = None,
+    refs: Annotated[
+        list[Ref], Field(min_length=1, max_length=12, description="Adapters or models: folders, hub ids in the local cache.")
+    ],
+    out: Annotated[Out, Field(description="Folder to write; must not exist.")],
+    base: Annotated[Ref | None, Field(description="Default: the one that the adapters name.")] = None,
     ram_gib: RamGib = None,
-    go_on: Annotated[bool, Field(description="Start although questions are open. Only when the user has seen them.")] = False,
+    go_on: Annotated[bool, Field(description="Start although questions are open; only when the user has seen them.")] = False,
 ) -> Gone:
-    """Do inspect, recommend, render, validate and estimate in one call and, when nothing stands against it and no question is
-    open, start the merge. Otherwise `prepared` has the questions for the user, or the reason to stop. Then merge_status,
-    verify_merge, evaluate_merge(suites=prepared.suites), write_report.
+    """Inspect, recommend, render, validate and estimate in one call, and start the merge when nothing stands against it and no
+    question is open. Else `prepared` has the questions for the user, or the reason to stop. Then merge_status, verify_merge,
+    evaluate_merge(suites=prepared.suites), write_report.
     """
     access = Access.now()
     target = access.output(out)
@@ -69,12 +71,11 @@ def merge_adapters(
 
 def compare_models(
     base: Ref,
-    refs: Annotated[list[Ref], Field(min_length=1, max_length=12, description="Fine-tunes or adapters of that base.")],
-    sample: Annotated[bool, Field(description="A quick look at a part of every tensor.")] = False,
+    refs: Annotated[list[Ref], Field(min_length=1, max_length=12, description="Fine-tunes or adapters of it.")],
+    sample: Annotated[bool, Field(description="Only a part of every tensor.")] = False,
 ) -> JobStatus:
-    """Start a job that measures how task vectors relate: norms, cosine, sign disagreement, redundancy, per layer. Its result
-    gives `relation` facts for recommend_strategy. Norm ratios decide who wins a merge; none of these numbers can clear one.
-    Follow it with merge_status.
+    """Start a job that measures how task vectors relate: norms, cosine, sign disagreement, per layer. recommend_strategy finds
+    its result. None of these numbers can clear a merge.
     """
     access = Access.now()
     request = CompareRequest(base=access.ref(base), refs=[access.ref(ref) for ref in refs], sample=sample)
@@ -83,38 +84,29 @@ def compare_models(
 
 def launch_merge(
     recipe: Recipe,
-    out: Annotated[Out, Field(description="Folder for the merged model; it appears there only when it is whole.")],
+    out: Annotated[Out, Field(description="Folder to write; it appears only when whole.")],
     consent: LaunchConsent,
     engine: Annotated[
         Engine,
-        Field(description="auto: `stream` (memory does not grow with the model) where it covers the recipe, else `mergekit`."),
+        Field(description="auto: stream (little memory) where it covers the recipe."),
     ] = "auto",
     output: Output = "model",
     rank: Rank = None,
     ram_gib: RamGib = None,
-    seed: Annotated[
-        int | None, Field(ge=0, description="For dare_* and della*, which drop at random; recorded in any case.")
-    ] = None,
-    threads: Annotated[
-        int | None, Field(ge=1, le=1024, description="Worker threads; the result does not depend on them.")
-    ] = None,
-    shard_size: Annotated[int, Field(ge=1_000_000, description="Largest output file, in bytes.")] = 5_000_000_000,
-    allow_nonfinite: Annotated[bool, Field(description="Go on when a source holds NaN or infinity.")] = False,
-    hash: Annotated[
-        Literal["headers", "full"], Field(description="full: record the SHA-256 of every input (reads them twice).")
-    ] = "headers",
-    overwrite: Annotated[bool, Field(description="Replace `out` if it exists. Only with the user's consent.")] = False,
+    seed: Annotated[int | None, Field(ge=0, description="For methods that drop at random; recorded in any case.")] = None,
+    threads: Annotated[int | None, Field(ge=1, le=1024, description="Never change the result.")] = None,
+    shard_size: Annotated[int, Field(ge=1_000_000, description="Bytes of the largest file.")] = 5_000_000_000,
+    allow_nonfinite: Annotated[bool, Field(description="Go on with NaN or infinity in a source.")] = False,
+    hash: Annotated[Literal["headers", "full"], Field(description="full: SHA-256 of every input.")] = "headers",
+    overwrite: Annotated[bool, Field(description="Replace `out`; only with the user's consent.")] = False,
     verdict: Annotated[
         Verdict | None,
-        Field(description="The plan's verdict, so that a merge which the recommendation opposes is not started unasked."),
+        Field(description="The plan's; one against the merge is not started unasked."),
     ] = None,
-    proceed_anyway: Annotated[
-        bool, Field(description="Start although the verdict is against it. Only with the user's consent.")
-    ] = False,
+    proceed_anyway: Annotated[bool, Field(description="Against the verdict; only with the user's consent.")] = False,
 ) -> JobStatus:
-    """Start a merge as a background job and return its job id at once; the job outlives this call, the client and the server. Run
-    validate_config and estimate_ram first. Then merge_status(job_id, wait_seconds=50) until the state is succeeded or failed. An
-    existing output is never replaced unasked."""
+    """Start a merge as a background job, which outlives client and server, and return its id at once. Run validate_config and
+    estimate_ram first; then merge_status(job_id, wait_seconds=50) until it is over."""
     access = Access.now()
     text, folder = access.recipe(recipe)
     target = access.output(out)
@@ -138,7 +130,7 @@ def launch_merge(
 
 
 def sweep_merges(
-    out: Annotated[Out, Field(description="Folder for the table of candidates and the winner.")],
+    out: Annotated[Out, Field(description="Folder for candidates and winner.")],
     plan: PlanTable = None,
     plan_file: PlanFile = None,
     suites: Suites = None,
@@ -147,15 +139,14 @@ def sweep_merges(
         dict[str, list[float | int | str]] | None,
         Field(
             max_length=6,
-            description="Values to try, by dotted name. Default: the plan's own shortlist.",
+            description='Values to try: {"parameters.lambda": [0.5, 1.0], "strategy": ["ties"]}. Default: the plan\'s shortlist.',
             examples=[{"parameters.lambda": [0.5, 0.7, 1.0], "strategy": ["task_arithmetic", "dare_ties"]}],
         ),
     ] = None,
     limit: Limit = None,
 ) -> JobStatus:
-    """Start a job that merges and evaluates several candidates of one plan, chooses on the development split and reports the
-    winner once on the test split. Only a bake-off can say which method and scale keep the skills. Follow it with
-    merge_status.
+    """Start a job that merges and evaluates several candidates of one plan, chooses on the dev split and reports the winner once
+    on the test split: only a bake-off says which method and scale keep the skills.
     """
     access = Access.now()
     target = access.output(out)
