@@ -85,7 +85,7 @@ class _Module:
         if self.kind == "tokens":
             return len(shape) == 2 and shape[1] == self.parts["tokens"].shape[-1]
         a, b = self.parts.get("lora_A"), self.parts.get("lora_B")
-        if a is None or b is None:
+        if a is None or b is None or len(a.shape) < 2 or len(b.shape) < 2:
             return True
         if len(a.shape) > 2:
             return shape == (b.shape[0], *a.shape[1:])
@@ -270,8 +270,6 @@ def _low_rank(
             f"{module.stem} of {ref}: A is {list(a.shape)}, B is {list(b.shape)}: its weights were sharded when it was saved",
             "gather them first (FSDP summon_full_params, DeepSpeed GatheredParameters), then save it again",
         )
-    if a.shape[0] % experts:
-        raise Malformed(f"{module.stem} of {ref}: A is {list(a.shape)} for {experts} experts", "save the adapter again")
     rank = a.shape[0] // experts
     key = name.removesuffix(".weight")
     declared = by_pattern(own.get("rank_pattern"), key, module.stem, own.get("r", _DEFAULT_RANK))
@@ -289,8 +287,6 @@ def _low_rank(
         )
     scale = float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else rank)
     if len(a.shape) > 2:
-        if shape != (b.shape[0], *a.shape[1:]):
-            raise _other_shape(ref, module.stem, (b.shape[0], *a.shape[1:]), shape)
         return LowRank(a, b, rank, scale, transposed=False, magnitude=magnitude)
     full, flipped = (b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])
     if tuple(shape[-2:]) not in (full, flipped):
