@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mcp_server.cli.console import Json, emit, line
+from mcp_server.cli.merging import merge_folder
 from mcp_server.schemas.diagnosis import Diagnosis
 from mcp_server.steps.diagnose import diagnose as diagnose_folder
 
@@ -17,11 +18,11 @@ def register(app: typer.Typer) -> None:
 
 
 def diagnose(
-    out: Annotated[Path, typer.Argument(help="a merged model that disappoints, or that you doubt")],
+    out: Annotated[Path, typer.Argument(help="a merged model that disappoints, or a job's id")],
     json: Json = False,
 ) -> int:
     """Why a merge is bad: causes with their evidence and the next step, from what lies in the folder."""
-    found = diagnose_folder(out.resolve())
+    found = diagnose_folder(merge_folder(out))
     emit(found, json, lambda: show_diagnosis(found))
     return 0 if found.ok else 1
 

@@ -9,7 +9,7 @@ import typer
 
 from mcp_server.cli.console import Json, emit, say_json, stderr, table
 from mcp_server.cli.manners import starts_job, waits
-from mcp_server.cli.merging import finish, foreground
+from mcp_server.cli.merging import finish, foreground, merge_folder
 from mcp_server.formats.own_data import DATA
 from mcp_server.formats.refs import anchor_ref
 from mcp_server.formats.suites import SIDECAR, TEXTS
@@ -108,7 +108,7 @@ def show_comparison(found: Comparison, output: Path | None = None) -> None:
 
 @starts_job
 def verify(
-    out: Annotated[Path, typer.Argument(help="a merged model or adapter")],
+    out: Annotated[Path, typer.Argument(help="a merged model or adapter, or a job's id")],
     full: Annotated[bool, typer.Option(help="compute every value again, not a sample of each tensor")] = False,
     recipe: Annotated[Path | None, typer.Option(help="recipe, when the folder holds none")] = None,
     base: Annotated[str | None, typer.Option(help="the base, for a merge from elsewhere or a base that was moved")] = None,
@@ -117,7 +117,7 @@ def verify(
 ) -> int:
     """Whether a merge is what its recipe says: structure, every tensor computed again, provenance, loading."""
     parameters = {
-        "out": str(out.resolve()),
+        "out": str(merge_folder(out)),
         "full": full,
         "recipe": recipe and str(recipe.resolve()),
         "base": anchored(base) if base else None,
@@ -165,7 +165,7 @@ def evaluate(
 ) -> int:
     """Measure a merge against its sources and its base, capability by capability."""
     parameters: dict[str, Any] = {
-        "out": out and str(out.resolve()),
+        "out": out and str(merge_folder(out)),
         "suites": [anchored_suite(name) for name in suite or []],
         "data": [str(expanded(file).resolve()) for file in data or []],
         "against": dict(anchored_pair(pair) for pair in against or []),
@@ -284,13 +284,14 @@ def show_sweep(found: Sweep) -> None:
 
 
 def report(
-    out: Annotated[Path, typer.Argument(help="a merged model with its evidence")],
+    out: Annotated[Path, typer.Argument(help="a merged model with its evidence, or a job's id")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="default: OUT/report.html")] = None,
     json: Json = False,
 ) -> int:
     """One self-contained HTML page: rationale, sources, recipe, verification, evaluation."""
-    where = (output or out / "report.html").absolute()
+    folder = merge_folder(out)
+    where = (output or folder / "report.html").absolute()
     for_person(load()).check_write(where)
-    written = write_report(out.resolve(), where)
+    written = write_report(folder, where)
     emit(written, json, lambda: stderr.print(f"wrote {written.html}", markup=False, soft_wrap=True))
     return 0

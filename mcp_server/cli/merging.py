@@ -29,6 +29,11 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def merge_folder(out: Path) -> Path:
+    """A merge's folder, by path or by the id of a job about it."""
+    return store.output_of(str(out)) or out.resolve()
+
+
 def finish(status: JobStatus) -> int:
     """The exit code of a job that has been waited for; its failure is raised in our words."""
     if status.state == "succeeded":

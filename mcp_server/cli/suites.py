@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mcp_server.cli.console import Json, emit, stderr, table
+from mcp_server.cli.merging import merge_folder
 from mcp_server.schemas.evidence import EvaluationList, SuiteList
 from mcp_server.steps.evaluate.history import evaluations as runs_of
 from mcp_server.steps.evaluate.listing import suite_list
@@ -39,11 +40,11 @@ def show_suites(found: SuiteList) -> None:
 
 
 def evaluations(
-    out: Annotated[Path, typer.Argument(help="a merged model")],
+    out: Annotated[Path, typer.Argument(help="a merged model, or a job's id")],
     json: Json = False,
 ) -> int:
     """Every evaluation of a merge, newest first: none replaces another."""
-    found = runs_of(out.resolve())
+    found = runs_of(merge_folder(out))
     emit(found, json, lambda: show_evaluations(found))
     return 0
 

@@ -4,7 +4,7 @@ A job is a folder in the store; its runner is detached and outlives whoever star
 number of processes at once.
 """
 
-from mcp_server.jobs.control import cancel, follow, interrupt, list_jobs, logs, prune, resume, status, wait
+from mcp_server.jobs.control import cancel, follow, interrupt, list_jobs, logs, output_of, prune, resume, status, wait
 from mcp_server.jobs.launch import start, start_merge
 from mcp_server.jobs.queue import dispatch
 
@@ -15,6 +15,7 @@ __all__ = [
     "interrupt",
     "list_jobs",
     "logs",
+    "output_of",
     "prune",
     "resume",
     "start",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.errors import BadInput, RunFailed
+from mcp_server.errors import BadInput, NotFound, RunFailed
 from mcp_server.jobs import about, publish, queue, store
 from mcp_server.jobs import locks as claims
 from mcp_server.jobs.locks import is_held, try_lock
@@ -228,6 +228,18 @@ def wait(job_id: str, seconds: float | None = None, on_progress: Callable[[JobSt
             return found
         time.sleep(min(pause, left))
         pause = min(pause * 1.5, _POLL_SECONDS)
+
+
+def output_of(text: str) -> Path | None:
+    """The folder that the job of this id writes or looks at; None for a text that is no id of a job (it may be a path).
+
+    Raises `NotFound` for an id that this store does not have, and for a job about no folder.
+    """
+    if not store.is_id(text) or Path(text).exists():
+        return None
+    if (output := status(text).output) is None:
+        raise NotFound(f"job {text} is about no folder", "name the merged model's folder")
+    return Path(output)
 
 
 def follow(job_id: str, on_progress: Callable[[JobStatus], None] | None = None) -> JobStatus:

@@ -99,6 +99,11 @@ def find(job_id: str) -> Path:
     raise NotFound(f"no job {job_id[:100]!r} in {paths.jobs_dir()}.{near}", "list the jobs to see their ids")
 
 
+def is_id(text: str) -> bool:
+    """Whether a text has the form of a job's id."""
+    return bool(_ID.match(text))
+
+
 def names() -> list[str]:
     """Every job's id, newest first."""
     try:

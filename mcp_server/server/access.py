@@ -5,16 +5,18 @@ Relative paths start from the folder in which the client started the server, or 
 
 from __future__ import annotations
 
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import BadInput, Malformed, NotFound
+from mcp_server.errors import BadInput, Malformed, NotAllowed, NotFound
 from mcp_server.formats.own_data import DATA
 from mcp_server.formats.recipe import Recipe as ParsedRecipe
 from mcp_server.formats.recipe import parse_recipe
 from mcp_server.formats.refs import resolve_ref, split_revision
 from mcp_server.formats.suites import SIDECAR, TEXTS
+from mcp_server.jobs import output_of
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.scenario import Scenario
 from mcp_server.steps.handles import PLAN_ID, RECIPE_ID, kept_plan, kept_recipe
@@ -24,6 +26,7 @@ from mcp_server.system.paths import expanded
 from mcp_server.system.policy import Policy, for_agent
 from mcp_server.system.yaml_io import MAX_BYTES
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 TOKENIZER_WORDS = frozenset({"union", "base"})
 
 
@@ -73,11 +76,21 @@ class Access:
         return name
 
     def existing_folder(self, text: str) -> Path:
-        """A merged model's folder."""
-        path = self.policy.check_read(self.folder / expanded(text))
+        """A merged model's folder, by path or by the id of a job about it."""
+        path = self.policy.check_read(output_of(text) or self.folder / expanded(text))
         if not path.is_dir():
             raise NotFound(f"there is no folder {path}", "give the folder that launch_merge wrote; list_merges shows them")
         return path
+
+    def endpoint(self, url: str) -> str:
+        """The address of a model server. An agent may name this machine only: prompts, and the key of a hosted one, stay here."""
+        host = urllib.parse.urlsplit(url).hostname or ""
+        if host not in LOOPBACK:
+            raise NotAllowed(
+                f"the endpoint {url[:200]} is on another machine ({host or 'no host'})",
+                "serve the models here, or have the user run: model-merging evaluate --endpoint URL",
+            )
+        return url
 
     def output(self, text: str) -> Path:
         """A folder or file to write."""

@@ -21,6 +21,7 @@ from mcp_server.errors import MergingError, did_you_mean
 from mcp_server.server.access import Access
 from mcp_server.server.bounds import MAX_CHARACTERS, ROOM_FOR_NOTE, compact, keep_whole_result, shorten
 from mcp_server.server.published import input_schema
+from mcp_server.server.words import in_tool_words, told_in_tool_words
 from mcp_server.system import guard
 from mcp_server.system.os_errors import in_our_words
 
@@ -43,7 +44,7 @@ class CheckedTool(Tool):
             if isinstance(cause, OSError):
                 cause = in_our_words(cause)
             if isinstance(cause, MergingError):
-                raise ToolError(_limited(str(cause))) from cause
+                raise ToolError(_limited(in_tool_words(str(cause)))) from cause
             raise
         return self._bounded(result) if isinstance(result, CallToolResult) else result
 
@@ -54,7 +55,7 @@ class CheckedTool(Tool):
                 raise ToolError(f"{self.name} has no argument {name!r}.{did_you_mean(name, known)}\n→ {takes}")
 
     def _bounded(self, result: CallToolResult) -> CallToolResult:
-        data = result.structured_content
+        data = told_in_tool_words(result.structured_content)
         if data is None or result.is_error:
             return result
         text = compact(data)

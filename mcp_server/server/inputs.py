@@ -35,13 +35,14 @@ RamGib = Annotated[
 ]
 Out = Annotated[
     str,
-    Field(min_length=1, max_length=4096, description="The merged model's folder.", examples=["./merged"]),
+    Field(min_length=1, max_length=4096, description="The merge's folder, or the id of a job about it.", examples=["./merged"]),
 ]
 Output = Annotated[
     Literal["model", "adapter"],
     Field(description="adapter: LoRAs of one base become one LoRA (linear, task_arithmetic: exact)."),
 ]
 Rank = Annotated[int | None, Field(ge=1, le=4096, description="Of an adapter output whose method needs an SVD.")]
+Seed = Annotated[int | None, Field(ge=0, description="For methods that drop at random; recorded in any case.")]
 JobId = Annotated[
     str,
     Field(min_length=1, max_length=200, description="As the tool that started it returned it."),

@@ -77,9 +77,13 @@ def evaluate_merge(
     ] = None,
     cross: Annotated[bool, Field(description="Also each source on the others' prompts, to see leaks.")] = False,
     limit: Limit = None,
+    quick: Annotated[bool, Field(description="Each suite's own small number of prompts.")] = False,
     split: Annotated[
         Literal["dev", "test"] | None, Field(description="dev (default) for choosing, test once for the report.")
     ] = None,
+    endpoint: Annotated[str | None, Field(description="OpenAI-compatible server of the models on this machine.")] = None,
+    served: Annotated[dict[str, str] | None, Field(description="Label → name of the model at the endpoint.")] = None,
+    tokenizer: Annotated[Ref | None, Field(description="Of the models at the endpoint.")] = None,
 ) -> JobStatus:
     """Start a job that measures merge, sources and base on the same prompts: gain recovered with intervals, perplexity, the next
     recipe to try. Nothing else clears a merge. Takes minutes.
@@ -94,7 +98,12 @@ def evaluate_merge(
         against={name: access.ref(ref) for name, ref in (against or {}).items()},
         cross=cross,
         limit=limit,
+        quick=quick,
         split=split,
+        backend="openai" if endpoint else "hf",
+        endpoint=access.endpoint(endpoint) if endpoint else None,
+        served=served or {},
+        tokenizer=access.ref(tokenizer) if tokenizer else None,
     )
     return jobs.start(request, policy=access.policy)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mcp_server import jobs
+from mcp_server.formats.refs import demo_aliases
 from mcp_server.schemas.base import Engine, Verdict
 from mcp_server.schemas.go import Gone
-from mcp_server.schemas.job import CompareRequest, JobStatus, MergeRequest, SweepRequest
+from mcp_server.schemas.job import CompareRequest, FetchRequest, JobStatus, MergeRequest, SweepRequest
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.consent import LaunchConsent, require_consent
@@ -26,6 +28,7 @@ from mcp_server.server.inputs import (
     Rank,
     Recipe,
     Ref,
+    Seed,
     Suites,
 )
 from mcp_server.steps.handles import keep_plan, kept_recipe
@@ -49,6 +52,7 @@ def merge_adapters(
     out: Annotated[Out, Field(description="Folder to write; must not exist.")],
     base: Annotated[Ref | None, Field(description="Default: the one that the adapters name.")] = None,
     ram_gib: RamGib = None,
+    seed: Seed = None,
     go_on: Annotated[bool, Field(description="Start although questions are open; only when the user has seen them.")] = False,
 ) -> Gone:
     """Inspect, recommend, render, validate and estimate in one call, and start the merge when nothing stands against it and no
@@ -59,12 +63,18 @@ def merge_adapters(
     target = access.output(out)
     scenario = access.scenario(scenario_of(list(refs), base, ram_gib))
     found = prepare(scenario, ram_gib=ram_gib, out=target)
+    if found.absent and all(ref in demo_aliases() for ref in found.absent):
+        made = jobs.start(FetchRequest(ref=found.absent[0]), policy=access.policy)
+        again = f"merge_status(job_id={made.job_id!r}, wait_seconds=50) until the demo's base is made, then this call again"
+        return Gone(prepared=found, job=made, next=again)
+    if found.absent:
+        return Gone(prepared=found, next=f"fetch_model(ref={found.absent[0]!r}), then this call again")
     if found.stop:
         return Gone(prepared=found, next="tell the user why; recommend_strategy(scenario) takes what they know")
     if found.questions and not go_on:
         answer = "ask the user, then recommend_strategy with the answers, or merge_adapters with go_on=true"
         return Gone(prepared=found, next=answer)
-    request = MergeRequest(recipe=kept_recipe(str(found.recipe_id)), out=str(target), ram_gib=ram_gib)
+    request = MergeRequest(recipe=kept_recipe(str(found.recipe_id)), out=str(target), ram_gib=ram_gib, seed=seed)
     started = jobs.start_merge(request, policy=access.policy)
     return Gone(prepared=found, job=started, output=str(target), next=f"merge_status(job_id={started.job_id!r}, wait_seconds=50)")
 
@@ -93,7 +103,7 @@ def launch_merge(
     output: Output = "model",
     rank: Rank = None,
     ram_gib: RamGib = None,
-    seed: Annotated[int | None, Field(ge=0, description="For methods that drop at random; recorded in any case.")] = None,
+    seed: Seed = None,
     threads: Annotated[int | None, Field(ge=1, le=1024, description="Never change the result.")] = None,
     shard_size: Annotated[int, Field(ge=1_000_000, description="Bytes of the largest file.")] = 5_000_000_000,
     allow_nonfinite: Annotated[bool, Field(description="Go on with NaN or infinity in a source.")] = False,
@@ -143,7 +153,12 @@ def sweep_merges(
             examples=[{"parameters.lambda": [0.5, 0.7, 1.0], "strategy": ["task_arithmetic", "dare_ties"]}],
         ),
     ] = None,
+    tries: Annotated[
+        list[dict[str, Any]] | None, Field(max_length=24, description="Single candidates: their changes by dotted name.")
+    ] = None,
     limit: Limit = None,
+    quick_limit: Annotated[int, Field(ge=1, le=100_000, description="Prompts for the first look.")] = 20,
+    seed: Seed = None,
 ) -> JobStatus:
     """Start a job that merges and evaluates several candidates of one plan, chooses on the dev split and reports the winner once
     on the test split: only a bake-off says which method and scale keep the skills.
@@ -158,6 +173,9 @@ def sweep_merges(
         suites=access.suites(suites),
         data=access.data(data),
         grid=[f"{name}={','.join(values)}" for name, values in axes.items()],
+        tries=[shlex.join(f"{name}={access.grid_value(name, value)}" for name, value in one.items()) for one in tries or []],
         limit=limit,
+        quick_limit=quick_limit,
+        seed=seed or 0,
     )
     return jobs.start(request, policy=access.policy)
