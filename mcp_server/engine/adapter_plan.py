@@ -32,6 +32,8 @@ POWER_ITERATIONS = 2
 PASSES = 2 * POWER_ITERATIONS + 2
 """How often the SVD forms the merged update: down and up for each iteration, and once each for the basis and the result."""
 _WAY_ROUND = "use --output model"
+_OF_VALUES: Final = ("slerp", "passthrough", "karcher", "arcee_fusion")
+"""Methods whose result depends on the base's own values."""
 WHOLE: Final = ("embeddings", "norms", "biases")
 CONV1D_MODELS: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D_WEIGHTS: Final = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
@@ -175,7 +177,7 @@ def _check(plan: MergePlan, full: ModelRef | None, rank: int | None) -> None:
                     f"linear with weights that sum to {total:g} (at {tensor.name}) scales the base too, and an adapter cannot",
                     _WAY_ROUND,
                 )
-    if recipe.method in ("slerp", "passthrough") or (recipe.base is None and recipe.method != "linear"):
+    if recipe.method in _OF_VALUES or (recipe.base is None and recipe.method != "linear"):
         raise Unsupported(f"{recipe.method} here interpolates whole models, not deltas from the base", _WAY_ROUND)
 
 

@@ -42,7 +42,7 @@ def require_coverage(recipe: Recipe) -> None:
 def _from_text(recipe: Recipe) -> list[str]:
     reasons = []
     if recipe.method not in SIGNATURES:
-        reasons.append(f"merge_method {recipe.method} is done by mergekit only")
+        reasons.append(f"merge_method {recipe.method} is not done by this engine")
     if odd := [ref for ref in recipe.references() if ref.override_architecture]:
         reasons.append(f"the override_architecture of {odd[0]} is done by mergekit only")
     if recipe.modules:

@@ -38,6 +38,11 @@ class OpenTensor:
                 self._updates[id(entry)] = OpenUpdates(entry.updates, entry.stored, reader)
         self._needs = [self._needs_reference(entry) for entry in self.deltas]
 
+    @property
+    def count(self) -> int:
+        """Elements of the tensor."""
+        return self.plan.count
+
     def _needs_reference(self, entry: Input) -> bool:
         reference = self.reference
         if reference is None:

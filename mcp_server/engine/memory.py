@@ -26,6 +26,10 @@ _WHOLE_COPIES: Final = 3
 """Of a low-rank factor while it is read: as stored, widened, rearranged."""
 
 
+_DIVERGENCES_BYTES: Final = 8 << 18
+"""Eight bytes for each row of a tensor: a vocabulary of 262,144 rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class MergeShape:
     """What memory depends on.
@@ -52,7 +56,8 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
     block = max(BLOCK_ELEMENTS, shape.row)
     signature = SIGNATURES.get(shape.method)
     sparsification = signature.sparsify if signature else "none"
-    selects = sparsification in ("magnitude", "outliers")
+    scores = shape.method in ("sce", "arcee_fusion")
+    selects = sparsification in ("magnitude", "outliers") or scores
     kept = {"none": 0, "magnitude": 1}.get(sparsification, shape.deltas)  # by magnitude one at a time, to restore its norm
     has_reference = shape.factors > 0 or (signature is not None and signature.base != "ignored")
     narrows = shape.out_bytes < 4
@@ -66,8 +71,10 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
         + 4 * selects  # patterns found
         + 4 * (shape.factors > 0)  # an update beside its base
         + 24 * (sparsification == "della")  # order, ranks, probabilities
+        + 4 * (shape.deltas + 1) * scores  # deltas again while scores are ranked, and the scores
     )
     cuts = shape.deltas * (2 if sparsification == "outliers" else 1) if selects else 0
+    cuts = {"sce": 1, "arcee_fusion": 3}.get(shape.method, cuts)
     collected = min(MOST_COLLECTED, int(MOST_COLLECTED_SHARE * shape.largest) * cuts)
     return {
         "interpreter and libraries": INTERPRETER_BYTES,
@@ -75,6 +82,7 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
         "write buffers": (shape.threads + _WRITE_BUFFERS_AHEAD) * shape.out_bytes * block,
         "selection": max(shape.threads * cuts * _COUNTS_BYTES, _COUNTS_BYTES + 4 * collected),
         "adapter factors": _WHOLE_COPIES * 4 * shape.factors,
+        **({"row divergences": _DIVERGENCES_BYTES} if shape.method == "arcee_fusion" else {}),
         **({"packed weights": shape.held} if shape.held else {}),
     }
 

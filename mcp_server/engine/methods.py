@@ -1,9 +1,11 @@
-"""The methods, in two families. Each tensor is prepared (passes that only read), then merged block by block.
+"""The methods, in three families. Each tensor is prepared (passes that only read), then merged block by block.
 
 Weighted sums   out = scale·reference + Σ factor·delta. linear and task_arithmetic know their factors from the recipe; slerp,
-                nuslerp, multislerp and model_stock get them from the sources' lengths and angles: `spherical`, one reading pass.
+                nuslerp, multislerp, karcher and model_stock get them from the sources' lengths and angles: `spherical`, one
+                reading pass.
 Sparse sums     each delta is first sparsified, by magnitude or at random: `sparsify`. Then the parts are added, with a sign
                 election in the ties methods.
+Selective       each element decides how much of each delta it takes: `selective`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.engine import kernels, spherical
+from mcp_server.engine import kernels, selective, spherical
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.signatures import SIGNATURES
@@ -31,6 +33,8 @@ def prepare(method: str, tensor: OpenTensor, pool: ThreadPool, seed: int) -> Mer
     signature = SIGNATURES[method]
     if method in spherical.FACTORS:
         return weighted(*spherical.FACTORS[method](tensor, pool))
+    if method in selective.PREPARE:
+        return selective.PREPARE[method](tensor, pool)
     if method == "passthrough":
         scale = tensor.parameters[0]["scale"]
         return linear(tensor, [1.0 if scale is None else scale], normalize=False)

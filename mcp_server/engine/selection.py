@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from mcp_server.engine import counting
 from mcp_server.engine.blocks import MOST_COLLECTED, MOST_COLLECTED_SHARE, Block
-from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +31,21 @@ GUESS_FROM_ELEMENTS: Final = 1 << 20
 SAMPLE_ONE_IN: Final = 32
 MARGIN: Final = 0.004
 """How far, as a share of all elements, the sampled rank may be off on either side."""
+
+
+class Ranked(Protocol):
+    """What is selected from: the deltas of a tensor (`OpenTensor`), or anything else that has a number for each element."""
+
+    blocks: list[Block]
+
+    @property
+    def count(self) -> int: ...
+
+    def needs_reference(self, index: int, /) -> bool: ...
+
+    def load_reference(self, workspace: Workspace, block: Block, /) -> Array: ...
+
+    def load_delta(self, index: int, workspace: Workspace, block: Block, reference: Array, out: Array, /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +59,14 @@ class Cut:
         return min(max(self.ties - block.start, 0), block.count)
 
 
-def largest(tensor: OpenTensor, wanted: Wanted, pool: ThreadPool) -> list[Cut]:
+def largest(tensor: Ranked, wanted: Wanted, pool: ThreadPool) -> list[Cut]:
     """One cut per wanted (delta, k)."""
-    if tensor.plan.count >= GUESS_FROM_ELEMENTS and (cuts := sampled_select(tensor, wanted, pool)) is not None:
+    if tensor.count >= GUESS_FROM_ELEMENTS and (cuts := sampled_select(tensor, wanted, pool)) is not None:
         return cuts
     return radix_select(tensor, wanted, pool)
 
 
-def sampled_select(tensor: OpenTensor, wanted: Wanted, pool: ThreadPool) -> list[Cut] | None:
+def sampled_select(tensor: Ranked, wanted: Wanted, pool: ThreadPool) -> list[Cut] | None:
     """The cuts, or None when the guess was wrong or the windows are too full."""
     sample = [replace(b, rows=max(1, b.rows // SAMPLE_ONE_IN)) for b in tensor.blocks]
     sample = [replace(b, count=b.rows * b.columns) for b in sample]
@@ -61,12 +75,12 @@ def sampled_select(tensor: OpenTensor, wanted: Wanted, pool: ThreadPool) -> list
     windows, expected = [], 0.0
     for index, k in wanted:
         from_top = np.cumsum(counts[index, 0][::-1]) / size
-        share = k / tensor.plan.count
+        share = k / tensor.count
         first = int(np.searchsorted(from_top, share - MARGIN))
         last = min(int(np.searchsorted(from_top, share + MARGIN)), (1 << 15) - 1)
         windows.append((index, ((1 << 15) - 1 - last) << 16, ((1 << 15) - first) << 16))
-        expected += float(from_top[last] - (from_top[first - 1] if first else 0)) * tensor.plan.count
-    if expected > min(MOST_COLLECTED, tensor.plan.count * len(wanted) * MOST_COLLECTED_SHARE):
+        expected += float(from_top[last] - (from_top[first - 1] if first else 0)) * tensor.count
+    if expected > min(MOST_COLLECTED, tensor.count * len(wanted) * MOST_COLLECTED_SHARE):
         return None
 
     def work(workspace: Workspace, block: Block) -> list[tuple[Array, int]]:
@@ -98,7 +112,7 @@ def sampled_select(tensor: OpenTensor, wanted: Wanted, pool: ThreadPool) -> list
     return cuts
 
 
-def radix_select(tensor: OpenTensor, wanted: Wanted, pool: ThreadPool) -> list[Cut]:
+def radix_select(tensor: Ranked, wanted: Wanted, pool: ThreadPool) -> list[Cut]:
     """The cuts, whatever the values are."""
     high_counts = _count(tensor, pool, {index: [0] for index, _ in wanted}, 1 << 15, _count_high, tensor.blocks)
     found = [_rank(high_counts[index, 0], k) for index, k in wanted]
@@ -110,7 +124,7 @@ def radix_select(tensor: OpenTensor, wanted: Wanted, pool: ThreadPool) -> list[C
     for number, ((index, _), (high, k)) in enumerate(zip(wanted, found, strict=True)):
         counts = low_counts[index, high]
         low, left = _rank(counts, k)
-        cuts.append(Cut(high << 16 | low, tensor.plan.count))
+        cuts.append(Cut(high << 16 | low, tensor.count))
         if left < counts[low]:
             search[number] = (index, cuts[-1].pattern, left)
     if search:
@@ -133,7 +147,7 @@ def _rank(counts: Array, k: int) -> tuple[int, int]:
     return len(counts) - 1 - place, k - int(from_top[place - 1] if place else 0)
 
 
-def _patterns(tensor: OpenTensor, sources: Sequence[int], workspace: Workspace, block: Block) -> dict[int, Array]:
+def _patterns(tensor: Ranked, sources: Sequence[int], workspace: Workspace, block: Block) -> dict[int, Array]:
     """The bit patterns of some deltas of a block; the reference is read only if one of them needs it."""
     need = any(tensor.needs_reference(index) for index in sources)
     reference = tensor.load_reference(workspace, block) if need else workspace.take("reference", 0)
@@ -148,7 +162,7 @@ def _count_high(bits: Array, _: int, counts: Array) -> None:
 
 
 def _count(
-    tensor: OpenTensor,
+    tensor: Ranked,
     pool: ThreadPool,
     asked: dict[int, list[int]],
     size: int,
@@ -167,7 +181,7 @@ def _count(
     return {key: np.sum([part[key] for part in parts], axis=0) for key in keys}
 
 
-def _tie_position(tensor: OpenTensor, index: int, pattern: int, equal_up_to: Array, left: int) -> int:
+def _tie_position(tensor: Ranked, index: int, pattern: int, equal_up_to: Array, left: int) -> int:
     """The position just past the `left`-th element with this pattern, given how many there are up to each block's end."""
     place = int(np.searchsorted(equal_up_to, left))
     block, before = tensor.blocks[place], int(equal_up_to[place - 1]) if place else 0

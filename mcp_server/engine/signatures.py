@@ -57,7 +57,8 @@ class Signature:
 
 METHODS: Final = (
     "passthrough", "linear", "slerp", "nuslerp", "multislerp", "model_stock", "task_arithmetic", "ties",
-    "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear",
+    "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "karcher", "nearswap", "ram",
+    "ramplus_tl", "sce", "arcee_fusion",
 )  # fmt: skip
 """What this engine has kernels for; other names run on mergekit."""
 

@@ -1,4 +1,4 @@
-"""Methods whose factors depend on lengths and angles: slerp, nuslerp, multislerp, model_stock.
+"""Methods whose factors depend on lengths and angles: slerp, nuslerp, multislerp, karcher, model_stock.
 
 Each of them is, tensor by tensor, a weighted sum of its inputs whose factors follow from the inputs' inner products. So one
 reading pass sums those products in float64, and the merge itself is the same weighted sum that `linear` uses. Formulas are
@@ -95,6 +95,46 @@ def multislerp(tensor: OpenTensor, pool: ThreadPool) -> Factors:
     return 1.0, list(factors)
 
 
+def karcher(tensor: OpenTensor, pool: ThreadPool) -> Factors:
+    """The Karcher mean of the directions, at the mean length: iterated from the normalised sum, all in the span of the sources.
+
+    Every vector is held by its coefficients over the sources' values, so that the iteration needs no further pass.
+    """
+    count, has_reference = len(tensor.deltas), tensor.reference is not None
+    if count == 1:
+        return (1.0 if has_reference else 0.0), [1.0]
+    products = gram(tensor, pool, with_reference=has_reference)
+    if has_reference:  # of the values, reference + delta
+        products = products[1:, 1:] + products[1:, :1] + products[:1, 1:] + products[0, 0]
+    tol, lengths = tensor.plan.shared["tol"], np.sqrt(np.maximum(np.diag(products), 0.0))
+    valid = [i for i in range(count) if lengths[i] > tol]
+    if not valid:
+        return 0.0, [0.0] * count
+    units = np.zeros((len(valid), count))
+    units[range(len(valid)), valid] = 1 / lengths[valid]
+
+    def length(vector: Array) -> float:
+        return math.sqrt(max(float(vector @ products @ vector), 0.0))
+
+    mean: Array = units.mean(axis=0)
+    mean = units[0] if length(mean) < tol else mean / length(mean)
+    for _ in range(int(tensor.plan.shared["max_iter"])):
+        tangent = np.zeros(count)
+        for unit in units:
+            cosine = min(1.0, max(-1.0, float(mean @ products @ unit)))
+            angle = math.acos(cosine)
+            if angle >= tol:
+                tangent += angle / math.sin(angle) * (unit - cosine * mean) / len(valid)
+        step = length(tangent)
+        if step < tol:
+            break
+        mean = math.cos(step) * mean + math.sin(step) * (tangent / step)
+        if length(mean) > tol:
+            mean = mean / length(mean)
+    factors = [float(factor) for factor in mean * lengths.mean()]
+    return (sum(factors) if has_reference else 0.0), factors
+
+
 def model_stock(tensor: OpenTensor, pool: ThreadPool) -> Factors:
     """Between the base and the sources' average, closer to the average the more the deltas agree in direction."""
     products = gram(tensor, pool, with_reference=False)
@@ -111,5 +151,6 @@ FACTORS: dict[str, Callable[[OpenTensor, ThreadPool], Factors]] = {
     "slerp": slerp,
     "nuslerp": nuslerp,
     "multislerp": multislerp,
+    "karcher": karcher,
     "model_stock": model_stock,
 }

@@ -99,9 +99,7 @@ def _require_whole(request: MergeRequest, why: list[str]) -> None:
         return
     if problems:
         reason = f"only mergekit does this ({'; '.join(why)})" if why else "mergekit was asked for"
-        raise Unsupported(
-            f"{reason}, and its planner answers: {'; '.join(problems)}", "use a method of the streaming engine (see `strategies`)"
-        )
+        raise Unsupported(f"{reason}, and its planner answers: {'; '.join(problems)}", "change what the streaming engine lacks")
 
 
 def _has_template(model: Checkpoint) -> bool:

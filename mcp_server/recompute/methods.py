@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.recompute.adapters import CannotCompute
 from mcp_server.recompute.inputs import SPARSE, Block, Made, Span, load, weights_of
 from mcp_server.recompute.reading import BLOCK_ELEMENTS, rows_of, spans
-from mcp_server.recompute.sparse import Sparse
+from mcp_server.recompute.sparse import CLOSE, Sparse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,21 +179,41 @@ def _sce(made: Made) -> Compute:
     base, _, deltas, size = load(made, (0, rows_of(made.shape)[0]))
     assert base is not None
     moved = np.stack(deltas)
+    mask, loose = np.ones(base.shape, bool), np.zeros(base.shape, bool)
     if topk < 1:
-        variance = moved.var(axis=0)
+        variance = moved.var(axis=0).astype(np.float32)
         k = int(np.count_nonzero(variance) * topk)
+        order = np.argsort(-variance.ravel(), kind="stable")
         mask = np.zeros(variance.size, bool)
-        mask[np.argsort(-variance.ravel(), kind="stable")[:k]] = True
-        moved = moved * mask.reshape(variance.shape)
-    energy = (moved**2).reshape(len(moved), -1).mean(axis=1)
+        mask[order[:k]] = True
+        mask = mask.reshape(variance.shape)
+        if k:
+            last = float(variance.ravel()[order[k - 1]])
+            loose = np.abs(variance - last) <= CLOSE * last
+    energy = ((moved * mask) ** 2).reshape(len(moved), -1).mean(axis=1)
     weights = energy / energy.sum() if energy.sum() >= 1e-6 else np.full(len(moved), 1 / len(moved))
-    agrees = np.sign(moved) == np.where(moved.sum(0) >= 0, 1, -1)
-    kept = weights.reshape(-1, *[1] * base.ndim) * agrees
-    result = base + (moved * kept).sum(0) / np.maximum(kept.sum(0), 1e-6)
+
+    def mixed(part: slice, chosen: Array, tie: int = 0) -> Array:
+        """`tie`: the sign where the sum of the changes is zero within rounding; 0 decides as defined (plus)."""
+        own = moved[:, part] * chosen
+        total = own.sum(0)
+        sign = np.where(total >= 0, 1, -1)
+        if tie:
+            sign = np.where(np.abs(total) <= CLOSE * np.abs(own).sum(0), tie, sign)
+        kept = weights.reshape(-1, *[1] * (own.ndim - 1)) * (np.sign(own) == sign)
+        result: Array = base[part] + (own * kept).sum(0) / np.maximum(kept.sum(0), 1e-6)
+        return result
 
     def block(span: Span) -> Block:
         part = slice(*span)
-        return Block(result[part], size[part], np.abs(moved[:, part]).sum(0), base[part], [delta[part] for delta in deltas])
+
+        def otherwise() -> Iterator[Array]:
+            for chosen in (mask[part], mask[part] ^ loose[part]):
+                for tie in (0, 1, -1):
+                    yield mixed(part, chosen, tie)
+
+        reach = np.abs(moved[:, part]).sum(0)
+        return Block(mixed(part, mask[part]), size[part], reach, base[part], [delta[part] for delta in deltas], otherwise)
 
     return block
 

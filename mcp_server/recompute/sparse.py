@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 _NEGLIGIBLE: Final = 1e-7
-_CLOSE: Final = 2.0**-18
+CLOSE: Final = 2.0**-18
 """Magnitudes this close, relatively, may change places when they are computed in float32."""
 
 
@@ -95,7 +95,7 @@ class Sparse:
         probability = self.densities[index] - epsilon + ranks / (row - 1) * 2 * epsilon
         ordered = np.take_along_axis(sizes, order, axis=1)
         near = np.zeros(sizes.shape, bool)
-        touching = np.diff(ordered, axis=1) <= _CLOSE * np.abs(ordered[:, 1:])
+        touching = np.diff(ordered, axis=1) <= CLOSE * np.abs(ordered[:, 1:])
         near[:, 1:] |= touching
         near[:, :-1] |= touching
         close = np.zeros(sizes.shape, bool)
@@ -154,7 +154,7 @@ class Sparse:
             sums = parts.sum(0)
             sign = np.where(sums >= 0, 1.0, -1.0)
             if tie:
-                sign = np.where(np.abs(sums) <= _CLOSE * np.abs(parts).sum(0), float(tie), sign)
+                sign = np.where(np.abs(sums) <= CLOSE * np.abs(parts).sum(0), float(tie), sign)
             agrees = np.sign(parts) == sign
             total, divisor = (parts * agrees).sum(0), (weights * agrees).sum(0)
             divisor = np.where(divisor == 0, 1.0, divisor)
@@ -184,7 +184,7 @@ class _Cut:
     def close(self, delta: Array) -> Array:
         import numpy as np
 
-        near: Array = np.abs(np.abs(delta) - self.magnitude) <= _CLOSE * self.magnitude
+        near: Array = np.abs(np.abs(delta) - self.magnitude) <= CLOSE * self.magnitude
         return near
 
 

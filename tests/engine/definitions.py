@@ -69,6 +69,75 @@ def model_stock(base: Array, values: Sequence[Array]) -> Array:
     return t * sum(values) / count + (1 - t) * base
 
 
+def karcher(values: Sequence[Array], max_iter: int = 10, tol: float = 1e-5) -> Array:
+    if len(values) == 1:
+        return values[0]
+    flat = [v.ravel() for v in values]
+    norms = [float(np.linalg.norm(v)) for v in flat]
+    units = [v / n for v, n in zip(flat, norms, strict=True) if n > tol]
+    if not units:
+        return 0 * values[0]
+    mean = sum(units) / len(units)
+    mean = units[0] if np.linalg.norm(mean) < tol else mean / np.linalg.norm(mean)
+    for _ in range(max_iter):
+        tangent = np.zeros_like(mean)
+        for unit in units:
+            cosine = float(np.clip(mean @ unit, -1, 1))
+            if (theta := math.acos(cosine)) >= tol:
+                tangent += theta / math.sin(theta) * (unit - cosine * mean) / len(units)
+        if (step := float(np.linalg.norm(tangent))) < tol:
+            break
+        mean = math.cos(step) * mean + math.sin(step) * tangent / step
+        mean /= np.linalg.norm(mean)
+    return (sum(norms) / len(norms) * mean).reshape(values[0].shape)
+
+
+def nearswap(base: Array, other: Array, t: float) -> Array:
+    share = np.clip(t / np.maximum(np.abs(base - other), 1e-6), 0, 1)
+    return share * other + (1 - share) * base
+
+
+def ram(base: Array, values: Sequence[Array], r: float = 0.0, alpha: float = 0.0, epsilon: float = 1e-5) -> Array:
+    """RAM; with r and alpha its tensor-local plus."""
+    deltas = np.stack([v - base for v in values]).reshape(len(values), -1)
+    nonzero = np.abs(deltas) > epsilon
+    counts = nonzero.sum(axis=0)
+    alone, shared = nonzero & (counts == 1), nonzero & (counts > 1)
+    ratio = shared.sum(axis=1) / np.maximum(alone.sum(axis=1), epsilon)
+    factors = 1 + r * np.clip(ratio, 0, alpha)
+    merged = (deltas * alone * factors[:, None] + deltas * shared / np.maximum(counts, 1)).sum(axis=0)
+    return base + merged.reshape(base.shape)
+
+
+def sce(base: Array, values: Sequence[Array], select_topk: float = 1.0) -> Array:
+    deltas = np.stack([v - base for v in values])
+    if select_topk < 1:
+        variance = deltas.var(axis=0)
+        k = int(np.count_nonzero(variance.astype(np.float32)) * select_topk)
+        mask = np.zeros(variance.size)
+        mask[np.argsort(-variance.ravel().astype(np.float32), kind="stable")[:k]] = 1
+        deltas = deltas * mask.reshape(variance.shape)
+    agrees = np.sign(deltas) == np.where(deltas.sum(axis=0) >= 0, 1, -1)
+    energy = (deltas**2).reshape(len(values), -1).mean(axis=1)
+    weights = energy / energy.sum() if energy.sum() >= 1e-6 else np.full(len(values), 1 / len(values))
+    erased = weights.reshape(-1, *[1] * base.ndim) * agrees
+    return base + (deltas * erased).sum(axis=0) / np.maximum(erased.sum(axis=0), 1e-6)
+
+
+def arcee_fusion(base: Array, other: Array) -> Array:
+    """With exact quartiles; mergekit draws a sample of tensors beyond a million elements."""
+
+    def softmax(values: Array) -> Array:
+        powers = np.exp(values - values.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True) + 1e-8
+
+    p, q = softmax(other), softmax(base)
+    scores = np.abs(other - base) * (p * np.log(p / q)).sum(axis=-1, keepdims=True)
+    ordered = np.sort(scores.ravel())
+    low, middle, high = (ordered[int(share * (ordered.size - 1))] for share in (0.25, 0.5, 0.75))
+    return base + (other - base) * (scores >= middle + 1.5 * (high - low))
+
+
 def magnitude_mask(delta: Array, density: float) -> Array:
     if density >= 1:
         return np.ones(delta.shape, bool)

@@ -32,7 +32,7 @@ def recipe(root: Path, names: tuple[str, ...] = ("one",), **more: Any) -> str:
     ("more", "reason"),
     [
         ({}, None),
-        ({"merge_method": "karcher"}, "merge_method karcher is done by mergekit only"),
+        ({"merge_method": "evolve"}, "merge_method evolve is not done by this engine"),
         ({"dtype": "float64"}, "dtype float64"),
         ({"tokenizer": {"source": "union"}}, "union of vocabularies"),
         ({"tokenizer": {"source": "base", "tokens": {"<x>": {"source": "one"}}}}, "per-token"),

@@ -16,7 +16,7 @@ from mcp_server.engine.adapter_plan import peak_anon_of_adapter, plan_adapter
 from mcp_server.engine.memory import MergeShape, peak_anon, shape_of
 from mcp_server.engine.plan import make_plan
 from mcp_server.formats.recipe import merge_recipe
-from mcp_server.steps.estimate.stream import THINNING, kernels_of
+from mcp_server.steps.estimate.stream import SELECTIVE, THINNING, kernels_of
 from tests.engine.synthetic import random_tensors, run, write_adapter, write_model
 
 UP = "model.layers.0.mlp.up_proj"
@@ -48,15 +48,16 @@ def measured_peak(job: Path, request: dict[str, Any]) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
-@pytest.mark.parametrize(("method", "second"), [("linear", "two"), ("ties", "two"), ("dare_ties", "base+lora")])
+@pytest.mark.parametrize(
+    ("method", "second"), [("linear", "two"), ("ties", "two"), ("dare_ties", "base+lora"), ("sce", "two"), ("arcee_fusion", "")]
+)
 def test_a_merge_stays_below_its_bound_and_near_it(models: Path, tmp_path: Path, method: str, second: str) -> None:
-    refs = [str(models / "one"), "+".join(str(models / part) for part in second.split("+"))]
+    refs = [str(models / "one"), *(["+".join(str(models / part) for part in second.split("+"))] if second else [])]
+    parameters_of = {"linear": {"weight": 0.5}, "sce": {}, "arcee_fusion": {}}
     body: dict[str, Any] = {
         "merge_method": method,
-        "models": [
-            {"model": ref, "parameters": {"weight": 0.5} | ({} if method == "linear" else {"density": 0.5})} for ref in refs
-        ],
-    }
+        "models": [{"model": ref, "parameters": parameters_of.get(method, {"weight": 0.5, "density": 0.5})} for ref in refs],
+    } | ({"parameters": {"select_topk": 0.5}} if method == "sce" else {})
     text = json.dumps(body | ({} if method == "linear" else {"base_model": str(models / "base")}))
     parameters = {"recipe": text, "out": str(tmp_path / "out"), "partial": str(tmp_path / "out"), "threads": 2}
     measured = measured_peak(tmp_path, {"kind": "merge", "parameters": parameters})
@@ -86,7 +87,9 @@ def test_a_merge_in_adapter_space_stays_below_its_bound_and_near_it(
     assert measured <= bound <= measured + 50_000_000
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della"])
+@pytest.mark.parametrize(
+    "method", ["linear", "ties", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", *SELECTIVE]
+)
 def test_the_kernels_that_tell_whether_a_method_is_compiled_are_those_it_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -97,14 +100,16 @@ def test_the_kernels_that_tell_whether_a_method_is_compiled_are_those_it_calls(
         kernel = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given: (called.add(place), kernel(*given))[1])
 
-    for place in [*THINNING.values(), "kernels.elect"]:
+    for place in [*THINNING.values(), "kernels.elect", *(f"selective_kernels.{name}" for name in SELECTIVE.values())]:
         watch(place)
     for n, name in enumerate(("base", "one", "two")):
         write_model(tmp_path / name, random_tensors(n))
     settings = {"weight": 0.5} | ({} if method == "linear" else {"density": 0.5})
-    entries = [{"model": str(tmp_path / name), "parameters": settings} for name in ("one", "two")]
+    names = ("one",) if method in ("nearswap", "arcee_fusion") else ("one", "two")
+    entries = [{"model": str(tmp_path / name), "parameters": {} if method in SELECTIVE else settings} for name in names]
+    shared = {"parameters": {"t": 0.5}} if method == "nearswap" else {}
     base = {} if method == "linear" else {"base_model": str(tmp_path / "base")}
-    run(json.dumps({"merge_method": method, "models": entries} | base), tmp_path / "out")
+    run(json.dumps({"merge_method": method, "models": entries} | base | shared), tmp_path / "out")
     assert set(kernels_of(method)) <= called
 
 

@@ -121,6 +121,23 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "breadcrumbs": {"merge_method": "breadcrumbs", "base_model": "base", "models": three(density=0.6, gamma=0.05)},
     "breadcrumbs_ties": {"merge_method": "breadcrumbs_ties", "base_model": "base", "models": three(density=0.6)},
+    "karcher": {"merge_method": "karcher", "models": [entry("m1"), entry("m2"), entry("m3")]},
+    "nearswap": {"merge_method": "nearswap", "base_model": "base", "models": [entry("m1")], "parameters": {"t": GRADIENT}},
+    "ram": {"merge_method": "ram", "base_model": "base", "models": [entry("m1"), entry("m2")], "parameters": {"epsilon": 0.2}},
+    "ramplus_tl": {
+        "merge_method": "ramplus_tl",
+        "base_model": "base",
+        "models": [entry("m1"), entry("m2"), entry("m3")],
+        "parameters": {"epsilon": 0.2, "r": 0.5, "alpha": 0.8},
+    },
+    "sce": {"merge_method": "sce", "base_model": "base", "models": [entry("m1"), entry("m2"), entry("m3")]},
+    "sce that selects": {
+        "merge_method": "sce",
+        "base_model": "base",
+        "models": [entry("m1"), entry("m2"), entry("m3")],
+        "parameters": {"select_topk": 0.4},
+    },
+    "arcee_fusion": {"merge_method": "arcee_fusion", "base_model": "base", "models": [entry("m1")]},
     "dare that drops nothing": {"merge_method": "dare_ties", "base_model": "base", "models": three(density=1.0)},
     "passthrough of stacked slices, scaled": {
         "merge_method": "passthrough",

@@ -145,6 +145,65 @@ def test_nuslerp_and_multislerp(family: tuple[Family, str], tmp_path: Path, base
     check(multislerp, expected_multislerp, family[0].dtype)
 
 
+@pytest.mark.parametrize("rounds", [1, 10])
+def test_karcher(family: tuple[Family, str], tmp_path: Path, rounds: int) -> None:
+    found = merged(family, tmp_path, "karcher", [{}, {}, {}], base=False, max_iter=rounds)
+
+    def expected(name: str) -> tuple[np.ndarray, np.ndarray]:
+        values = [source[name] for source in family[0].values]
+        return oracle.karcher(values, rounds), sum(abs(v) for v in values) + abs(family[0].base[name])
+
+    check(found, expected, family[0].dtype)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.05, 10.0])
+def test_nearswap(family: tuple[Family, str], tmp_path: Path, t: float) -> None:
+    found = merged(family, tmp_path, "nearswap", [{}], t=t)
+
+    def expected(name: str) -> tuple[np.ndarray, np.ndarray]:
+        base, other = family[0].base[name], family[0].values[0][name]
+        return oracle.nearswap(base, other, t), 2 * abs(base) + abs(other)
+
+    check(found, expected, family[0].dtype)
+
+
+def test_ram_and_ramplus_tl(family: tuple[Family, str], tmp_path: Path) -> None:
+    epsilon = 0.1  # of the size of the changes, so that some are alone and some are shared
+    plain = merged(family, tmp_path / "ram", "ram", [{}, {}, {}], epsilon=epsilon)
+    plus = merged(family, tmp_path / "plus", "ramplus_tl", [{}, {}, {}], epsilon=epsilon, r=0.3, alpha=0.9)
+
+    def expected(r: float, alpha: float) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+        def of(name: str) -> tuple[np.ndarray, np.ndarray]:
+            base, values = family[0].base[name], [source[name] for source in family[0].values]
+            return oracle.ram(base, values, r, alpha, epsilon), 2 * (sum(abs(v) for v in values) + abs(base))
+
+        return of
+
+    check(plain, expected(0, 0), family[0].dtype)
+    check(plus, expected(0.3, 0.9), family[0].dtype)
+
+
+@pytest.mark.parametrize("topk", [0.0, 0.3, 1.0])
+def test_sce(family: tuple[Family, str], tmp_path: Path, topk: float) -> None:
+    found = merged(family, tmp_path, "sce", [{}, {}, {}], select_topk=topk)
+
+    def expected(name: str) -> tuple[np.ndarray, np.ndarray]:
+        base, values = family[0].base[name], [source[name] for source in family[0].values]
+        return oracle.sce(base, values, topk), sum(abs(v) for v in values) + 3 * abs(base)
+
+    check(found, expected, family[0].dtype)
+
+
+def test_arcee_fusion(family: tuple[Family, str], tmp_path: Path) -> None:
+    found = merged(family, tmp_path, "arcee_fusion", [{}])
+
+    def expected(name: str) -> tuple[np.ndarray, np.ndarray]:
+        base, other = family[0].base[name], family[0].values[0][name]
+        return oracle.arcee_fusion(base, other), 2 * abs(base) + abs(other)
+
+    check(found, expected, family[0].dtype)
+
+
 def test_model_stock(family: tuple[Family, str], tmp_path: Path) -> None:
     found = merged(family, tmp_path, "model_stock", [{}, {}, {}])
 

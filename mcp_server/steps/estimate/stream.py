@@ -24,6 +24,10 @@ THINNING = {
     "della": "random_numbers.keep_with_probability",
 }
 """A method's way of thinning deltas → a kernel that every such merge calls. A test holds them to it."""
+SELECTIVE = {
+    "nearswap": "nearswap", "ram": "ram", "ramplus_tl": "count_sharing", "sce": "variance", "arcee_fusion": "take_from",
+}  # fmt: skip
+"""A method that decides element by element → a kernel of its own."""
 UNPACKING = {
     "Codebook": "codebook",
     "RowScaledInt8": "row_scaled",
@@ -77,7 +81,8 @@ def kernels_of(method: str) -> list[str]:
     """The kernels that tell whether a method finds everything compiled."""
     signature = SIGNATURES.get(method)
     thinning = THINNING.get(signature.sparsify) if signature else None
-    return [kernel for kernel in (thinning, "kernels.elect" if signature and signature.elect else None) if kernel]
+    own = f"selective_kernels.{SELECTIVE[method]}" if method in SELECTIVE else None
+    return [kernel for kernel in (thinning, own, "kernels.elect" if signature and signature.elect else None) if kernel]
 
 
 def compiled(kernel: str) -> bool:
