@@ -40,36 +40,75 @@ def main(job: Job) -> dict[str, Any]:
     """Load and run. A missing tensor, a shape that does not fit the config or a broken tokenizer shows here."""
     start = time.monotonic()
     quiet(offline=True)
-    ref = models.find_model(str(job.parameters["out"]), job.parameters.get("base"))
+    out, named = Path(str(job.parameters["out"])), job.parameters.get("base")
+    try:
+        ref = models.find_model(str(out), named)
+    except MergingError as error:
+        if not (out / "adapter_config.json").is_file():
+            raise
+        return _answer(None, f"the adapter's base cannot be opened: {error.message}", start)
+    if ref.adapter is not None and not (ref.folder / "config.json").is_file():
+        return _answer(None, f"the adapter's base is not here: {ref.folder}", start)
     dtype = models.choose_dtype("auto")
     models.check_fits(ref, dtype)
     models.use_threads(job.parameters.get("threads"))
     job.progress("load", 0, 2)
-    base = None if ref.adapter else _base_folder(job.parameters.get("base"))
     cls, why = model_class(ref.folder)
     if cls is None:
         return _answer(None, why, start)
+    base = None if ref.adapter else _base_folder(named)
+    loads, said = attempt(cls, ref, base, dtype, int(job.parameters.get("tokens", 8)))
+    job.progress("run", 2, 2)
+    return _answer(loads, said, start)
+
+
+def attempt(cls: Any, ref: models.ModelRef, base: Path | None, dtype: str, tokens: int) -> tuple[bool | None, str]:
+    """(whether it loads, what to say). What the base alone cannot do here either is unknown of the merge, and no fault of it."""
     try:
         problem = "" if ref.adapter else differences(cls, ref.folder, base)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError) as error:
-        if base is None or not _refused(cls, base):
-            raise
-        return _answer(None, f"{cls.__name__} loads neither this model nor its base: {str(error)[:200]}", start)
+        model = None if problem else load(cls, ref, dtype)
+    except Exception as error:  # noqa: BLE001 - whatever a class raises, it does not load
+        refused = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if isinstance(error, ImportError):
+            return None, f"{cls.__name__} needs a package that is not installed ({refused})"
+        alone = ref.folder if ref.adapter else base
+        if alone is not None and (trouble := _trouble(cls, alone, dtype)):
+            return (
+                None,
+                f"{cls.__name__} loads neither this nor its base alone ({trouble}); install what it needs, or load it elsewhere",
+            )
+        if ref.adapter and is_packed(ref.folder):
+            return None, f"PEFT does not attach the adapter to packed weights here ({refused})"
+        return False, f"{'PEFT' if ref.adapter else 'transformers'} refuses it: {refused}"
     if problem:
-        return _answer(False, problem, start)
-    model = load(cls, ref, dtype)
-    job.progress("run", 1, 2)
-    ran, said = run(model, ref.folder, int(job.parameters.get("tokens", 8)))
-    if not ran and base is not None:
-        del model
-        if run(load(cls, models.ModelRef(base), dtype), base, 1)[0]:
-            return _answer(False, f"it loads, but {said}; the base runs", start)
-    elif ran is False:
-        return _answer(False, f"it loads, but {said}", start)
-    job.progress("run", 2, 2)
-    return _answer(
-        True, f"loads ({cls.__name__}, {dtype}) and {said}" if ran else f"loads ({cls.__name__}, {dtype}); {said}", start
-    )
+        return False, problem
+    ran, said = run(model, ref.folder, tokens)
+    del model
+    if ran:
+        return True, f"loads ({cls.__name__}, {dtype}) and {said}"
+    alone = ref.folder if ref.adapter else base
+    if alone is not None:
+        if not _trouble(cls, alone, dtype, runs=True):
+            return False, f"it loads, but {said}; the base runs"
+        return (True, f"loads ({cls.__name__}, {dtype}); {said}") if ran is None else (None, f"{said}, nor are its base's")
+    return (True, f"loads ({cls.__name__}, {dtype}); {said}") if ran is None else (False, f"it loads, but {said}")
+
+
+def _trouble(cls: Any, folder: Path, dtype: str, *, runs: bool = False) -> str:
+    """Why a base does not load by itself, or (with `runs`) does not run on text; '' when it does."""
+    try:
+        model = load(cls, models.ModelRef(folder), dtype)
+    except Exception as error:  # noqa: BLE001 - whatever a class raises, it does not load
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if not runs:
+        return ""
+    ran, said = run(model, folder, 1)
+    return "" if ran else said
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether the config says that weights are stored as codes."""
+    return bool(read_json(folder / "config.json").get("quantization_config"))
 
 
 def _base_folder(base: str | None) -> Path | None:
@@ -114,14 +153,6 @@ def differences(cls: Any, folder: Path, base: Path | None) -> str:
     return ""
 
 
-def _refused(cls: Any, folder: Path) -> bool:
-    try:
-        reported(cls, folder)
-    except Exception:  # noqa: BLE001 - whatever a class raises, it does not load
-        return True
-    return False
-
-
 def reported(cls: Any, folder: Path) -> dict[str, set[str]]:
     """The names that the loader reports, by kind, when it maps the stored weights to the class without reading them."""
     _, info = cls.from_pretrained(
@@ -139,17 +170,38 @@ def _unnumbered(name: str) -> str:
 
 
 def load(cls: Any, ref: models.ModelRef, dtype: str) -> Any:
-    """The model in evaluation mode, an adapter attached by PEFT. Pickle weights and remote code are refused."""
+    """The model in evaluation mode, an adapter attached by PEFT. Pickle weights and remote code are refused.
+
+    Packed weights are unpacked where transformers can: PEFT attaches to weights, and few kinds of codes run on every processor.
+    """
     import torch
 
-    model = cls.from_pretrained(str(ref.folder), dtype="auto", **_SAFE)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quantization_config.*")  # that it is given twice is meant
+        model = cls.from_pretrained(str(ref.folder), dtype="auto", **_unpacked(ref.folder), **_SAFE)
+    packed = bool(getattr(model, "is_quantized", False))
     if ref.adapter is not None:
         from peft import PeftModel
 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
             model = PeftModel.from_pretrained(model, str(ref.adapter))
+    if packed:
+        return model.eval()  # codes have a dtype and a place of their own
     return model.to(device="cuda" if torch.cuda.is_available() else "cpu", dtype=getattr(torch, dtype)).eval()
+
+
+def _unpacked(folder: Path) -> dict[str, Any]:
+    """Settings that make transformers unpack a checkpoint, for kinds that it can unpack."""
+    if not is_packed(folder):
+        return {}
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    settings = AutoQuantizationConfig.from_dict(dict(read_json(folder / "config.json")["quantization_config"]))
+    if not hasattr(settings, "dequantize"):
+        return {}
+    settings.dequantize = True
+    return {"quantization_config": settings}
 
 
 def run(model: Any, folder: Path, tokens: int) -> tuple[bool | None, str]:
