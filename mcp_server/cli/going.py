@@ -12,7 +12,7 @@ import yaml
 
 from mcp_server.cli.console import Json, cell, emit, line, size
 from mcp_server.cli.evidence import EXIT_OF_EVALUATION, EXIT_OF_VERIFICATION, anchored_suite, run_job
-from mcp_server.cli.knowledge import shortened, write_new
+from mcp_server.cli.knowledge import Overwrite, shortened, write_new
 from mcp_server.cli.merging import finish, foreground
 from mcp_server.errors import BadInput, NotFound
 from mcp_server.formats.adapter_folder import open_adapter_folder
@@ -168,7 +168,8 @@ def show_gone(found: Gone, measured: Evaluation | None) -> None:
 
 def init(
     folder: Annotated[Path, typer.Argument(help="where adapters and models lie, one folder each")] = Path(),
-    output: Annotated[Path, typer.Option("-o", "--output", help="scenario to write; must not exist")] = Path("scenario.yaml"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="scenario to write")] = Path("scenario.yaml"),
+    overwrite: Overwrite = False,
 ) -> int:
     """Write a scenario from the adapters and models found in a folder, with what their files say filled in."""
     found = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and classify(entry).kind in ("lora", "full")]
@@ -185,6 +186,6 @@ def init(
         "# For each source, what you know: capability, training_examples, status (works | broken | unevaluated | missing).\n"
         "# relation: {data_overlap: 0.1, capabilities: complementary}    goal: balanced    constraints: {ram_gib: 12}\n"
     )
-    write_new(output, open_fields + yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True))
+    write_new(output, open_fields + yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True), overwrite=overwrite)
     line("next", f"model-merging go {output}")
     return 0

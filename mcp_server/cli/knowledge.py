@@ -19,8 +19,7 @@ from mcp_server.schemas.plan import Plan
 from mcp_server.steps.estimate import estimate as estimate_recipe
 from mcp_server.steps.handles import PLAN_ID, RECIPE_ID, keep_plan, keep_recipe, kept_plan, kept_recipe, plan_text
 from mcp_server.steps.inspect import inspect_models
-from mcp_server.steps.recommend import comparison_for
-from mcp_server.steps.recommend import recommend as recommend_for
+from mcp_server.steps.recommend import advise
 from mcp_server.steps.render import parse_overrides
 from mcp_server.steps.render import render as render_plan
 from mcp_server.steps.scenario import read_plan, read_scenario, with_cross_context
@@ -30,6 +29,9 @@ from mcp_server.system.settings import load
 
 WARNINGS_SHOWN = 5
 QUESTIONS_SHOWN = 4
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file")]
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +57,7 @@ def plan_given(plan: Path) -> Plan:
 
 def write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
     if os.path.lexists(path) and not overwrite:
-        raise OutputExists(f"{path} exists already", "choose another path, or remove it first")
+        raise OutputExists(f"{path} exists already", "choose another path, or add --overwrite")
     for_person(load()).check_write(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
@@ -121,8 +123,9 @@ def show_strategies(everything: list[Strategy]) -> None:
 
 
 def recommend(
-    scenario: Annotated[Path, typer.Argument(help="scenario YAML")],
+    scenario: Annotated[Path, typer.Argument(help="scenario YAML, or the id of a plan to show again")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="save the plan here")] = None,
+    overwrite: Overwrite = False,
     cross: Annotated[
         Path | None, typer.Option(help="what `evaluate --cross -o FILE` measured: sources in each other's contexts")
     ] = None,
@@ -134,11 +137,13 @@ def recommend(
     json: Json = False,
 ) -> int:
     """Merge or not, how, and why."""
-    described = read_scenario(scenario)
-    figures = comparison_for(described, compared)
-    plan = keep_plan(recommend_for(with_cross_context(described, cross) if cross else described, figures))
+    if PLAN_ID.fullmatch(str(scenario)) and not scenario.exists():
+        plan = kept_plan(str(scenario))
+    else:
+        described = read_scenario(scenario)
+        plan = keep_plan(advise(with_cross_context(described, cross) if cross else described, compared))
     if output:
-        write_new(output, plan_text(plan))
+        write_new(output, plan_text(plan), overwrite=overwrite)
     emit(plan, json, lambda: show_plan(plan, explain=explain, scenario=scenario, saved=output))
     return 1 if plan.verdict == "cannot_merge" else 0
 
@@ -193,12 +198,13 @@ def render(
     plan: Annotated[Path, typer.Argument(help="plan YAML as `recommend -o` wrote it, or a plan's id")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as sources.persona.weight=0.7")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="save the recipe here")] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> int:
     """Turn a plan into a recipe that any folder can run."""
     rendered = keep_recipe(render_plan(plan_given(plan), parse_overrides(set_ or [])))
     if output:
-        write_new(output, rendered.recipe)
+        write_new(output, rendered.recipe, overwrite=overwrite)
         rendered = rendered.model_copy(update={"path": str(output.resolve())})
     for warning in rendered.warnings:
         stderr.print(f"warning {warning.code}: {warning.message}", markup=False, soft_wrap=True)

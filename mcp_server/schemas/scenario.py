@@ -22,6 +22,7 @@ class ScenarioSource(Frozen):
     norm: float | None = Field(default=None, ge=0, le=1e12, description="of its task vector, measured")
     base: str | None = Field(default=None, description="that it was trained on")
     architecture: str | None = Field(default=None, examples=["LlamaForCausalLM"])
+    training: Literal["sft", "preference", "rl"] | None = Field(default=None, description="how it was trained")
     status: Literal["works", "broken", "unevaluated", "missing"] | None = None
     scores: dict[str, float] | None = None
     prompts: list[str] | None = Field(default=None, description="for a mixture of experts: prompts that go to it")

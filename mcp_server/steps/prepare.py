@@ -10,7 +10,7 @@ from mcp_server.schemas.go import Prepared
 from mcp_server.schemas.scenario import Scenario, ScenarioSource
 from mcp_server.steps.estimate import estimate
 from mcp_server.steps.handles import keep_plan, keep_recipe
-from mcp_server.steps.recommend import comparison_for, recommend
+from mcp_server.steps.recommend import advise
 from mcp_server.steps.validate import validate
 
 MERGING = frozenset({"merge", "merge_with_caution"})
@@ -29,7 +29,7 @@ def prepare(scenario: Scenario, *, ram_gib: float | None = None, out: Path | Non
     """Raises what the steps raise; an answer that is no is in `stop`."""
     from mcp_server.steps.render import render  # Jinja costs a fifth of the server's start
 
-    plan = keep_plan(recommend(scenario, comparison_for(scenario)))
+    plan = keep_plan(advise(scenario))
     found = Prepared(
         verdict=plan.verdict,
         because=plan.rules[0].because if plan.rules else "",

@@ -150,3 +150,9 @@ def cross_context_rate(scenario: Scenario) -> float | None:
     own = scenario.own_context or {}
     rates = (scenario.cross_context or {}).items()
     return max((rate for source, row in rates for context, rate in row.items() if context != own.get(source)), default=None)
+
+
+@signal
+def rl_sources(scenario: Scenario) -> str | None:
+    """Sources trained by reinforcement, by name."""
+    return ", ".join(name for name, source in trained(scenario) if source.training == "rl") or None

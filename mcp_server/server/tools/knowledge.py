@@ -22,7 +22,7 @@ from mcp_server.server.inputs import READS, Offset, Out, Output, PageSize, PlanF
 from mcp_server.steps.estimate import estimate
 from mcp_server.steps.handles import keep_plan, keep_recipe
 from mcp_server.steps.inspect import inspect_models as inspect_checkpoints
-from mcp_server.steps.recommend import comparison_for, recommend
+from mcp_server.steps.recommend import advise
 from mcp_server.steps.scenario import read_scenario
 from mcp_server.steps.validate import fix as fix_recipe
 from mcp_server.steps.validate import validate
@@ -77,8 +77,8 @@ def recommend_strategy(
 
 
 def advised(scenario: Scenario) -> Plan:
-    """The plan, with what a comparison of these sources has measured, kept under its id."""
-    return keep_plan(recommend(scenario, comparison_for(scenario)))
+    """The plan, with what was measured of these sources, kept under its id."""
+    return keep_plan(advise(scenario))
 
 
 def slim(plan: Plan) -> Plan:

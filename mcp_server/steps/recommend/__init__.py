@@ -18,7 +18,7 @@ from mcp_server.schemas.plan import EngineChoice, EvaluationStep, Plan, RunnerUp
 from mcp_server.schemas.scenario import Scenario
 from mcp_server.steps.estimate import estimate_plan
 from mcp_server.steps.recommend.decide import Decision, as_fired, decide, fill, fired, shown
-from mcp_server.steps.recommend.known import comparison_for
+from mcp_server.steps.recommend.known import comparison_for, with_known_cross
 from mcp_server.steps.recommend.look import look
 from mcp_server.steps.recommend.measure import Figures
 from mcp_server.steps.recommend.questions import questions
@@ -26,7 +26,7 @@ from mcp_server.steps.recommend.weights import starting_parameters, weights_for
 from mcp_server.steps.scenario import read_scenario
 from mcp_server.system.machine import GIB
 
-__all__ = ["comparison_for", "plan_for", "read_scenario", "recommend", "recommend_file"]
+__all__ = ["advise", "comparison_for", "plan_for", "read_scenario", "recommend", "recommend_file"]
 
 
 def recommend(scenario: Scenario, figures: Figures | None = None) -> Plan:
@@ -35,6 +35,12 @@ def recommend(scenario: Scenario, figures: Figures | None = None) -> Plan:
     figures   what `compare` measured on these sources; without it norms and cosines come from factors and samples
     """
     return plan_for(look(scenario, figures))
+
+
+def advise(scenario: Scenario, compared: Path | None = None) -> Plan:
+    """`recommend` with what was measured on this machine: a comparison (or the file `compared`), a cross-context check."""
+    scenario = with_known_cross(scenario)
+    return recommend(scenario, comparison_for(scenario, compared))
 
 
 def plan_for(scenario: SeenScenario) -> Plan:

@@ -1,4 +1,4 @@
-"""Measurements that exist already: the newest comparison of exactly these sources, given as a file or found in the job store."""
+"""Measurements of exactly these sources that the job store has: the newest comparison, the newest cross-context check."""
 
 from __future__ import annotations
 
@@ -35,9 +35,37 @@ def comparison_for(scenario: Scenario, file: Path | None = None) -> Figures | No
     return None
 
 
+def with_known_cross(scenario: Scenario) -> Scenario:
+    """The scenario with what an evaluation of its sources in each other's contexts found, where it says nothing itself."""
+    if scenario.cross_context is not None:
+        return scenario
+    named = {_place(s.ref): n for n, s in zip(source_names(scenario), scenario.sources or [], strict=True) if s.ref}
+    for folder in _newest("evaluate"):
+        try:
+            found = read_json(folder / "result.json")
+            rates = dict(found.get("cross_context") or {})
+            names = {label: named.get(_place(str(found["models"][label]).rpartition("+")[2])) for label in rates}
+        except (MergingError, KeyError, TypeError, ValueError):
+            continue
+        if rates and named and None not in names.values() and set(names.values()) == set(named.values()):
+            said = {str(names[label]): dict(row) for label, row in rates.items()}
+            own = {
+                str(names[label]): str(context)
+                for label, context in dict(found.get("own_context") or {}).items()
+                if label in names
+            }
+            return scenario.model_copy(update={"cross_context": said, "own_context": own or None})
+    return scenario
+
+
 def _kept() -> Iterable[Path]:
-    jobs = sorted(paths.jobs_dir().glob("compare-*"), key=lambda folder: folder.name.partition("-")[2], reverse=True)
-    return [file for folder in jobs if (folder / "result.json").is_file() and (file := folder / "comparison.json").is_file()]
+    return [file for folder in _newest("compare") if (file := folder / "comparison.json").is_file()]
+
+
+def _newest(kind: str) -> list[Path]:
+    """The folders of finished jobs of a kind, newest first."""
+    jobs = sorted(paths.jobs_dir().glob(f"{kind}-*"), key=lambda folder: folder.name.partition("-")[2], reverse=True)
+    return [folder for folder in jobs if (folder / "result.json").is_file()]
 
 
 def _figures(details: dict[str, Any], scenario: Scenario) -> Figures | None:
