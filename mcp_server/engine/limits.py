@@ -1,4 +1,4 @@
-"""What this process may use and how much memory it has used at most. Linux is exact; elsewhere unknown is said as such."""
+"""What this process may use and how much memory it has used at most."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+
+from mcp_server.system.machine import anon_bytes
 
 _M_MMAP_THRESHOLD = -3
 
@@ -34,14 +35,9 @@ class PeakMeter:
     def __init__(self) -> None:
         self.peak: int | None = None
 
-    def sample(self) -> int | None:
-        """Look now; returns the peak so far in bytes, None where the system does not tell."""
-        try:
-            status = Path("/proc/self/status").read_text(encoding="utf-8")
-        except OSError:
-            return None
-        now = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")), 0)
-        self.peak = max(self.peak or 0, now)
+    def sample(self) -> int:
+        """Look now; returns the peak so far in bytes."""
+        self.peak = max(self.peak or 0, anon_bytes())
         return self.peak
 
     @contextmanager

@@ -1,6 +1,7 @@
-"""Processes by identity, and what they use: read from /proc where there is one, from `ps` elsewhere.
+"""Processes by identity, and what they use.
 
-A pid alone says little: it may have been given to another process since. With its start time it names one process for ever.
+A pid alone says little: it may have been given to another process since. With its start time it names one process for ever. On
+Linux that is read in ticks since boot: psutil gives it as wall time, which moves when the clock is set.
 """
 
 from __future__ import annotations
@@ -8,21 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from mcp_server.schemas.base import Frozen
+from mcp_server.system import machine
 from mcp_server.system.paths import PACKAGE
 
 _LINUX = sys.platform == "linux"
 
 
 class ProcessId(Frozen):
-    """`start` is opaque: it is compared, never computed with (clock ticks since boot plus the boot's id, or ps's lstart)."""
+    """`start` is opaque: it is compared, never computed with (clock ticks since boot plus the boot's id, or seconds)."""
 
     pid: int
     start: str
@@ -40,9 +43,10 @@ def is_alive(process: ProcessId | None) -> bool:
 
 def _start(pid: int) -> str | None:
     if not _LINUX:
-        line = subprocess.run(["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        state, _, started = line.stdout.strip().partition(" ")
-        return None if not state or state.startswith("Z") else started.strip()
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            return None if process.status() == psutil.STATUS_ZOMBIE else repr(process.create_time())
+        return None
     try:
         # The command name is in parentheses and may hold anything; fields are counted from after the last one.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
@@ -83,34 +87,15 @@ def _wait_gone(process: ProcessId, seconds: float) -> bool:
 
 
 def tree(pid: int) -> list[int]:
-    """`pid` and its living descendants (Linux; elsewhere only `pid`)."""
-    found = [pid]
-    for each in found:
-        for task in _children_files(each):
-            with contextlib.suppress(OSError):
-                found += [int(child) for child in task.read_text(encoding="ascii").split()]
-    return found
+    """`pid` and its living descendants."""
+    with contextlib.suppress(psutil.Error):
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    return [pid]
 
 
-def _children_files(pid: int) -> list[Path]:
-    try:
-        return [task / "children" for task in Path(f"/proc/{pid}/task").iterdir()]
-    except OSError:
-        return []
-
-
-def anon_bytes(pid: int) -> int | None:
-    """Memory of the process tree that cannot be reclaimed (RssAnon + RssShmem); None where the system does not tell."""
-    if not _LINUX:
-        return None
-    total = 0
-    for each in tree(pid):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{each}/status").read_text(encoding="utf-8", errors="replace").splitlines():
-                if line.startswith("RssAnon:"):
-                    total += int(line.split()[1]) * 1024
-                    break
-    return total
+def anon_bytes(pid: int) -> int:
+    """Memory of the process tree that cannot be reclaimed."""
+    return sum(machine.anon_bytes(each) for each in tree(pid))
 
 
 _NAMES: Final = frozenset(

@@ -7,10 +7,11 @@ Colab, systemd slices): cgroup v2's memory.max or v1's memory.limit_in_bytes on 
 from __future__ import annotations
 
 import contextlib
-import os
 from functools import cache
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 GIB: Final = 1 << 30
 _CGROUP = Path("/sys/fs/cgroup")
@@ -28,8 +29,7 @@ def gib(count: float) -> str:
 
 def limit_bytes() -> int:
     """The memory that this process and what it starts can hope for at most."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [total]
+    limits = [psutil.virtual_memory().total]
     for folder in memory_groups():
         for name in ("memory.max", "memory.limit_in_bytes"):
             with contextlib.suppress(OSError, ValueError):
@@ -37,21 +37,19 @@ def limit_bytes() -> int:
     return min(limits)
 
 
-def available_bytes() -> int | None:
-    """Memory that can still be had; None where the system does not tell.
+def available_bytes() -> int:
+    """Memory that can still be had.
 
-    The tightest of the MemAvailable of the machine and, for every cgroup, its limit less what it cannot give back: file pages
+    The tightest of what the machine has available and, for every cgroup, its limit less what it cannot give back: file pages
     that it counts are dropped on demand.
     """
-    found = []
-    if (available := _counter(Path("/proc/meminfo"), "MemAvailable:")) is not None:
-        found.append(available * 1024)
+    found = [psutil.virtual_memory().available]
     for folder in memory_groups():
         for limit, used in _USED.items():
             with contextlib.suppress(OSError, ValueError):
                 room = int((folder / limit).read_text(encoding="ascii")) - int((folder / used).read_text(encoding="ascii"))
                 found.append(room + sum(_counter(folder / "memory.stat", name) or 0 for name in _FILE_PAGES[limit]))
-    return min(found) if found else None
+    return min(found)
 
 
 @cache
@@ -88,6 +86,19 @@ def memory_groups() -> list[Path]:
     return folders
 
 
+def anon_bytes(pid: int | None = None) -> int:
+    """Memory of one process (default: this one) that cannot be reclaimed; 0 when it is gone.
+
+    RssAnon on Linux; elsewhere what is the process's alone (USS).
+    """
+    if (kilobytes := _counter(Path(f"/proc/{pid or 'self'}/status"), "RssAnon:")) is not None:
+        return 1024 * kilobytes
+    if not psutil.LINUX:
+        with contextlib.suppress(psutil.Error):
+            return int(psutil.Process(pid).memory_full_info().uss)
+    return 0
+
+
 def oom_kills() -> int:
     """Kills for lack of memory so far among the processes of this process's cgroup. Compare before and after.
 
@@ -103,8 +114,8 @@ def oom_kills() -> int:
 
 def _counter(file: Path, name: str) -> int | None:
     with contextlib.suppress(OSError, ValueError):
-        for line in file.read_text(encoding="ascii").splitlines():
-            key, _, value = line.partition(" ")
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, *values = line.split()
             if key == name:
-                return int(value.split()[0])
+                return int(values[0])
     return None
