@@ -18,22 +18,22 @@ import json
 import math
 import os
 import random
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train_adapter"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from make_data import HERE
+from packing import Pack, Segment, pack
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -60,65 +60,6 @@ class Gain:
     """alpha / rank, times the step's jitter; 0 switches the adapter off. Shared by all layers."""
 
     value = 0.0
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One example behind a shared prefix: token ids, and from which token on they are learned."""
-
-    ids: list[int]
-    learn_from: int
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Several segments in one row: the prefix ends at bounds[0], segment i at bounds[i]. `rows` are positions whose next token,
-    `targets`, counts."""
-
-    ids: Tensor
-    positions: Tensor
-    bounds: list[int]
-    rows: Tensor
-    targets: Tensor
-
-
-def pack(prefix: list[int], segments: list[Segment]) -> Pack:
-    """Lay segments out behind one prefix; each sees the prefix and itself, causally."""
-    ids, positions, bounds = list(prefix), list(range(len(prefix))), [len(prefix)]
-    rows: list[int] = []
-    for segment in segments:
-        start = len(ids)
-        ids += segment.ids
-        positions += range(len(prefix), len(prefix) + len(segment.ids))
-        bounds.append(len(ids))
-        rows += range(start + segment.learn_from - 1, start + len(segment.ids) - 1)
-    tokens, at = torch.tensor(ids), torch.tensor(rows)
-    return Pack(tokens[None], torch.tensor(positions)[None], bounds, at, tokens[at + 1])
-
-
-def packed_attention(
-    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **more: Any
-) -> tuple[Tensor, None]:
-    """Causal attention in which each segment sees the prefix and itself.
-
-    (1, heads, tokens, width) in, (1, tokens, heads, width) out. Segment by segment it costs a fraction of one masked call
-    over the whole row.
-    """
-    bounds: list[int] = more["bounds"]
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    first = bounds[0]
-    heads = [x[:, :, :first] for x in (query, key, value)]
-    parts = [F.scaled_dot_product_attention(*heads, is_causal=True)] if first else []
-    for start, stop in pairwise(bounds):
-        k, v = (torch.cat([x[:, :, :first], x[:, :, start:stop]], 2) for x in (key, value))
-        seen = torch.ones(stop - start, first + stop - start, dtype=torch.bool).tril(first)
-        scores = (query[:, :, start:stop] @ k.transpose(2, 3)) * query.shape[-1] ** -0.5
-        parts.append(scores.masked_fill(~seen, -1e4).softmax(-1) @ v)
-    return torch.cat(parts, 2).transpose(1, 2), None
-
-
-ALL_ATTENTION_FUNCTIONS.register("packed", packed_attention)
 
 
 class Texts:
