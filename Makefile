@@ -29,7 +29,10 @@ bench: $(VENV)/.dev $(VENV)/.demo  ## speed and memory, measured here and now
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 matrix: $(VENV)/.dev  ## merge a tiny model of every class of transformers and write docs/support.md (20 minutes and more)
-	$(BIN)/python benchmarks/matrix/run.py --page docs/support.md $(ARGS)
+	mkdir -p build
+	$(BIN)/python benchmarks/matrix/run.py --rows build/merges.jsonl $(ARGS)
+	$(BIN)/python benchmarks/matrix/adapters.py --rows build/adapters.jsonl $(ARGS)
+	$(BIN)/python benchmarks/matrix/page.py build/merges.jsonl build/adapters.jsonl docs/support.md
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .

@@ -9,17 +9,21 @@ import os
 import re
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 warnings.simplefilter("ignore")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
 from transformers.pytorch_utils import Conv1D  # noqa: E402
+
+from benchmarks.matrix.tiny import small  # noqa: E402
 
 TARGET = Path(__file__).resolve().parent.parent / "mcp_server" / "formats" / "memory_names.json"
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "depth", "encoder_layers", "decoder_layers", "n_layers")
@@ -51,27 +55,33 @@ def classes() -> dict[str, str]:
     return found
 
 
-def shrink(config: Any, depth: int = 0) -> None:
+def shrunk(config: Any, depth: int = 0) -> Any:
     for key in DEPTHS:
         if isinstance(getattr(config, key, None), int):
             try:
                 setattr(config, key, 2)
-            except (AttributeError, TypeError, ValueError):  # a property without a setter, or one that is checked
+            except Exception:  # noqa: BLE001 - a property without a setter, or one that is checked
                 continue
     for value in list(vars(config).values()):
         if hasattr(value, "to_dict") and depth < 3:
-            shrink(value, depth + 1)
+            shrunk(value, depth + 1)
+    return config
 
 
 def on_meta(kind: Any) -> Any:
-    config = kind.config_class()
-    shrink(config)
-    try:
-        with torch.device("meta"):
-            return kind(config)
-    except Exception:  # noqa: BLE001 - some configs check their lists against the number of layers
-        with torch.device("meta"):
-            return kind(kind.config_class())
+    """The class without memory: of few layers, as it is by default, or with the small numbers of the matrix."""
+    failed: Exception | None = None
+    for make in (
+        lambda: shrunk(kind.config_class()),
+        kind.config_class,
+        *(partial(small, kind.config_class, n) for n in range(4)),
+    ):
+        try:
+            with torch.device("meta"):
+                return kind(make())
+        except Exception as error:  # noqa: BLE001 - a class may refuse numbers, or lists of another length, in its own way
+            failed = failed or error
+    raise failed or RuntimeError(kind)
 
 
 def facts(name: str, model_type: str) -> dict[str, Any] | None:
@@ -81,7 +91,8 @@ def facts(name: str, model_type: str) -> dict[str, Any] | None:
         model = on_meta(kind)
     except Exception:  # noqa: BLE001 - whatever it needs is not here
         registered = get_checkpoint_conversion_mapping(name) or get_checkpoint_conversion_mapping(model_type)
-        return {"rules": [rule(r) for r in registered]} if registered else None
+        found = {"rules": [rule(r) for r in registered]} if registered else {}
+        return found | ({"tied": tied} if (tied := plain_ties(kind)) else {}) or None
     found: dict[str, Any] = {}
     if rules := get_model_conversion_mapping(model, add_legacy=False):
         found["rules"] = [rule(r) for r in rules]
@@ -89,9 +100,30 @@ def facts(name: str, model_type: str) -> dict[str, Any] | None:
         found["conv1d"] = conv
     if turned := sorted({layerless(n) for n, m in model.named_modules() if getattr(m, "is_transposed", False) is True}):
         found["transposed"] = turned
-    if isinstance(tied := getattr(model, "_tied_weights_keys", None), dict):
-        found["tied"] = {a: b for a, b in tied.items() if a.endswith("weight")}
+    if tied := ties(model):
+        found["tied"] = tied
+    stacks = {
+        name: [n for n, p in m.named_parameters(recurse=False) if p.dim() == 3 and n.endswith("proj")]
+        for name, m in model.named_modules()
+    }
+    if orders := sorted({tuple(names) for names in stacks.values() if len(names) > 1}):
+        found["stacks"] = orders
     return found
+
+
+def ties(model: Any) -> dict[str, str]:
+    """Every tensor that the class or one of its parts ties, and to which; those that are named by a pattern are left out."""
+    found = {}
+    for prefix, part in model.named_modules(remove_duplicate=False):
+        for name, source in plain_ties(part).items():
+            found[f"{prefix}.{name}" if prefix else name] = f"{prefix}.{source}" if prefix else source
+    return found
+
+
+def plain_ties(part: Any) -> dict[str, str]:
+    tied = getattr(part, "_tied_weights_keys", None)
+    every = tied.items() if isinstance(tied, dict) else ()
+    return {a: b for a, b in every if all(re.fullmatch(r"[\w.]+\.(weight|bias)", text) for text in (a, b))}
 
 
 def rule(transform: Any) -> dict[str, Any]:

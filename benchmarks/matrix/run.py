@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Merge two fine-tunes of every class of transformers that can be made tiny, and hold the output against float64 and a loader.
 
-usage: run.py [--only WORD...] [--rows FILE] [--page FILE]
+usage: run.py [--only WORD...] [--rows FILE]
 
 For each class and stored form: the linter's verdict, the streaming engine's merge, every output tensor beside float64 task
 arithmetic on the stored tensors (read by the safetensors package), and what transformers reports when it loads the output beside
 what it reports for the base. Nothing of this shares code with the engine. `--rows` keeps the results as JSON lines, and a second
-run with the same file goes on where the first one ended; `--page` writes them as Markdown.
+run with the same file goes on where the first one ended.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", metavar="WORD", default=[""], help="model types that hold one of these words")
     parser.add_argument("--rows", type=Path)
-    parser.add_argument("--page", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -68,8 +67,6 @@ def main() -> int:
                 file.writelines(json.dumps(row) + "\n" for row in found)
     counts = Counter(row["result"] for row in rows)
     print(f"{dict(counts)} in {time.monotonic() - started:.0f} s")
-    if args.page:
-        args.page.write_text(page(rows), encoding="utf-8")
     return int(any(row["result"] in ("wrong", "misled", "broke") for row in rows))
 
 
@@ -175,43 +172,6 @@ def deadline(seconds: int) -> Any:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def page(rows: list[dict[str, Any]]) -> str:
-    """docs/support.md."""
-    tried = [row for row in rows if row["result"] != "skipped"]
-    counts = Counter(row["result"] for row in tried)
-    left_out = sorted({row["type"] for row in rows} - {row["type"] for row in tried})
-    text = [
-        "# Architectures that were tried",
-        "",
-        "Written by `make matrix` (benchmarks/matrix): tiny random models of every class of transformers "
-        f"{transformers.__version__} that can be made tiny.",
-        "Two fine-tunes of each are merged by the streaming engine. Each output tensor is held against float64 task arithmetic",
-        "on the stored tensors, and transformers must report of the output what it reports of the base. `right`: both hold.",
-        "`refused`: by validate and merge alike, with the reason. Others are merged in the same way, by tensor name.",
-        "",
-        f"{len({row['type'] for row in tried})} architectures, {len(tried)} merges: "
-        + ", ".join(f"{count} {result}" for result, count in counts.most_common())
-        + ".",
-        "",
-        "| model type | class | " + " | ".join(FORMS) + " |",
-        "|---|---|" + "---|" * len(FORMS),
-    ]
-    by_type: dict[str, list[dict[str, Any]]] = {}
-    for row in tried:
-        by_type.setdefault(row["type"], []).append(row)
-    for kind in sorted(by_type):
-        found = {row["form"]: row for row in by_type[kind]}
-        cells = [
-            f"{found[form]['result']}{': ' + found[form]['says'][:120].replace('|', '/') if found[form]['says'] else ''}"
-            if form in found
-            else ""
-            for form in FORMS
-        ]
-        text.append(f"| {kind} | {by_type[kind][0]['class']} | " + " | ".join(cells) + " |")
-    text += ["", f"Not made tiny from their default configurations, so not tried ({len(left_out)}): {', '.join(left_out)}.", ""]
-    return "\n".join(text)
 
 
 if __name__ == "__main__":

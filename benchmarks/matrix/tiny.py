@@ -76,7 +76,7 @@ def tiny(kind: str, name: str, seed: int = 0) -> torch.nn.Module | None:
     cls, config_class = getattr(transformers, name), CONFIG_MAPPING[kind]
     for attempt in range(4):
         try:
-            config = _small(config_class, attempt)
+            config = small(config_class, attempt)
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
                 size = sum(p.numel() for p in cls(copy.deepcopy(config)).parameters())
@@ -89,7 +89,8 @@ def tiny(kind: str, name: str, seed: int = 0) -> torch.nn.Module | None:
     return None
 
 
-def _small(config_class: Any, attempt: int) -> Any:
+def small(config_class: Any, attempt: int) -> Any:
+    """A configuration of small numbers; classes differ in what they accept, so there are four attempts."""
     given = config_class().to_dict()
     shrunk = _shrink(given, attempt)
     shrunk.pop("transformers_version", None)

@@ -9,6 +9,7 @@ from mcp_server.engine.plan import MergePlan
 from mcp_server.formats import tensor_names
 from mcp_server.formats.identity import text_section
 from mcp_server.formats.quantised import without_quantisation
+from mcp_server.formats.tied import say_untied
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
@@ -31,9 +32,7 @@ def output_config(plan: MergePlan, *, own_head: bool = False) -> dict[str, Any]:
     stores_head = any(tensor_names.is_head(tensor.name) for tensor in plan.tensors)
     untied = any(source.tied is False for source in plan.sources.values())
     if own_head or (stores_head and untied and donor.tied is not False):
-        config["tie_word_embeddings"] = False
-        if "tie_word_embeddings" in section:
-            section["tie_word_embeddings"] = False
+        say_untied(config)
     return config
 
 

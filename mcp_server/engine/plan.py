@@ -20,7 +20,7 @@ from mcp_server.engine.sources import Input, Source, open_sources
 from mcp_server.errors import Incompatible, Malformed, Unsupported, did_you_mean
 from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import require_float
-from mcp_server.formats.recipe import Group, ModelRef, Recipe
+from mcp_server.formats.recipe import KEEPS_TIES, Group, ModelRef, Recipe
 from mcp_server.formats.recipe import Source as Listed
 from mcp_server.formats.recipe.parameters import has_gradient, resolve
 from mcp_server.formats.tensors import DTYPES, FLOATS
@@ -342,7 +342,7 @@ class _Planner:
         }
         if wide:
             yield f"{', '.join(sorted(wide))} is float64: it is merged in float32 and written in the output's dtype"
-        known = {*self.signature.source, *self.signature.shared}
+        known = {*self.signature.source, *self.signature.shared, KEEPS_TIES}
         places = [("the recipe", self.recipe.parameters)]
         for group in self.recipe.groups():
             own = group.scopes[:-1] if self.recipe.parameters else group.scopes

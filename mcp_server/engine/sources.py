@@ -12,7 +12,7 @@ from mcp_server.formats.absent_base import base_of_adapters
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.identity import text_section
 from mcp_server.formats.lora import Adapter, open_adapter
-from mcp_server.formats.recipe import ModelRef, Recipe
+from mcp_server.formats.recipe import ModelRef, Recipe, keeps_ties
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.formats.tied import tied
 from mcp_server.formats.updates import Change, LowRank, Update
@@ -128,7 +128,8 @@ def open_sources(recipe: Recipe, *, base_may_be_absent: bool = False) -> dict[Mo
         if ref.base_ref not in checkpoints:
             checkpoints[ref.base_ref] = _open_base(recipe, ref.base_ref) if base_may_be_absent else open_checkpoint(ref.base_ref)
         base = checkpoints[ref.base_ref]
-        adapter = open_adapter(ref.adapter_ref, base.tensors, base.config) if ref.adapter_ref else None
+        merged = keeps_ties(recipe.groups(), ref)
+        adapter = open_adapter(ref.adapter_ref, base.tensors, base.config, as_merged=merged) if ref.adapter_ref else None
         sources[ref] = Source(str(ref), with_adapter(base, adapter) if adapter else base, adapter)
     return sources
 

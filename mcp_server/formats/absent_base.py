@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 
 from mcp_server.errors import Incompatible
+from mcp_server.formats.adapter_file import KEY, bare, saved_name
 from mcp_server.formats.checkpoint import locate
-from mcp_server.formats.lora import KEY, bare, saved_name
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensors import StoredTensor
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mcp_server.formats.lora import KEY
+from mcp_server.formats.adapter_file import KEY
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.schemas.inspect import AdapterInfo
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Final
 
 from mcp_server.errors import Incompatible, Malformed, Unsupported
+from mcp_server.formats.adapter_patterns import Scales
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.formats.updates import Product, Scaled, Update
 
@@ -27,9 +27,6 @@ REFUSED: Final = {
 }
 _RUN_TIME: Final = ("alora_invocation_tokens", "arrow_config")
 BASE_CHANGING: Final = ("pissa", "olora", "corda", "loftq", "eva_residual", "lora_ga")
-_REPEATED_GROUP: Final = re.compile(r"\)[*+{]")
-_REPEAT: Final = re.compile(r"[*+{]")
-_MAX_REPEATS: Final = 3
 
 
 def refuse_unsupported(ref: str, config: dict[str, Any]) -> None:
@@ -57,6 +54,7 @@ def kind_of(config: dict[str, Any]) -> str:
 def other_update(
     ref: str,
     own: dict[str, Any],
+    scales: Scales,
     stem: str,
     parts: dict[str, StoredTensor],
     shape: tuple[int, ...],
@@ -71,13 +69,13 @@ def other_update(
         raise Unsupported(f"{stem} of {ref} is a convolution in Tucker form", MERGE_FIRST)
     if kind == "LOHA" and names == {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}:
         made = (parts["hada_w1_a"].shape[0], parts["hada_w1_b"].shape[1])
-        return _sized(ref, stem, Product("LOHA", parts, _scale(own, stem)), made, shape)
+        return _sized(ref, stem, Product("LOHA", parts, _scale(own, scales, stem)), made, shape)
     if kind == "LOKR":
         first = _sides(parts, "lokr_w1")
         second = _sides(parts, "lokr_w2")
         if first and second:
             made = (first[0] * second[0], first[1] * second[1])
-            return _sized(ref, stem, Product("LOKR", parts, _scale(own, stem)), made, shape)
+            return _sized(ref, stem, Product("LOKR", parts, _scale(own, scales, stem)), made, shape)
     if kind == "VERA" and names == {"vera_lambda_b", "vera_lambda_d"}:
         if set(shared) != {"A", "B"}:
             raise Unsupported(
@@ -120,32 +118,9 @@ def _scaled(ref: str, stem: str, vector: StoredTensor, shape: tuple[int, ...]) -
     return Scaled(vector, columns=vector.shape == (1, shape[1]) and vector.shape[0] == 1)
 
 
-def by_pattern(patterns: Any, key: str, stem: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the end of the module's name, at a dot.
-
-    The patterns are regular expressions of whoever made the adapter. One that repeats a group, or repeats often, can take for
-    ever on a name that does not match; such are refused. Real ones are module names, with a `.*` now and then.
-    """
-    if not patterns:
-        return default
-    if not isinstance(patterns, dict):
-        raise Malformed(f"rank_pattern or alpha_pattern is {str(patterns)[:80]}, not a table", "save the adapter again")
-    for pattern, value in patterns.items():
-        if len(pattern) > 500 or _REPEATED_GROUP.search(pattern) or len(_REPEAT.findall(pattern)) > _MAX_REPEATS:
-            raise Unsupported(
-                f"the pattern {pattern[:80]!r} in the adapter's config could take for ever to match", "name the modules plainly"
-            )
-        try:
-            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (stem, key)):
-                return value
-        except re.error as error:
-            raise Malformed(f"the pattern {pattern[:80]!r} in the adapter's config is none: {error}", "save it again") from error
-    return default
-
-
-def _scale(own: dict[str, Any], stem: str) -> float:
-    rank = by_pattern(own.get("rank_pattern"), stem, stem, own.get("r", 8))
-    alpha = by_pattern(own.get("alpha_pattern"), stem, stem, own.get("alpha", 8))
+def _scale(own: dict[str, Any], scales: Scales, stem: str) -> float:
+    rank = scales.rank.value((stem,), own.get("r", 8))
+    alpha = scales.alpha.value((stem,), own.get("alpha", 8))
     if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or not rank:
         raise Malformed(f"{stem} has the scale alpha={alpha!r} over r={rank!r}, which is no number", "save the adapter again")
     return float(alpha) / rank

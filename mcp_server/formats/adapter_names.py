@@ -15,6 +15,8 @@ from mcp_server.formats.memory_names import Held, Names
 from mcp_server.formats.tensor_names import WRAPPERS
 
 MOST_CANDIDATES: Final = 64
+_DEFINED: Final = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "down_proj", "w2")
+"""The order in which modules of experts define their matrices, where the class is not known."""
 
 Find = Callable[[Names, str], str | None]
 """The full tensor name that a key's stem means in a table of names, or None. It looks at shapes, so that a likely name of another
@@ -89,6 +91,19 @@ def nearest(wanted: Sequence[Wanted], tables: Sequence[tuple[str, Names]]) -> tu
             if len(missing) < len(best[0]):
                 best = (missing, prefix)
     return best
+
+
+def stacks(names: Names, stem: str, targets: Sequence[str], orders: Sequence[Sequence[str]]) -> list[str]:
+    """The stacks of a module's matrices that an adapter changes, in the order in which the module defines them.
+
+    `targets` are the ends of their names by the adapter's config, `orders` the orders that the model's class has.
+    """
+    ends = dict.fromkeys(target.rpartition(".")[2] for target in targets)
+    chosen = [leaf for leaf in ends if f"{stem}.{leaf}" in names and any(f".{stem}.{leaf}".endswith(t) for t in targets)]
+    if not chosen:
+        chosen = [leaf for leaf in ("gate_up_proj", "down_proj") if f"{stem}.{leaf}" in names]
+    order = next((list(every) for every in orders if set(chosen) <= set(every)), list(_DEFINED))
+    return [f"{stem}.{leaf}" for leaf in sorted(chosen, key=lambda leaf: order.index(leaf) if leaf in order else len(order))]
 
 
 def _under(wanted: Sequence[Wanted], names: Names, prefix: Prefix, label: str, *, exact: bool) -> Mapping | None:

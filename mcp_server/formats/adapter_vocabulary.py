@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mcp_server.errors import Incompatible
+from mcp_server.errors import Incompatible, Unsupported
 from mcp_server.formats.memory_names import Shaped
+from mcp_server.formats.recipe import KEEPS_TIES
 from mcp_server.formats.tensor_names import vocabulary_tensor
-from mcp_server.formats.ties import Tie
-from mcp_server.formats.updates import Change, Rows
+from mcp_server.formats.ties import Ties
+from mcp_server.formats.updates import Change, LowRank, Rows
 
 
-def check_rows(ref: str, changes: dict[str, Change], shapes: Mapping[str, Shaped], tie: Tie | None) -> int | None:
+def check_rows(ref: str, changes: dict[str, Change], shapes: Mapping[str, Shaped], ties: Ties | None) -> int | None:
     """Replacements have the base's shape; a vocabulary may have grown. Returns its new size."""
     grown: dict[str, int] = {}
     for name, change in changes.items():
         new, old = change.replacement, tuple(shapes[name].shape)
         if new is not None and new.shape != old:
-            if len(old) != 2 or new.shape[1:] != old[1:] or new.shape[0] < old[0] or not _vocabulary(name, tie):
+            if len(old) != 2 or new.shape[1:] != old[1:] or new.shape[0] < old[0] or not _vocabulary(name, ties):
                 raise Incompatible(
                     f"{name} is {list(new.shape)} in {ref}, {list(old)} in the base",
                     "merge it on a base of that size: resize_token_embeddings() on the base, then save it",
@@ -33,8 +34,8 @@ def check_rows(ref: str, changes: dict[str, Change], shapes: Mapping[str, Shaped
                 )
     if not grown:
         return None
-    pair = [name for name in ((tie.head, tie.embedding) if tie else ()) if name in shapes]
-    if len(set(grown.values())) != 1 or any(name not in grown for name in pair if not (tie and tie.tied)):
+    pair = [name for name in ((ties.head, ties.embedding) if ties else ()) if name in shapes]
+    if len(set(grown.values())) != 1 or any(name not in grown for name in pair if not (ties and ties.tied)):
         sizes = ", ".join(f"{name} {rows}" for name, rows in grown.items())
         kept = ", ".join(f"{name} {shapes[name].shape[0]}" for name in pair if name not in grown)
         raise Incompatible(
@@ -44,37 +45,89 @@ def check_rows(ref: str, changes: dict[str, Change], shapes: Mapping[str, Shaped
     return next(iter(grown.values()))
 
 
-def _vocabulary(name: str, tie: Tie | None) -> bool:
-    return vocabulary_tensor(name) or (tie is not None and name in (tie.head, tie.embedding))
+def _vocabulary(name: str, ties: Ties | None) -> bool:
+    return vocabulary_tensor(name) or (ties is not None and name in (ties.head, ties.embedding))
 
 
 def untie(
-    ref: str, own: dict[str, Any], changes: dict[str, Change], base: Mapping[str, Shaped], tie: Tie | None, notes: list[str]
+    ref: str,
+    own: dict[str, Any],
+    changes: dict[str, Change],
+    base: Mapping[str, Shaped],
+    ties: Ties | None,
+    notes: list[str],
+    *,
+    as_merged: set[str] | None = None,
 ) -> tuple[dict[str, str], bool]:
-    """PEFT adapts one side of a tied pair and leaves the other: the merged model then needs both."""
-    if tie is None or not tie.tied or not ({tie.head, tie.embedding} & set(changes)):
+    """PEFT adapts one of the names of a tied tensor and leaves the others: the model as it runs then needs both.
+
+    Returns what has to be stored that the base does not store, name → the base's tensor that it starts from, and whether the
+    result is untied. `as_merged` asks for what PEFT's merge_and_unload makes, where a LoRA of a tied tensor changes all of it;
+    it names the tensors that the adapter holds whole only as copies of the base's.
+    """
+    if ties is None or not ties.tied:
         return {}, False
-    embedding, head = changes.get(tie.embedding), changes.get(tie.head)
-    follows = bool(own.get("ensure_weight_tying")) or all(
-        isinstance(update, Rows) for change in (embedding, head) if change for update in change.updates
-    )
-    if follows and (embedding is None or head is None or own.get("ensure_weight_tying")) and _only_rows(embedding, head, own):
-        kept = embedding or head
-        assert kept is not None
-        changes[tie.embedding] = kept
-        if tie.head in base:
-            changes[tie.head] = kept
-        else:
-            changes.pop(tie.head, None)
+    apart: dict[str, list[str]] = {}
+    for holder, others in ties.groups().items():
+        touched = [name for name in (holder, *others) if name in changes]
+        if not touched:
+            continue
+        kept = _shared(own, changes, touched)
+        if kept is None and as_merged is not None:
+            kept = _merged(ref, changes, touched, as_merged)
+        if kept is None:
+            apart[holder] = others
+            continue
+        for name in (holder, *others):
+            changes.pop(name, None)
+            if name == holder or name in base:
+                changes[name] = kept
+        if as_merged is not None and holder == ties.embedding and not _only_rows(kept):
+            notes.append(f"{ref} changes embedding and head of its base alike, as PEFT's merge_and_unload does ({KEEPS_TIES})")
+    if not apart:
         return {}, False
-    side = "embedding" if head is None else "head" if embedding is None else "head and embedding, each by itself"
-    notes.append(
-        f"{ref} changes the {side} of a base whose head is tied to its embedding; the result is untied, as the adapter was "
-        f"trained ({tie.head} is stored, tie_word_embeddings is false). PEFT's merge_and_unload of a LoRA would change both"
-    )
-    return ({} if tie.head in base else {tie.head: tie.embedding}), True
+    sides = [side for side, name in (("embedding", ties.embedding), ("head", ties.head)) if name in changes]
+    if sides:
+        stored = "transformers loads both as they are stored" if ties.keeps_flag else "tie_word_embeddings is false"
+        merged = (
+            ""
+            if changes[ties.head if ties.head in changes else ties.embedding].replacement
+            else (f"; PEFT's merge_and_unload changes both instead: parameters: {{{KEEPS_TIES}: true}} asks for that")
+        )
+        notes.append(
+            f"{ref} changes the {' and the '.join(sides)}{', each by itself,' if len(sides) > 1 else ''} of a base whose head is "
+            f"tied to its embedding; the result is untied, as the adapter was trained ({ties.head} is stored, {stored}){merged}"
+        )
+    if ties.keeps_flag:  # what is not stored still follows, so only what would follow a changed tensor has to be
+        names = [name for holder, others in apart.items() for name in others if holder in changes or name in changes]
+    else:
+        names = list(ties.holders)
+    return {name: ties.holders[name] for name in names if name not in base}, True
 
 
-def _only_rows(embedding: Change | None, head: Change | None, own: dict[str, Any]) -> bool:
-    changes = [change for change in (embedding, head) if change]
-    return bool(own.get("ensure_weight_tying")) or all(change.replacement is None for change in changes)
+def _shared(own: dict[str, Any], changes: dict[str, Change], touched: list[str]) -> Change | None:
+    """The change of a tied tensor whose names stayed one while it was trained; None when they did not."""
+    first = changes[touched[0]]
+    if own.get("ensure_weight_tying") or (len(touched) == 1 and _only_rows(first)):
+        return first
+    trained_bias = str(own.get("bias") or "none") != "none" and all(name.endswith("bias") for name in touched)
+    heads = [changes.get(f"{name.removesuffix('bias')}weight") for name in touched]
+    return first if trained_bias and not any(head and head.replacement for head in heads) else None
+
+
+def _merged(ref: str, changes: dict[str, Change], touched: list[str], copies: set[str]) -> Change | None:
+    """All updates of a tied tensor one after the other; None for tensors that the adapter holds whole, which PEFT unties too."""
+    every = [changes[name] for name in touched]
+    if any(changes[name].replacement and name not in copies for name in touched):
+        return None
+    updates = tuple(update for change in every for update in change.updates)
+    if len(every) > 1 and any(not isinstance(update, LowRank) or update.magnitude for update in updates):
+        raise Unsupported(
+            f"{ref} changes {' and '.join(touched)}, which are one tensor, in ways that cannot be added up",
+            f"leave out {KEEPS_TIES}: the result is then untied, as the adapter runs",
+        )
+    return Change(next((change.replacement for change in every if change.replacement), None), updates)
+
+
+def _only_rows(change: Change) -> bool:
+    return change.replacement is None and all(isinstance(update, Rows) for update in change.updates)

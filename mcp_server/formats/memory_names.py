@@ -49,13 +49,15 @@ Names = dict[str, Held]
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """What transformers says of one model class: conversions, Conv1D modules, and which weight a tied one follows."""
+    """What transformers says of one model class: conversions, Conv1D modules, which weight a tied one follows, and stacks."""
 
     known: bool = False
     rules: tuple[dict[str, Any], ...] = ()
     conv1d: tuple[str, ...] = ()
     transposed_experts: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+    stacks: tuple[tuple[str, ...], ...] = ()
+    """Parameters of single modules that are stacks of matrices, in the order in which the modules define them."""
 
 
 @cache
@@ -77,6 +79,7 @@ def facts_of(config: Mapping[str, Any]) -> ClassFacts:
         tuple(found.get("conv1d", ())),
         tuple(found.get("transposed", ())),
         tuple((str(a), str(b)) for a, b in found.get("tied", {}).items()),
+        tuple(tuple(map(str, names)) for names in found.get("stacks", ())),
     )
 
 
@@ -162,10 +165,19 @@ class _Part:
 def _converted(target: str, rule: dict[str, Any], sources: dict[int, list[str]], tensors: Mapping[str, Shaped]) -> Names:
     every = [name for names in sources.values() for name in names]
     ranks = {len(tensors[name].shape) for name in every}
-    first = rule["to"][0]
     kinds = [kind for kind, _ in rule["ops"]]
+    targets = [target.replace(rule["to"][0], to, 1) for to in rule["to"]]
+
+    def obstacle(kind: str) -> Names:
+        return dict.fromkeys(targets, Held((), tuple(map(Piece, every)), kind))
+
+    if ranks == {1} and kinds == ["Chunk"] and len(every) == 1:
+        return _chunks(targets, every[0], tensors[every[0]].shape)
     if len(ranks) != 1 or not ranks <= {2, 3}:
-        return {target: Held((), tuple(map(Piece, every)), " and ".join(kinds))}
+        return obstacle(" and ".join(kinds))
+    if len(every) == 1 and kinds == ["Transpose"] and rule["ops"][0][1].get("check_dims"):
+        # turned only if it is stored the other way round than the class has it: which way, the shape of an update tells
+        return {target: Held(tuple(tensors[every[0]].shape), (Piece(every[0]),))}
     rank = ranks.pop()
     experts = tensors[every[0]].shape[0] if rank == 3 else None
     lists = {
@@ -199,21 +211,23 @@ def _converted(target: str, rule: dict[str, Any], sources: dict[int, list[str]],
                 for n, parts in lists.items()
             }
         elif kind == "Chunk" and axis == 0 and rank == 2 and len(every) == 1 and len(rule["to"]) > 1:
-            chunks = len(rule["to"])
+            chunks = len(targets)
         else:
-            return {target: Held((), tuple(map(Piece, every)), kind)}
+            return obstacle(kind)
     parts = [part for parts in lists.values() for part in parts]
     rows, columns = max(p.row + p.rows for p in parts), max(p.column + p.columns for p in parts)
     if chunks > 1:
-        part, size = parts[0], rows // chunks
-        if rows % chunks or part.flip:
-            return {target: Held((), (Piece(part.name),), "Chunk")}
-        return {
-            target.replace(first, to, 1): Held((size, columns), (Piece(part.name, Region(at=i * size)),))
-            for i, to in enumerate(rule["to"])
-        }
+        return obstacle("Chunk") if parts[0].flip else _chunks(targets, parts[0].name, (rows, columns))
     shape = (rows, columns) if rank == 2 else (experts or 1, rows, columns)
     return {target: Held(shape, tuple(Piece(p.name, _region(p, rows, columns)) for p in parts))}
+
+
+def _chunks(targets: list[str], stored: str, shape: tuple[int, ...]) -> Names:
+    """A tensor that is cut into equal runs of rows."""
+    size, rest = divmod(shape[0], len(targets))
+    if rest:
+        return dict.fromkeys(targets, Held((), (Piece(stored),), "Chunk"))
+    return {to: Held((size, *shape[1:]), (Piece(stored, Region(at=i * size)),)) for i, to in enumerate(targets)}
 
 
 def _region(part: _Part, rows: int, columns: int) -> Region | None:

@@ -5,6 +5,7 @@ The defaults are those of transformers 5.23.0: `tie_word_embeddings` of every co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from mcp_server.formats.identity import architectures
@@ -39,6 +40,29 @@ def lacks_head(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> bo
     return not any(len(shape) == 2 and shape[1] == width and 2 * shape[0] > rows for shape in outside)
 
 
+def keeps_flag(config: Mapping[str, Any]) -> bool:
+    """Whether the class needs its flag as it is: it ties whatever the flag says, or scales its outputs by it, as T5 does.
+
+    transformers ties only what is not stored, or stored alike, so a head of its own is loaded under such a flag too.
+    """
+    return config.get("model_type") in KEEPS_FLAG
+
+
+def say_untied(config: dict[str, Any]) -> None:
+    """Make a config say that the head is a tensor of its own, unless its class needs the flag."""
+    if keeps_flag(config):
+        return
+    config["tie_word_embeddings"] = False
+    text = config.get("text_config")
+    if isinstance(text, dict) and "tie_word_embeddings" in text:
+        config["text_config"] = text | {"tie_word_embeddings": False}
+
+
+KEEPS_FLAG: Final = frozenset(
+    """
+    csm hunyuan_vl longt5 mt5 paddleocr_vl pop2piano shieldgemma2 switch_transformers t5 udop umt5 vilt
+    """.split()  # noqa: SIM905 - a page of words
+)
 TIED: Final = frozenset(
     """
     albert aya_vision bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small blip

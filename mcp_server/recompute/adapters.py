@@ -59,6 +59,8 @@ class Adapter:
     parts: dict[str, Parts] = field(default_factory=dict)
     replaced: dict[str, StoredTensor] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
+    one_with: dict[str, list[str]] = field(default_factory=dict)
+    """Tensor → others that are one with it, whose updates change it too (adapter_keeps_ties)."""
 
     @property
     def touched(self) -> set[str]:
@@ -146,6 +148,10 @@ def adapted_rows(adapter: Adapter, name: str, shape: tuple[int, ...], base: Arra
     if parts is not None:
         rows, added = _update(adapter, parts, shape, rows, span)
         terms = terms + added
+    for twin in adapter.one_with.get(name, ()):
+        if (theirs := adapter.parts.get(twin)) is not None:
+            rows, added = _update(adapter, theirs, shape, rows, span)
+            terms = terms + added
     for owner, other in adapter.parts.items():
         if owner.removesuffix("weight") + "bias" == name and (bias := other.stored.get("lora_B.bias")) is not None:
             added = scale_of(adapter, other, other.stored["lora_A"].shape[0]) * read_rows(bias, 0, 1)

@@ -12,7 +12,7 @@ import yaml
 from mcp_server.errors import MergingError
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.provenance import Provenance, read_provenance, read_recipe_text
-from mcp_server.formats.recipe import ModelRef, Recipe, parse_ref, read_recipe
+from mcp_server.formats.recipe import ModelRef, Recipe, keeps_ties, parse_ref, read_recipe
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensors import StoredTensor, read_json, stored_tensors
@@ -127,6 +127,9 @@ def _open_sources(merge: Merge, given_base: ModelRef | None, given: list[ModelRe
             merge.sources[name] = merge.by_ref[ref] = _open(name, stands.get(ref, ref))
         except MergingError as error:
             merge.missing[name] = error.message
+    for ref, source in merge.by_ref.items() if recipe else ():
+        if recipe and keeps_ties(recipe.groups(), ref):
+            source.keep_ties()
     if merge.is_adapter and merge.base is not None:
         merge.adapter = read_adapter(merge.folder, merge.base.tensors, str(merge.base.config.get("model_type")))
 

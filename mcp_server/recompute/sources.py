@@ -52,6 +52,14 @@ class Source:
         other = nearest(name, self.tensors)
         return Value(self.tensors[other], other, self.adapter) if other and self.tensors[other].shape == shape else None
 
+    def keep_ties(self) -> None:
+        """Let updates of a tied head and its embedding change both, as a recipe may ask."""
+        words, adapter = self.embedding, self.adapter
+        if adapter is None or words is None:
+            return
+        heads = [name for name in adapter.parts if is_head(name)]
+        adapter.one_with |= {words: heads} | {name: [words] for name in self.tensors if is_head(name)}
+
     @cached_property
     def embedding(self) -> str | None:
         """The input embedding's name; of several the shared one."""

@@ -30,6 +30,7 @@ from mcp_server.errors import DiskFull, Unsupported
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.lora import open_adapter
+from mcp_server.formats.recipe import KEEPS_TIES
 from mcp_server.formats.tensors import ITEM_BYTES, StoredTensor
 from mcp_server.formats.updates import Change
 from mcp_server.system import paths
@@ -41,22 +42,26 @@ _FORMAT: Final = "folded-1"
 _CARRIED: Final = (*TOKENIZER_FILES, "generation_config.json", "config.json", "model.safetensors.index.json")
 
 
-def folded(base: str, adapter: str, report: Report) -> Path:
-    """The folder of `base` with `adapter` folded in, made now or found in the cache. `report(done, total)` counts tensors."""
+def folded(base: str, adapter: str, report: Report, *, as_merged: bool = False) -> Path:
+    """The folder of `base` with `adapter` folded in, made now or found in the cache. `report(done, total)` counts tensors.
+
+    `as_merged` is that of `open_adapter`.
+    """
     checkpoint = open_checkpoint(base)
     if packed := next((tensor.packed for tensor in checkpoint.tensors.values() if tensor.packed is not None), None):
         raise Unsupported(
             f"{base} is quantised ({packed.kind}), and a folded copy keeps the base's own form",
             "use the stream engine, which unpacks it as it reads",
         )
-    changes = open_adapter(adapter, checkpoint.tensors, checkpoint.config)
+    changes = open_adapter(adapter, checkpoint.tensors, checkpoint.config, as_merged=as_merged)
     if changes.untied or changes.vocabulary is not None:
         raise Unsupported(
             f"{adapter} {'unties the head of its base' if changes.untied else 'resizes the vocabulary'}, and a folded copy keeps "
             "the base's own tensors",
-            "use the stream engine, which writes the head and the config that go with it",
+            "use the stream engine, which writes the head and the config that go with it"
+            + (f", or set parameters: {{{KEEPS_TIES}: true}} to change both as PEFT's merge does" if changes.untied else ""),
         )
-    key = content_key([*checkpoint.headers, *changes.headers, changes.folder / "adapter_config.json"])
+    key = content_key([*checkpoint.headers, *changes.headers, changes.folder / "adapter_config.json"], as_merged=as_merged)
     target = paths.cache_dir() / "folded" / key[:32]
     if target.is_dir():
         report(1, 1)
@@ -113,7 +118,7 @@ def _patch(stored: StoredTensor, change: Change, reader: Reader, workspace: Work
         os.pwrite(out, raw.tobytes(), stored.offset + block.start * size)
 
 
-def content_key(files: list[Path]) -> str:
-    """SHA-256 over names and contents."""
+def content_key(files: list[Path], *, as_merged: bool = False) -> str:
+    """SHA-256 over names and contents, and how they are read."""
     lines = [f"{path.name} {file_sha256(path)}" for path in sorted(files)]
-    return hashlib.sha256("\n".join([_FORMAT, *lines]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([_FORMAT, *(["ties kept"] if as_merged else []), *lines]).encode()).hexdigest()

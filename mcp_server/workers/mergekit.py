@@ -24,7 +24,7 @@ from mcp_server.errors import InputChanged, RunFailed, Unsupported
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.lineage import source_records
 from mcp_server.formats.provenance import Provenance, SourceRecord, identify, write_model_card, write_provenance
-from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
+from mcp_server.formats.recipe import ModelRef, Recipe, keeps_ties, read_recipe
 from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.safetensors import read_header
 from mcp_server.schemas.job import MergeRequest
@@ -43,7 +43,7 @@ def main(job: Job) -> dict[str, Any]:
     recipe = read_recipe(request.recipe)
     sources = _identify(recipe, request.hash)
     stamps = _stamps(sources)
-    text = rewrite_refs(request.recipe, _folder(job))
+    text = rewrite_refs(request.recipe, _folder(job, recipe))
     write_text(job.folder / "recipe.yml", text)
     transcript = mergekit_process.run(job, _command(job, recipe, request, partial))
     _require_unchanged(stamps)
@@ -88,7 +88,7 @@ def _command(job: Job, recipe: Recipe, request: MergeRequest, partial: Path) -> 
     return arguments
 
 
-def _folder(job: Job) -> Callable[[ModelRef], ModelRef]:
+def _folder(job: Job, recipe: Recipe) -> Callable[[ModelRef], ModelRef]:
     """Replaces `base+adapter` by the folder of the folded model."""
 
     def fold(ref: ModelRef) -> ModelRef:
@@ -98,7 +98,10 @@ def _folder(job: Job) -> Callable[[ModelRef], ModelRef]:
 
         name = Path(ref.adapter).name
         target = folded(
-            ref.base_ref, ref.adapter_ref or ref.adapter, lambda done, total: job.progress(f"fold {name}", done, total)
+            ref.base_ref,
+            ref.adapter_ref or ref.adapter,
+            lambda done, total: job.progress(f"fold {name}", done, total),
+            as_merged=keeps_ties(recipe.groups(), ref),
         )
         return ModelRef(base=str(target), override_architecture=ref.override_architecture)
 

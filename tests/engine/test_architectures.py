@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.matrix import adapters
 from benchmarks.matrix.run import one_class
 
 
@@ -21,3 +22,30 @@ def test_a_tiny_model_of_the_class_is_merged_right(kind: str, name: str) -> None
         ("float32", "right", ""),
         ("bfloat16, shards", "right", ""),
     ]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "name", "expected"),
+    [
+        ("qwen3_moe", "Qwen3MoeForCausalLM", {"default": "right", "experts": "right", "two": "right"}),
+        ("bert", "BertLMHeadModel", {"default": "right", "embeddings": "runs", "saved": "right"}),
+        ("t5", "T5ForConditionalGeneration", {"embeddings": "runs", "saved": "right"}),
+        ("nemotron_h", "NemotronHForCausalLM", {"experts": "right"}),
+        pytest.param(
+            "switch_transformers", "SwitchTransformersForConditionalGeneration", {"saved": "right"}, marks=pytest.mark.slow
+        ),
+        pytest.param("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", {"experts": "right"}, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_adapters_of_a_tiny_model_of_the_class_are_merged_right(kind: str, name: str, expected: dict[str, str]) -> None:
+    """`runs`: PEFT's merge and PEFT running differ, and the recipe decides which of the two it is."""
+    rows = adapters.one_class(kind, name, list(expected))
+    assert {row["kind"]: row["result"] for row in rows} == expected, rows
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_that_the_base_stores_in_another_arrangement_is_refused_by_that_reason() -> None:
+    [row] = adapters.one_class("kimi_k25", "Kimi_K25ForConditionalGeneration", ["all-linear"])
+    assert row["result"] == "refused"
+    assert row["says"].endswith("is stored by the base in another arrangement (PermuteForRope)")

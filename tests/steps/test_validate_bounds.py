@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 
 from mcp_server.steps.validate import fix, validate
+from tests.tiny import linear_recipe, write_adapter, write_model
 
 SECONDS = 3.0
 
@@ -70,3 +73,13 @@ def test_four_times_the_text_takes_at_most_about_four_times_as_long(form: object
     validate(form(10))  # what is read once per process
     small, large = (min(seconds(form(count)) for _ in range(3)) for count in (200, 800))
     assert large < 7 * small + 0.05
+
+
+def test_an_adapter_of_a_hundred_thousand_patterns_is_answered_at_once(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base")
+    adapter = write_adapter(tmp_path / "lora", base)
+    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    config["rank_pattern"] = {f"model.layers.{n}.mlp.up_proj": 7 for n in range(100_000)}
+    (adapter / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    validate(linear_recipe(base, f"{base}+{adapter}"))  # what is read once per process
+    assert seconds(linear_recipe(base, f"{base}+{adapter}")) < 2.0

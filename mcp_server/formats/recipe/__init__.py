@@ -14,9 +14,10 @@ from mcp_server.formats.recipe.settings import (
     resolve,
     scalars,
 )
-from mcp_server.formats.recipe.types import Expert, Group, ModelRef, Module, OutputSlice, Recipe, Source
+from mcp_server.formats.recipe.types import KEEPS_TIES, Expert, Group, ModelRef, Module, OutputSlice, Recipe, Source, keeps_ties
 
 __all__ = [
+    "KEEPS_TIES",
     "MISSING",
     "Expert",
     "Group",
@@ -33,6 +34,7 @@ __all__ = [
     "has_fallback",
     "is_filters",
     "is_gradient",
+    "keeps_ties",
     "merge_recipe",
     "parse_document",
     "parse_recipe",

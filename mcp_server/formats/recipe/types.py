@@ -7,11 +7,13 @@ with an unlisted base appended where mergekit appends it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from mcp_server.formats.recipe.settings import as_flag
 from mcp_server.schemas.base import Frozen
 
 RecipeKind = Literal["merge", "moe", "multi"]
@@ -100,6 +102,19 @@ class Group(Frozen):
         for table in ((source.parameters,) if source else ()) + self.scopes:
             if name in table:
                 yield table[name]
+
+
+KEEPS_TIES: Final = "adapter_keeps_ties"
+"""A parameter of ours that mergekit ignores: a LoRA of a tied embedding or head changes both, as PEFT's merge_and_unload does."""
+
+
+def keeps_ties(groups: Iterable[Group], ref: ModelRef) -> bool:
+    """What the recipe says of this source's adapter; false when it says nothing, as PEFT runs the adapter."""
+    for group in groups:
+        for source in group.sources:
+            if source.model == ref:
+                return any(as_flag(setting) is True for setting in islice(group.settings(KEEPS_TIES, source), 1))
+    return False
 
 
 class Recipe(Frozen):

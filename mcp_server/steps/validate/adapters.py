@@ -11,7 +11,7 @@ from mcp_server.formats.adapter_info import named_base
 from mcp_server.formats.adapter_kinds import refuse_unsupported
 from mcp_server.formats.checkpoint import Checkpoint
 from mcp_server.formats.lora import Adapter, open_adapter
-from mcp_server.formats.recipe import ModelRef
+from mcp_server.formats.recipe import ModelRef, keeps_ties
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.registry import Found, check
@@ -55,7 +55,7 @@ def parts_are_in_order(context: Context) -> Iterator[Found]:
         if isinstance(adapter, (NotAModel, Malformed)):
             yield Found(adapter.message, where, adapter.next_step)
         elif isinstance(adapter, AdapterFolder) and isinstance(base, Checkpoint):
-            refused = read_on(adapter, base)
+            refused = read_on(context, ref, adapter, base)
             if isinstance(refused, (NotAModel, Malformed)):
                 yield Found(refused.message, where, refused.next_step)
         if isinstance(base, NotAModel) and base.details.get("kind") == "lora":
@@ -64,8 +64,8 @@ def parts_are_in_order(context: Context) -> Iterator[Found]:
 
 @check("MM406")
 def adapter_is_read_with_care(context: Context) -> Iterator[Found]:
-    for where, _, adapter, model in _pairs(context):
-        found = read_on(adapter, model) if model else None
+    for where, ref, adapter, model in _pairs(context):
+        found = read_on(context, ref, adapter, model) if model else None
         for note in found.notes if isinstance(found, Adapter) else ():
             yield Found(note, where)
 
@@ -90,18 +90,21 @@ def base_for(context: Context, ref: ModelRef) -> str | None:
     return named_base(adapter.config) if isinstance(adapter, AdapterFolder) else None
 
 
-def read_on(adapter: AdapterFolder, model: Checkpoint) -> Adapter | MergingError:
-    """The adapter as a merge reads it, or the refusal that a merge would end with."""
-    try:
-        return open_adapter(str(adapter.folder), model.tensors, model.config)
-    except MergingError as error:
-        return error
+def read_on(context: Context, ref: ModelRef, adapter: AdapterFolder, model: Checkpoint) -> Adapter | MergingError:
+    """The adapter as a merge reads it, or the refusal that a merge would end with; read once."""
+    if str(ref) not in context.adapted:
+        try:
+            merged = keeps_ties(context.recipe.groups(), ref)
+            context.adapted[str(ref)] = open_adapter(str(adapter.folder), model.tensors, model.config, as_merged=merged)
+        except MergingError as error:
+            context.adapted[str(ref)] = error
+    return context.adapted[str(ref)]
 
 
 def _refused(context: Context, kind: type[MergingError]) -> Iterator[Found]:
     """What the reader of adapters refuses, in its own words."""
-    for where, _, adapter, model in _pairs(context):
-        found = read_on(adapter, model) if model else _alone(adapter)
+    for where, ref, adapter, model in _pairs(context):
+        found = read_on(context, ref, adapter, model) if model else _alone(adapter)
         if isinstance(found, kind):
             yield Found(found.message, where, found.next_step)
 

@@ -12,6 +12,7 @@ from mcp_server.catalog import Strategy
 from mcp_server.errors import MergingError, NotFound
 from mcp_server.formats.adapter_folder import AdapterFolder, open_adapter_folder
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
+from mcp_server.formats.lora import Adapter
 from mcp_server.formats.recipe import ModelRef, Problem, Recipe, Source
 from mcp_server.steps.validate.methods import merge_methods
 
@@ -30,6 +31,8 @@ class Context:
     stages: tuple[Recipe, ...] = ()
     plan: list[str] | MergingError | None = None
     """What the streaming engine says of it, once it has been asked."""
+    adapted: dict[str, Adapter | MergingError] = field(default_factory=dict)
+    """base+adapter → how a merge reads the adapter, or why it refuses."""
     _models: dict[str, Checkpoint | MergingError] = field(default_factory=dict)
     _adapters: dict[str, AdapterFolder | MergingError] = field(default_factory=dict)
 

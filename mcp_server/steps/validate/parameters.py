@@ -8,7 +8,7 @@ from typing import Any, Final
 from mcp_server.catalog import Strategy
 from mcp_server.catalog.models import Parameter
 from mcp_server.errors import did_you_mean
-from mcp_server.formats.recipe import Group, Source, as_flag, as_number, has_fallback, scalars
+from mcp_server.formats.recipe import KEEPS_TIES, Group, Source, as_flag, as_number, has_fallback, scalars
 from mcp_server.formats.recipe.keys import OWN, TOP, dotted, tables
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.methods import ignores_base, merge_methods, parameter_names
@@ -51,7 +51,7 @@ def _required(parameter: Parameter, group: Group, source: Source | None, method:
 @check("MM205")
 def unknown_parameter(context: Context) -> Iterator[Found]:
     for where, name, _ in all_parameters(context):
-        if name not in parameter_names() and name not in TOP and not name.startswith(OWN):
+        if name not in parameter_names() and name not in (*TOP, KEEPS_TIES) and not name.startswith(OWN):
             mine = [p.name for p in context.method.parameters] if context.method else []
             hint = did_you_mean(name, mine) or did_you_mean(name, parameter_names())
             known = f" {context.method.id} reads {', '.join(mine) or 'none'}." if context.method else ""
@@ -73,6 +73,10 @@ def legal_values(context: Context) -> Iterator[Found]:
     method = context.known_method()
     for where, name, setting in all_parameters(context):
         parameter = method.parameter(name)
+        if name == KEEPS_TIES and (isinstance(setting, (list, dict)) or as_flag(setting) is None):
+            yield Found(
+                f"{name} {setting!r} is neither true nor false", where, "write true or false; it holds for the whole source"
+            )
         for value in scalars(setting) if parameter else ():
             if parameter and (problem := parameter.problem(typed(parameter, value))):
                 if (share := per_cent(parameter, value)) is not None:

@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Write docs/support.md from the rows of both matrices.
+
+usage: page.py MERGES ADAPTERS PAGE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter, defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+FORMS = ("float32", "bfloat16, shards")
+KINDS = {
+    "default": "LoRA on the modules that PEFT chooses, rank-stabilised, with rank and alpha patterns and all biases",
+    "all-linear": "LoRA on every linear layer",
+    "experts": "LoRA on stacks of experts (target_parameters)",
+    "embeddings": "LoRA on embedding and head",
+    "saved": "LoRA, and head or embedding saved whole (modules_to_save)",
+    "dora": "DoRA on every linear layer",
+    "conv": "LoRA on convolutions",
+    "ia3": "IA³",
+    "two": "two LoRAs into one model (task_arithmetic, 0.5 and 0.3)",
+}
+
+
+def main() -> int:
+    merges, adapters, page = map(Path, sys.argv[1:4])
+    page.write_text(text(read(merges), read(adapters)), encoding="utf-8")
+    return 0
+
+
+def read(file: Path) -> list[Row]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def text(merges: list[Row], adapters: list[Row]) -> str:
+    tried = [row for row in merges if row["result"] != "skipped"]
+    made = [row for row in adapters if row["result"] != "none"]
+    counts, right = Counter(row["result"] for row in tried), Counter(row["result"] for row in made)
+    left_out = sorted({row["type"] for row in merges} - {row["type"] for row in tried})
+    lines = [
+        "# Architectures that were tried",
+        "",
+        "Written by `make matrix` (benchmarks/matrix): tiny random models of every class of transformers "
+        f"{version('transformers')} that can be made tiny, adapters of PEFT {version('peft')}.",
+        "",
+        "## Two fine-tunes",
+        "",
+        "Two fine-tunes of each class are merged by the streaming engine. Each output tensor is held against float64 task",
+        "arithmetic on the stored tensors, and transformers must report of the output what it reports of the base. `right`: both",
+        "hold. `refused`: by validate and merge alike, with the reason. Others are merged in the same way, by tensor name.",
+        "",
+        f"{len({row['type'] for row in tried})} architectures, {len(tried)} merges: {listed(counts)}.",
+        "",
+        "## Adapters",
+        "",
+        "PEFT makes the adapter, runs it and merges it; the streaming engine merges base+adapter from the files alone.",
+        "",
+        "- `right`: every stored tensor is PEFT's, and the outputs are those of PEFT running.",
+        "- `runs`: PEFT itself differs where a LoRA changes a tied embedding or head: its merge changes both, PEFT running",
+        "  one. The outputs are those of PEFT running, the result says so, and `adapter_keeps_ties: true` gives PEFT's merge.",
+        "- `merges`: PEFT's merge, of modules whose weights the class reads without running the module.",
+        "- empty: the class has nothing of the kind, or PEFT does not make it.",
+        "",
+        f"{len({row['type'] for row in made})} architectures, {len(made)} adapters: {listed(right)}.",
+        "",
+        "| kind | | tried | right | runs | merges | refused | wrong |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, what in KINDS.items():
+        own = Counter(row["result"] for row in made if row["kind"] == kind)
+        wrong = sum(own[name] for name in ("wrong", "misled", "broke"))
+        cells = [own["right"], own["runs"], own["merges"], own["refused"], wrong]
+        lines.append(f"| {kind} | {what} | {sum(own.values())} | " + " | ".join(map(str, cells)) + " |")
+    lines += ["", *refusals(made), "", "## Every architecture", ""]
+    lines += ["| model type | class | " + " | ".join((*FORMS, *KINDS)) + " |", "|---|---|" + "---|" * (len(FORMS) + len(KINDS))]
+    table: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in tried:
+        table[row["type"]][row["form"]] = row
+    for row in made:
+        table[row["type"]][row["kind"]] = row
+    for name in sorted(table):
+        cells = [table[name][column]["result"] if column in table[name] else "" for column in (*FORMS, *KINDS)]
+        lines.append(f"| {name} | {next(iter(table[name].values()))['class']} | " + " | ".join(cells) + " |")
+    lines += ["", f"Not made tiny from their default configurations, so not tried ({len(left_out)}): {', '.join(left_out)}.", ""]
+    return "\n".join(lines)
+
+
+def listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {result}" for result, count in counts.most_common())
+
+
+def refusals(made: list[Row]) -> list[str]:
+    """One line for each architecture with a refusal: its kinds, and the first reason."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in made:
+        if row["result"] not in ("right", "runs", "merges"):
+            found[row["type"]].append(row)
+    if not found:
+        return []
+    lines = ["What was not merged:", ""]
+    for name in sorted(found):
+        kinds = ", ".join(f"{row['kind']} {row['result']}" for row in found[name])
+        lines.append(f"- {name} ({kinds}): {found[name][0]['says'].replace('|', '/')}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
