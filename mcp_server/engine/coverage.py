@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.signatures import SIGNATURES
-from mcp_server.engine.sources import Source, open_sources
-from mcp_server.errors import MergingError, Unsupported
-from mcp_server.formats.identity import token_ids
-from mcp_server.formats.recipe import ModelRef, Recipe, merge_recipe
+from mcp_server.errors import Unsupported
+from mcp_server.formats.recipe import Recipe, merge_recipe
 
 _ELSEWHERE = "use --engine mergekit"
 
@@ -22,10 +20,7 @@ def covers(recipe: str | Recipe, *, headers: bool = True) -> list[str]:
         parsed = merge_recipe(recipe) if isinstance(recipe, str) else recipe
         reasons = _from_text(parsed)
         if headers and not reasons:
-            sources = open_sources(parsed)
-            reasons += _from_tokenizers(parsed, sources)
-            if not reasons:
-                make_plan(parsed, sources)
+            make_plan(parsed)
     except Unsupported as error:
         return [error.message]
     return reasons
@@ -34,8 +29,6 @@ def covers(recipe: str | Recipe, *, headers: bool = True) -> list[str]:
 def require_coverage(recipe: Recipe) -> None:
     """Raise `Unsupported` with the reasons, unless this engine does the recipe."""
     if reasons := _from_text(recipe):
-        raise Unsupported("; ".join(reasons), _ELSEWHERE)
-    if reasons := _from_tokenizers(recipe, open_sources(recipe) if recipe.tokenizer_from else {}):
         raise Unsupported("; ".join(reasons), _ELSEWHERE)
 
 
@@ -50,29 +43,6 @@ def _from_text(recipe: Recipe) -> list[str]:
     for name, dtype in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
         if dtype not in (None, "bfloat16", "float16", "float32"):
             reasons.append(f"{name} {dtype} is done by mergekit only")
-    if (recipe.tokenizer or {}).get("tokens"):
-        reasons.append("per-token tokenizer settings are done by mergekit only")
-    if (recipe.tokenizer or {}).get("pad_to_multiple_of"):
-        reasons.append("padding the vocabulary is done by mergekit only")
-    if recipe.tokenizer_from == "union":
-        reasons.append("a union of vocabularies is made by mergekit only")
     if recipe.chat_template and "{" not in recipe.chat_template:
         reasons.append(f"the named chat template {recipe.chat_template!r} comes with mergekit only; give the template's text")
     return reasons
-
-
-def _from_tokenizers(recipe: Recipe, sources: dict[ModelRef, Source]) -> list[str]:
-    """A named tokenizer source is a plain copy only while every model numbers its tokens alike."""
-    if not recipe.tokenizer_from:
-        return []
-    known: dict[str, dict[str, int] | None] = {}
-    for ref, source in sources.items():
-        try:
-            known[str(ref)] = token_ids(source.checkpoint.folder)
-        except MergingError:
-            known[str(ref)] = None
-    if None in known.values():
-        missing = next(ref for ref, vocabulary in known.items() if vocabulary is None)
-        return [f"{missing} has no readable tokenizer.json, so its vocabulary cannot be compared"]
-    first, *others = known.items()
-    return [f"{ref} and {first[0]} number their tokens differently" for ref, vocabulary in others if vocabulary != first[1]]

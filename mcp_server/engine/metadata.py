@@ -15,6 +15,7 @@ from mcp_server.engine.layout import Layout
 from mcp_server.engine.output_config import output_config
 from mcp_server.engine.plan import MergePlan
 from mcp_server.engine.request import Request
+from mcp_server.engine.vocabulary import Vocabulary
 from mcp_server.errors import NotFound
 from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import locate
@@ -31,6 +32,7 @@ from mcp_server.formats.folder import folder_of
 from mcp_server.formats.lineage import source_records
 from mcp_server.formats.provenance import Provenance, digests_of, identify, write_model_card, write_provenance
 from mcp_server.formats.recipe import parse_ref, read_recipe
+from mcp_server.formats.tensors import read_json
 
 
 def write_metadata(
@@ -43,7 +45,8 @@ def write_metadata(
     folder, recipe = request.folder, plan.recipe
     warnings = []
     donor = plan.sources[recipe.donor].checkpoint.folder
-    speaker, said = _speaker(plan, donor)
+    vocabulary = plan.vocabulary
+    speaker, said = (vocabulary.folder, []) if vocabulary and vocabulary.folder != donor else _speaker(plan, donor)
     warnings += said
     config = output_config(plan, own_head=_has_own_head(plan, layout, folder))
     if speaker != donor:
@@ -54,12 +57,14 @@ def write_metadata(
         write_json(folder / "model.safetensors.index.json", index)
     else:
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    tokenizer = _tokenizer_folder(plan, speaker)
+    tokenizer = vocabulary.folder if vocabulary else _tokenizer_folder(plan, speaker)
     files = {name: donor for name in companions(donor) if not is_tokenizer_file(name)}
     files |= dict.fromkeys(tokenizer_companions(tokenizer), tokenizer)
     if (speaker / GENERATION).is_file():
         files[GENERATION] = speaker
     copy_files(files, folder)
+    if vocabulary and vocabulary.added:
+        _add_tokens(folder, vocabulary)
     if not any(map(is_tokenizer_file, files)):
         warnings.append(f"{tokenizer} has no tokenizer files, so the output has none; copy them from a source")
     if recipe.chat_template:
@@ -135,6 +140,20 @@ def _tokenizer_folder(plan: MergePlan, speaker: Path) -> Path:
         return folder_of(locate(parse_ref(named).base_ref))
     except NotFound as missing:
         raise NotFound(f"the tokenizer source: {missing.message}", missing.next_step) from missing
+
+
+def _add_tokens(folder: Path, vocabulary: Vocabulary) -> None:
+    """Add tokens to the tokenizer files of the output, as transformers' add_tokens would."""
+    data = read_json(folder / "tokenizer.json")
+    data["added_tokens"] = [*(data.get("added_tokens") or []), *vocabulary.added]
+    write_json(folder / "tokenizer.json", data)
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file() and isinstance(table := (data := read_json(settings)).get("added_tokens_decoder"), dict):
+        table |= {str(entry["id"]): {key: value for key, value in entry.items() if key != "id"} for entry in vocabulary.added}
+        write_json(settings, data)
+    older = folder / "added_tokens.json"
+    if older.is_file():
+        write_json(older, read_json(older) | {entry["content"]: entry["id"] for entry in vocabulary.added})
 
 
 def copy_files(files: dict[str, Path], target: Path) -> None:

@@ -27,7 +27,7 @@ def output_config(plan: MergePlan, *, own_head: bool = False) -> dict[str, Any]:
     rows = {tensor.name: tensor.shape[0] for tensor in plan.tensors if tensor_names.is_word_embedding(tensor.name)}
     if donor.embedding in rows:
         new, old = rows[donor.embedding], donor.checkpoint.tensors[donor.embedding].shape[0]
-        if new != old:
+        if plan.vocabulary or new != old:
             section["vocab_size"] = new
     stores_head = any(tensor_names.is_head(tensor.name) for tensor in plan.tensors)
     untied = any(source.tied is False for source in plan.sources.values())

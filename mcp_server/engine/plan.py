@@ -17,6 +17,7 @@ from mcp_server.engine.blocks import BLOCK_ELEMENTS
 from mcp_server.engine.layer_settings import layer_settings
 from mcp_server.engine.signatures import SIGNATURES, Signature, check_values
 from mcp_server.engine.sources import Input, Source, open_sources
+from mcp_server.engine.vocabulary import Vocabulary, align
 from mcp_server.errors import Incompatible, Malformed, Unsupported, did_you_mean
 from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import require_float
@@ -65,6 +66,8 @@ class MergePlan:
     warnings: tuple[str, ...]
     layers: tuple[tuple[ModelRef, int], ...] | None = None
     layer_settings: dict[str, Any] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+    """Where the sources number their tokens differently, or the recipe asks for other rows."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -95,10 +98,10 @@ def make_plan(recipe: Recipe, sources: dict[ModelRef, Source] | None = None) -> 
         raise Malformed("the recipe makes no tensor", "check the sources")
     warnings = (*planner.said, *planner.warnings(tensors))
     if not planner.sliced:
-        return MergePlan(recipe, planner.sources, tensors, warnings)
+        return MergePlan(recipe, planner.sources, tensors, warnings, vocabulary=planner.vocabulary)
     configs = [(planner.sources[ref].checkpoint.config, layer) for ref, layer in planner.layers]
     settings = layer_settings(planner.donor.checkpoint.config, configs)
-    return MergePlan(recipe, planner.sources, tensors, warnings, tuple(planner.layers), settings)
+    return MergePlan(recipe, planner.sources, tensors, warnings, tuple(planner.layers), settings, planner.vocabulary)
 
 
 class _Planner:
@@ -112,6 +115,8 @@ class _Planner:
             self.said += [said] if said else []
             if wrapper := source.checkpoint.wrapper:
                 self.said.append(f"the names in {ref} hold the wrapper {wrapper!r}, which the output leaves out")
+        self.sources, self.vocabulary = align(recipe, self.sources)
+        self.said += [self.vocabulary.said] if self.vocabulary else []
         self.donor = self.sources[recipe.donor]
         self.layers: list[tuple[ModelRef, int]] = []
         self.sliced = recipe.groups()[0].sources[0].layer_range is not None
@@ -309,7 +314,7 @@ class _Planner:
             if entry.stored.shape != first.stored.shape:
                 raise Incompatible(
                     f"{name} is {list(first.stored.shape)} in {first.source}, {list(entry.stored.shape)} in {entry.source}",
-                    "differing vocabularies need a tokenizer block and --engine mergekit"
+                    "differing vocabularies need a tokenizer block, such as tokenizer: {source: union}"
                     if tensor_names.vocabulary_tensor(name)
                     else "these are different models and cannot be averaged",
                 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from mcp_server.formats.identity import config_field
+from mcp_server.formats.identity import config_field, token_ids
 from mcp_server.formats.recipe import Group, ModelRef, Recipe, as_number, resolve
 from mcp_server.formats.tensor_names import is_before_layers, split_layer
 from mcp_server.formats.tensors import StoredTensor
@@ -114,7 +114,12 @@ class Names:
     @cached_property
     def _remapped(self) -> bool:
         tokenizer = self.recipe.tokenizer or {}
-        return self.recipe.tokenizer_from == "union" or bool(tokenizer.get("tokens") or tokenizer.get("pad_to_multiple_of"))
+        if not self.recipe.tokenizer_from:
+            return False
+        if self.recipe.tokenizer_from == "union" or tokenizer.get("tokens") or tokenizer.get("pad_to_multiple_of"):
+            return True
+        known = [token_ids(model.folder) for model in self.sources.values()]
+        return any(ids != known[0] for ids in known)
 
     def _made(self, name: str, stored: StoredTensor, group: Group, names: list[str], values: list[Value], t: float) -> Made:
         method = self.recipe.method

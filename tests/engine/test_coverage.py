@@ -34,9 +34,8 @@ def recipe(root: Path, names: tuple[str, ...] = ("one",), **more: Any) -> str:
         ({}, None),
         ({"merge_method": "evolve"}, "merge_method evolve is not done by this engine"),
         ({"dtype": "float64"}, "dtype float64"),
-        ({"tokenizer": {"source": "union"}}, "union of vocabularies"),
-        ({"tokenizer": {"source": "base", "tokens": {"<x>": {"source": "one"}}}}, "per-token"),
-        ({"tokenizer": {"source": "base", "pad_to_multiple_of": 8}}, "padding"),
+        ({"tokenizer": {"source": "union"}}, None),
+        ({"tokenizer": {"source": "base", "pad_to_multiple_of": 8}}, None),
         ({"tokenizer": {"source": "base"}}, None),
         ({"tokenizer_source": "base"}, None),
         ({"chat_template": "chatml"}, "named chat template"),
@@ -62,10 +61,12 @@ def test_recipes_that_are_no_single_merge(text: str, reason: str) -> None:
     assert reason in found
 
 
-def test_vocabularies_numbered_differently_need_mergekit(models: Path) -> None:
-    [reason] = covers(recipe(models, ("one", "two"), tokenizer={"source": "base"}))
-    assert "number their tokens differently" in reason
+def test_vocabularies_numbered_differently_are_aligned_where_that_is_asked_for(models: Path) -> None:
+    assert covers(recipe(models, ("one", "two"), tokenizer={"source": "base"})) == []
     assert covers(recipe(models, ("one", "two"))) == []
+    (models / "one" / "tokenizer.json").unlink()
+    [reason] = covers(recipe(models, ("one", "two"), tokenizer={"source": "base"}))
+    assert "no readable tokenizer.json" in reason
 
 
 def test_a_model_of_several_stacks_is_covered(models: Path) -> None:

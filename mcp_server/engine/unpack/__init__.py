@@ -15,8 +15,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from mcp_server.engine.codecs import decode
-from mcp_server.engine.unpack import ggml, kernels
+from mcp_server.engine.unpack import gathered, ggml, kernels
 from mcp_server.errors import InputChanged
+from mcp_server.formats.gathered import Gathered
 from mcp_server.formats.quantised.bitsandbytes import Codebook, RowScaledInt8
 from mcp_server.formats.quantised.fp4 import UNITS_HELD, Float4, TurnedFloat4
 from mcp_server.formats.quantised.ggml import Ggml
@@ -304,4 +305,5 @@ _OPENERS: Final[dict[type[Packing], Callable[[Any, Read], Weight]]] = {
     PackedRows: _PackedRows,
     PackedColumns: _PackedColumns,
     Ggml: lambda packing, _read: ggml.Weight(packing),
+    Gathered: lambda packing, read: gathered.Weight(packing, read, open_weight),
 }
