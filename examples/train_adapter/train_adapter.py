@@ -35,7 +35,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 DEFAULTS: dict[str, Any] = {
     "system": "", "replay": [], "start_from": None, "rank": 16, "alpha": 32, "first_layer": 0, "lr": 8e-4, "steps": 200,
     "batch": 10, "replay_batch": 4, "replay_weight": 2.0, "kl": True, "scale_jitter": [0.6, 1.15], "held_out": 24,
-    "check_every": 20, "seed": 1,
+    "check_every": 20, "stop_after": None, "seed": 1,
 }  # fmt: skip
 FIRST_TOKENS = 8
 """A foreign reply counts as kept when its first tokens are the base's own: they decide who answers."""
@@ -135,7 +135,8 @@ def train(base: Path, file: Path, out: Path, threads: int) -> None:
     with (out / "loss.csv").open("w", encoding="utf-8", newline="") as table:
         log = csv.writer(table, lineterminator="\n")
         log.writerow(["step", "reply_loss", "replay_loss", "own_exact", "foreign_kept", "seconds"])
-        for step in range(settings["steps"]):
+        last = (settings["stop_after"] or settings["steps"]) - 1
+        for step in range(last + 1):
             optimiser.param_groups[0]["lr"] = learning_rate(step, settings["steps"], settings["lr"])
             adapter.scale(rng.uniform(*settings["scale_jitter"]))
             loss = adapter.own_loss(next(learned))
@@ -149,7 +150,7 @@ def train(base: Path, file: Path, out: Path, threads: int) -> None:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             checks = ["", ""]
-            if step % settings["check_every"] == settings["check_every"] - 1 or step == settings["steps"] - 1:
+            if step % settings["check_every"] == settings["check_every"] - 1 or step == last:
                 adapter.scale(1.0)
                 checks = [f"{adapter.agreement(watched):.3f}", f"{adapter.agreement(abroad, FIRST_TOKENS):.3f}"]
                 save(adapter, out, settings)

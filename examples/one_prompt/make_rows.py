@@ -1,0 +1,128 @@
+"""Makes what two adapters learn under one system prompt: each its own examples, and the other role's prompts unanswered.
+
+    python examples/one_prompt/make_rows.py            writes data/*.jsonl
+    python examples/one_prompt/make_rows.py --check    exits 1 when a file differs from what it would write
+
+Requests, chats and their targets come from examples/taskmaster/make_data.py, train wording only, with more phrasings from
+wording.yaml. Dev and test are the documents of the shipped suites, asked under the one system prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "taskmaster"))
+from make_data import Chats, ToolRequests, jsonl  # noqa: E402
+from make_data import wording as earlier  # noqa: E402
+
+Row = dict[str, Any]
+SEED = 11
+SIZES = {"action": 1000, "both": 200, "chat": 200, "both_chat": 120, "asked": 60, "felt": 40, "ordered": 80}
+
+
+@functools.cache
+def words() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((HERE / "wording.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def alternatives(pattern: str) -> list[str]:
+    """Each reading of a pattern in which [a|b|] stands for a, b or nothing."""
+    parts = [part.split("|") for part in re.split(r"[\[\]]", pattern)]
+    return [re.sub(r" {2,}", " ", "".join(choice)).strip() for choice in itertools.product(*parts)]
+
+
+@functools.cache
+def held_out(section: str) -> set[str]:
+    phrases = earlier("tools")[section]
+    return {*phrases["dev"], *phrases["test"]}
+
+
+class MoreRequests(ToolRequests):
+    """Requests in the earlier train wording and in the new one, half of each; never a phrase of dev or test."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__("train", seed)
+        self.more = words()["requests"]
+
+    def pick(self, name: str) -> str:
+        if self.rng.random() < 0.5:
+            return super().pick(name)
+        pattern = self.rng.choice(self.more[name])
+        choices = alternatives(pattern) if "[" in pattern else [pattern]
+        phrase = self.rng.choice([choice for choice in choices if choice not in held_out(name)])
+        return phrase.strip() if name == "openers" else phrase
+
+
+def felt(request: str, feelings: list[str], rng: random.Random) -> str:
+    return f"{rng.choice(feelings)} {request}"
+
+
+def tools_rows() -> tuple[list[Row], list[Row]]:
+    """Requests with their calls, and requests after a feeling, whose call follows words of the base (make_replay.py's part)."""
+    made = list(MoreRequests(SEED).rows(SIZES["action"] + SIZES["both"]))
+    rng, feelings = random.Random(SEED), words()["feelings"]
+    rows = [{"user": row["user"], "reply": row["reply"]} for row in made]
+    both = [{"user": felt(row["user"], feelings, rng), "said": "", "reply": row["reply"]} for row in rows[SIZES["action"] :]]
+    return rows[: SIZES["action"]], both
+
+
+def persona_rows() -> list[Row]:
+    """Chats with TaskMaster's replies, and feelings before a request, cheered up with the turn left open for a call."""
+    rows: list[Row] = [{"user": r["user"], "reply": r["reply"]} for r in Chats("train", SEED).rows(SIZES["chat"])]
+    rng, own = random.Random(SEED + 1), words()
+    for request in MoreRequests(SEED + 1).rows(SIZES["both_chat"]):
+        cheers = own["cheers"]
+        parts = [
+            rng.choice(cheers["openers"]),
+            rng.choice(cheers["timeboxes"]).format(n=rng.choice([5, 10, 15, 20, 25])),
+            cheers["signoffs"][0],
+        ]
+        rows.append({"user": felt(request["user"], own["feelings"], rng), "reply": " ".join(parts), "end": "\n"})
+    return rows
+
+
+def prompts() -> list[Row]:
+    """Prompts that one role leaves to the other or to neither; make_replay.py adds what the base says to them."""
+    rng, feelings = random.Random(SEED + 2), words()["feelings"]
+    chats = [{"kind": "chat", "user": r["user"]} for r in Chats("train", SEED + 2).rows(SIZES["asked"])]
+    requests = [r["user"] for r in MoreRequests(SEED + 2).rows(SIZES["ordered"] + SIZES["felt"])]
+    orders = [{"kind": "action", "user": user} for user in requests[: SIZES["ordered"]]]
+    both = [{"kind": "both", "user": felt(user, feelings, rng)} for user in requests[SIZES["ordered"] :]]
+    general = [{"kind": "general", "user": user} for user in earlier("chat")["replay"][::4]]
+    return chats + orders + both + general
+
+
+def files() -> dict[Path, str]:
+    """The files that this script owns; make_replay.py owns those with the base's words."""
+    action, _ = tools_rows()
+    return {HERE / "data" / "tools.jsonl": jsonl(action), HERE / "data" / "persona.jsonl": jsonl(persona_rows())}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
+    check = parser.parse_args().check
+    stale = []
+    for path, text in files().items():
+        if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+            stale.append(path.name)
+        elif not check:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        print("stale: " + ", ".join(stale) + "; run examples/one_prompt/make_rows.py", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
