@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """The streaming engine beside stock mergekit-yaml: the same recipes, the same files, whole process against whole process.
 
-usage: run.py [--quick] [--work DIR] [--only NAME...] [--repeat N] [-o RESULTS.md]
+usage: run.py [--quick] [--work DIR] [--only NAME...] [--repeat N] [--beside CHECKOUT] [-o RESULTS.md]
 
 Two bf16 fine-tunes of a 0.85 B base (7 GB of disk in --work, kept for the next run), two LoRA adapters (r = 16, 32). Each row
 runs ours `--repeat` times (the best counts) and stock once, with the inputs warm in the page cache. Then: how the cost grows with
 sources, parameters and threads. Exit status 1 when a row misses its target; `--quick` uses 0.1 B, where start-up outweighs the
 merge, and has no targets.
+
+--beside compares with another checkout instead of stock mergekit, by turns, the least processor time of each counting: CHECKOUT
+holds a version of this project and its `.venv`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -71,12 +75,12 @@ class Bench:
         body["models"] = [{"model": ref, "parameters": row.settings} for ref in refs]
         return json.dumps(body | ({"base_model": str(self.base)} if row.base else {}))
 
-    def ours(self, recipe: str, threads: int | None = None) -> Cost:
+    def ours(self, recipe: str, threads: int | None = None, python: str = sys.executable) -> Cost:
         self._clean()
         self.job.mkdir()
         parameters = {"recipe": recipe, "out": str(self.out), "partial": str(self.out), "seed": 7, "threads": threads}
         (self.job / "request.json").write_text(json.dumps({"kind": "merge", "parameters": parameters}), encoding="utf-8")
-        return self._checked(run([sys.executable, "-m", "mcp_server.workers.stream", str(self.job)], self.work / "log"))
+        return self._checked(run([python, "-P", "-m", "mcp_server.workers.stream", str(self.job)], self.work / "log"))
 
     def stock(self, recipe: str) -> Cost:
         self._clean()
@@ -128,6 +132,22 @@ def side_by_side(bench: Bench, rows: list[Row], repeat: int, targets: bool) -> t
     return lines, met
 
 
+def beside(bench: Bench, rows: list[Row], repeat: int, checkout: Path) -> list[str]:
+    """Two versions of this engine on the same files. Processor time, because it leaves out what else the machine does."""
+    pythons = [str(checkout / ".venv" / "bin" / "python"), sys.executable]
+    commit = subprocess.run(["git", "-C", checkout, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    lines = [f"| merge | {commit.stdout.strip()}: CPU s, anon MB | this: CPU s, anon MB | CPU ratio |", "|---|---|---|---|"]
+    for row in rows:
+        recipe = bench.recipe(row)
+        warm([bench.base, *bench.models])
+        runs = [[bench.ours(recipe, python=python) for python in pythons] for _ in range(repeat)]
+        before, now = (min(costs, key=lambda cost: cost.cpu) for costs in zip(*runs, strict=True))
+        shown = [f"{cost.cpu:.1f}, {cost.anon / 1e6:.0f}" for cost in (before, now)]
+        lines.append(f"| {row.name} | {shown[0]} | {shown[1]} | {now.cpu / before.cpu:.2f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return lines
+
+
 def growth(bench: Bench, small: Bench | None) -> list[str]:
     """Cost against sources, parameters and threads; ties throughout."""
     row = ROWS[0]
@@ -172,6 +192,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "model-merging-bench")
     parser.add_argument("--only", nargs="*", choices=[row.name for row in ROWS])
     parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -179,8 +200,11 @@ def main() -> int:
     bench = Bench(args.work, SHAPES[label], label)
     small = None if args.quick else Bench(args.work, SHAPES["0.1b"], "0.1b")
     rows = [row for row in ROWS if not args.only or row.name in args.only]
-    lines, met = side_by_side(bench, rows, args.repeat, targets=not args.quick)
-    if not args.only:
+    if args.beside:
+        lines, met = beside(bench, rows, args.repeat, args.beside.resolve()), True
+    else:
+        lines, met = side_by_side(bench, rows, args.repeat, targets=not args.quick)
+    if not args.only and not args.beside:
         lines += growth(bench, small)
     today = datetime.datetime.now(datetime.UTC).date()
     head = (
