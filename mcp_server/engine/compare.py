@@ -28,6 +28,7 @@ from mcp_server.engine.plan import TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.formats.checkpoint import locate
+from mcp_server.formats.lineage import short_names
 from mcp_server.formats.recipe import merge_recipe
 from mcp_server.formats.tensor_names import split_layer
 from mcp_server.schemas.comparison import Comparison, ComparisonDetails, Figures, LayerRelation, PairRelation, SourceChange
@@ -66,7 +67,7 @@ class Sums:
 def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: bool = False, threads: int = 1) -> Comparison:
     """Compare `refs` (full models, base+adapter, or adapters of `base`). Everything goes to `path`, a summary is returned."""
     models = [_with_base(base, ref) for ref in refs]
-    names = _short_names(refs)
+    names = short_names(refs)
     entries = [{"model": model, "parameters": {"weight": 1}} for model in models]
     recipe = {"merge_method": "task_arithmetic", "base_model": base, "models": entries}
     plan = make_plan(merge_recipe(json.dumps(recipe, ensure_ascii=False)))  # YAML reads no pairs of \\u escapes
@@ -110,12 +111,6 @@ def _with_base(base: str, ref: str) -> str:
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             return f"{base}+{ref}"
     return ref
-
-
-def _short_names(refs: list[str]) -> list[str]:
-    """The last folder of each reference; whole references where that is not unique."""
-    short = [Path(ref.split("+")[-1]).name for ref in refs]
-    return short if len(set(short)) == len(short) else refs
 
 
 def _tensor(plan: TensorPlan, reader: Reader, pool: ThreadPool, sample: bool) -> Sums:

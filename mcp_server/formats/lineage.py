@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +20,7 @@ Role = Literal["base", "model", "adapter"]
 
 
 def source_records(recipe: Recipe, hash: Literal["headers", "full"] = "headers") -> list[SourceRecord]:
-    """Records in the recipe's order, the base of an adapter before it; stages of the same recipe are no sources.
-
-    Names are folder names, made unique by the parent folder's where two are alike.
-    """
+    """Records in the recipe's order, the base of an adapter before it; stages of the same recipe are no sources."""
     stages = {stage.name for stage in recipe.stages}
     found: dict[str, SourceRecord] = {}
     for ref in recipe.references():
@@ -33,7 +31,9 @@ def source_records(recipe: Recipe, hash: Literal["headers", "full"] = "headers")
             found[ref.base_ref] = _record(ref.base_ref, "base" if is_base else "model", hash)
         if ref.adapter_ref is not None:
             found[str(ref)] = _record(ref.adapter_ref, "adapter", hash, whole=str(ref), base=ref.base_ref)
-    return _unique(list(found.values()))
+    records = list(found.values())
+    names = short_names([record.ref for record in records])
+    return [record.model_copy(update={"name": name}) for record, name in zip(records, names, strict=True)]
 
 
 def _record(
@@ -60,16 +60,17 @@ def _revision(folder: Path) -> str | None:
     return folder.name if in_cache else None
 
 
-def _unique(records: list[SourceRecord]) -> list[SourceRecord]:
-    names = [record.name for record in records]
-    unique: list[SourceRecord] = []
-    for number, record in enumerate(records):
-        name = record.name
-        if names.count(name) > 1:
-            name = f"{Path(record.ref.rpartition('+')[2]).parent.name}/{name}"
-        if name in (other.name for other in unique):
-            name = f"{name} ({number + 1})"
-        unique.append(record.model_copy(update={"name": name}))
+def short_names(refs: Sequence[str]) -> list[str]:
+    """What sources are called: an adapter by its own folder, a model by its own.
+
+    The parent folder's name comes before it where two are alike, and a number behind it where even those are.
+    """
+    folders = [Path(ref.rpartition("+")[2]) for ref in refs]
+    alike = [folder.name for folder in folders]
+    unique: list[str] = []
+    for number, folder in enumerate(folders, 1):
+        name = folder.name if alike.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
+        unique.append(f"{name} ({number})" if name in unique else name)
     return unique
 
 
@@ -118,18 +119,15 @@ def read_lineage(folder: Path) -> Lineage:
 
 
 def lineage_of(recipe: Recipe, names: dict[str, str] | None = None) -> Lineage:
-    """`names` gives short names by ref; without it a source is called after its adapter or folder."""
+    """`names` gives the short names of a record by ref; without it, and for what it lacks, `short_names` does."""
     references = recipe.references()
     base = recipe.base or next((ref for ref in references if ref.adapter is None), None)
     others = [ref for ref in references if ref != base]
     sources: dict[str, str] = {}
     short: dict[str, str] = {}
-    for ref in others:
-        name = (names or {}).get(str(ref)) or (names or {}).get(ref.adapter or "") or Path(ref.adapter or ref.base).name
-        while name in sources:
-            name += "'"
-        sources[name] = str(ref)
-        short[str(ref)] = name
+    for ref, name in zip(others, short_names([str(ref) for ref in others]), strict=True):
+        short[str(ref)] = (names or {}).get(str(ref)) or (names or {}).get(ref.adapter or "") or name
+        sources[short[str(ref)]] = str(ref)
     base_text = str(base) if base else next((ref.base_ref for ref in others if ref.adapter), None)
     return Lineage(base=base_text, sources=sources, tried=_tried(recipe, short), recipe=recipe.text)
 

@@ -11,6 +11,7 @@ import yaml
 
 from mcp_server.errors import MergingError
 from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.lineage import short_names
 from mcp_server.formats.provenance import Provenance, read_provenance, read_recipe_text
 from mcp_server.formats.recipe import ModelRef, Recipe, keeps_ties, parse_ref, read_recipe
 from mcp_server.formats.refs import resolve_ref
@@ -119,10 +120,8 @@ def _open_sources(merge: Merge, given_base: ModelRef | None, given: list[ModelRe
             merge.base = merge.by_ref[base] = _open(label, stands.get(base, base))
         except MergingError as error:
             merge.missing["the base"] = error.message
-    for ref in others:
-        name = names.get(str(ref)) or Path(ref.adapter or ref.base).name
-        while name in merge.sources or name in merge.missing:
-            name += "'"
+    for ref, short in zip(others, short_names([str(ref) for ref in others]), strict=True):
+        name = names.get(str(ref)) or short
         try:
             merge.sources[name] = merge.by_ref[ref] = _open(name, stands.get(ref, ref))
         except MergingError as error:
