@@ -1,7 +1,9 @@
 """The floors of the building: imports go down only, and the server stays light."""
 
 import ast
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mcp_server"
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 HEAVY = {"torch", "transformers", "mergekit", "lm_eval", "ray", "peft", "datasets", "accelerate"}
 FLOORS = (
     {"errors", "schemas"},
@@ -101,3 +104,12 @@ def test_a_face_starts_without_the_heavy_libraries(face: str) -> None:
 def test_no_file_grows_past_four_hundred_lines() -> None:
     long = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in modules()}
     assert {module: lines for module, lines in long.items() if lines > 400} == {}
+
+
+def test_the_documents_name_each_concept_where_it_is() -> None:
+    table = [line for line in ARCHITECTURE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    named = [name for line in table for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", line.split("|")[2])]
+    assert len(named) > 20
+    for name in named:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(f"mcp_server.{module}"), attribute), name
