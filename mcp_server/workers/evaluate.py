@@ -80,6 +80,7 @@ def measure(request: EvaluateRequest, job: Job) -> Evaluation:
         model = opened.model
         for suite in suites:
             model.told = _teller(job, f"{label}: {suite.title or suite.name}", number, len(models))
+            model.drafts = [models[name].model.store for name in _best_first(samples[suite.name], label)]
             samples[suite.name][label] = harness.run(suite, model)
         speeds[label] = Generation(
             asked=model.asked,
@@ -125,6 +126,14 @@ def measure(request: EvaluateRequest, job: Job) -> Evaluation:
     elif told := base_note(evaluation, FAR_ABOVE):
         evaluation = evaluation.model_copy(update={"notes": [told, *evaluation.notes]})
     return evaluation
+
+
+def _best_first(measured: dict[str, SuiteSamples], label: str) -> list[str]:
+    """Whose replies a merge most likely repeats: the best source's. A source repeats no other one's."""
+    figures = {name: one.primary.figure() for name, one in measured.items() if name not in ("base", "merged")}
+    known = {name: value for name, value in figures.items() if value is not None}
+    sign = 1.0 if all(one.higher_is_better for one in measured.values()) else -1.0
+    return sorted(known, key=lambda name: -sign * known[name])[:1] if label == "merged" else []
 
 
 def _models(request: EvaluateRequest, lineage: Lineage) -> dict[str, str]:

@@ -155,6 +155,19 @@ def test_prompts_of_ones_own_are_measured_by_every_kind_of_match(place: Path, tm
     assert found.notes == ["own.jsonl was measured whole"]
 
 
+def test_replies_with_a_shared_prefix_and_drafts_are_those_of_transformers(place: Path) -> None:
+    """Whatever the draft says, and however the batches are cut: the oracle is `generate`, one prompt at a time."""
+    ended = subprocess.run(
+        [sys.executable, str(HERE / "drafting_check.py"), str(place / "base")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert {name: one["same"] for name, one in found.items()} == dict.fromkeys(found, True)
+    shares = {name: one["accepted"] / one["drafted"] for name, one in found.items() if one.get("drafted")}
+    assert all((share > 0.5) == name.startswith("right") for name, share in shares.items() if name[:5] in ("right", "wrong"))
+
+
 def test_changed_weights_are_another_model(place: Path, evaluation: tuple[Evaluation, Path], tmp_path: Path) -> None:
     _, home = evaluation
     changed = shutil.copytree(place / "folded", tmp_path / "changed")

@@ -53,11 +53,11 @@ def _tokenizer_folder(ref: loading.ModelRef) -> Any:
 
 
 def _load(ref: loading.ModelRef, dtype: str, threads: int | None, tokenizer: Any, batch_size: int) -> Any:
-    from lm_eval.models.huggingface import HFLM
+    from mcp_server.workers.evaluating.generation import DraftingLM
 
     loading.check_fits(ref, dtype)
     loading.use_threads(threads)
-    return HFLM(
+    return DraftingLM(
         pretrained=loading.load_model(ref, dtype),
         tokenizer=tokenizer,
         batch_size=batch_size,

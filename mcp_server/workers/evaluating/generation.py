@@ -1,0 +1,208 @@
+"""Greedy replies for a fraction of the work, the same replies.
+
+The text that all prompts of a suite share (system prompt, examples) is computed once and its keys and values are repeated over
+the batch. A reply that is already known, of another model or the expected one, is a draft: one forward pass tells how far greedy
+decoding would have written it, that part is kept, and generation goes on from the first difference. So every token is the arg max
+given those before it, as without drafts; only last digits, and with them ties, move as they do with the size of a batch.
+
+Models whose cache is not plain keys and values (state space, sliding windows) and settings that change the choice of a token
+(sampling, penalties) take lm-eval's own way.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+SHORTEST_PREFIX: Final = 8
+"""Tokens that prompts must share before computing them apart pays."""
+USEFUL: Final = 0.25
+"""Share of a batch's draft tokens that must be right for drafts to be tried on the next one."""
+PLAIN: Final = (
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id", "min_new_tokens", "encoder_repetition_penalty", "sequence_bias",
+)  # fmt: skip
+"""Settings of a model's generation_config that change which token is chosen."""
+Drafts = Callable[[Any], str | None]
+
+
+class DraftingLM(HFLM):
+    """lm-eval's model of transformers with its own greedy loop. `draft` gives the known reply to a request, or None."""
+
+    draft: Drafts = staticmethod(lambda _request: None)
+    drafted = 0
+    accepted = 0
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(repr(request.args[1]), []).append(number)
+        answers: dict[int, str] = {}
+        for numbers in groups.values():
+            asked = [requests[number] for number in numbers]
+            settings = normalize_gen_kwargs(dict(asked[0].args[1]), self.max_gen_toks)
+            if self._is_plain(settings):
+                found = self._greedy(asked, settings)
+            else:
+                found = super().generate_until(asked, disable_tqdm=disable_tqdm)
+            answers.update(zip(numbers, found, strict=True))
+        return [answers[number] for number in range(len(requests))]
+
+    def _is_plain(self, settings: dict[str, Any]) -> bool:
+        """Greedy, on a cache of keys and values that can be repeated and cut."""
+        if self.backend != "causal" or self.think_end_token is not None:
+            return False
+        if settings.get("do_sample") or set(settings) - {"until", "max_gen_toks", "do_sample", "temperature"}:
+            return False
+        own = self.model.generation_config
+        if any(getattr(own, name, None) not in (None, 1.0, 0, []) for name in PLAIN) or (own.num_beams or 1) > 1:
+            return False
+        cache = DynamicCache(config=self.model.config)
+        return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+    @torch.inference_mode()
+    def _greedy(self, requests: Sequence[Any], settings: dict[str, Any]) -> list[str]:
+        room = int(settings["max_gen_toks"])
+        stops = handle_stop_sequences(settings.get("until"), eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False))
+        prompts = [self._tokens(request.args[0], self.max_length - room) for request in requests]
+        shared = _shared(prompts)
+        prefix, cache = [], None
+        if shared >= SHORTEST_PREFIX:
+            prefix = prompts[0][:shared]
+            ids = torch.tensor([prefix], device=self.device)
+            cache = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        drafting = True
+        order = sorted(range(len(requests)), key=lambda number: -len(prompts[number]))
+        texts: dict[int, str] = {}
+        for start in range(0, len(order), int(self.batch_size)):
+            batch = order[start : start + int(self.batch_size)]
+            drafts = [self._draft(requests[number], room) if drafting else [] for number in batch]
+            before = self.drafted, self.accepted
+            rest = [prompts[number][len(prefix) :] for number in batch]
+            replies = _Batch(self, rest, drafts, prefix, cache, stops, room).run()
+            tried = self.drafted - before[0]
+            drafting = tried == 0 or self.accepted - before[1] >= USEFUL * tried
+            for number, tokens in zip(batch, replies, strict=True):
+                texts[number] = postprocess_generated_text(self.tok_decode(tokens), stops, None)
+                self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
+        return [texts[number] for number in range(len(requests))]
+
+    def _tokens(self, prompt: str, most: int) -> list[int]:
+        """As lm-eval tokenises this prompt in a batch of its own."""
+        ids, mask = self.tok_batch_encode([prompt], left_truncate_len=most, truncation=self.truncation)
+        kept: list[int] = ids[0][mask[0].bool()].tolist()
+        return kept
+
+    def _draft(self, request: Any, room: int) -> list[int]:
+        known = self.draft(request)
+        tokens: list[int] = self.tokenizer.encode(known, add_special_tokens=False)[:room] if known else []
+        return tokens
+
+    def ends(self) -> set[int]:
+        """Tokens that end a reply, by the tokenizer and by the model's generation settings."""
+        own = self.model.generation_config.eos_token_id
+        return {int(self.eot_token_id), *(own if isinstance(own, list) else [] if own is None else [own])}
+
+
+def _shared(prompts: list[list[int]]) -> int:
+    """How many tokens all prompts begin with alike; the last one of a prompt is never shared, since its scores are needed."""
+    if len(prompts) < 2:
+        return 0
+    least, most = min(prompts), max(prompts)
+    same = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
+    return min(same, min(map(len, prompts)) - 1)
+
+
+class _Batch:
+    """One batch of prompts, from its first forward pass (which also checks the drafts) to its last token."""
+
+    def __init__(
+        self,
+        lm: DraftingLM,
+        rest: list[list[int]],
+        drafts: list[list[int]],
+        prefix: list[int],
+        cache: Any,
+        stops: list[str],
+        room: int,
+    ) -> None:
+        self.lm, self.rest, self.drafts, self.prefix, self.stops, self.room = lm, rest, drafts, prefix, stops, room
+        self.ends = lm.ends()
+        self.replies: list[list[int]] = [[] for _ in rest]
+        self.active = list(range(len(rest)))
+        self.cache = copy.deepcopy(cache) if cache is not None else DynamicCache(config=lm.model.config)
+        if cache is not None and len(rest) > 1:
+            self.cache.batch_repeat_interleave(len(rest))
+
+    def run(self) -> list[list[int]]:
+        self._first_pass()
+        while self.active:
+            self._step()
+        return self.replies
+
+    def _first_pass(self) -> None:
+        """Prompts with their drafts, padded on the left so that what is scored stands at the end."""
+        rows = [rest + draft for rest, draft in zip(self.rest, self.drafts, strict=True)]
+        width, device = max(map(len, rows)), self.lm.device
+        pads = [width - len(row) for row in rows]
+        ids = torch.tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)], device=device)
+        mask = torch.tensor([[1] * len(self.prefix) + [0] * pad + [1] * (width - pad) for pad in pads], device=device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, len(self.prefix) :]
+        keep = max(map(len, self.drafts)) + 1
+        best = self._best(ids, mask, positions, keep)
+        self.mask, self.next = mask, []
+        for number, draft in enumerate(self.drafts):
+            said = best[number][keep - 1 - len(draft) :]
+            right = next((i for i, token in enumerate(draft) if token != said[i] or token in self.ends), len(draft))
+            self.lm.drafted += len(draft)
+            self.lm.accepted += right
+            self.replies[number] = draft[:right]
+            self.next.append(said[right])
+            if right < len(draft):
+                self.mask[number, mask.shape[1] - (len(draft) - right) :] = 0  # what was not written is not seen
+        self._close()
+
+    def _step(self) -> None:
+        """One more token for every reply that goes on."""
+        ids = torch.tensor([[token] for token in self.next], device=self.lm.device)
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        positions = self.mask.sum(1, keepdim=True) - 1
+        self.next = [row[0] for row in self._best(ids, self.mask, positions, 1)]
+        self._close()
+
+    def _best(self, ids: Any, mask: Any, positions: Any, keep: int) -> list[list[int]]:
+        out = self.lm.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True,
+            logits_to_keep=keep,
+        )  # fmt: skip
+        self.cache = out.past_key_values
+        found: list[list[int]] = out.logits.argmax(-1).tolist()
+        return found
+
+    def _close(self) -> None:
+        """Take over the newest tokens; replies that are whole leave the batch."""
+        going: list[int] = []
+        for place, number in enumerate(self.active):
+            reply, token = self.replies[number], self.next[place]
+            if token not in self.ends and len(reply) < self.room and not self._stopped(reply):
+                reply.append(token)
+                if len(reply) < self.room and not self._stopped(reply):
+                    going.append(place)
+        if len(going) < len(self.active):
+            kept = torch.tensor(going, dtype=torch.long, device=self.lm.device)
+            if going:
+                self.cache.batch_select_indices(kept)
+            self.mask = self.mask[kept]
+            self.next = [self.next[place] for place in going]
+            self.active = [self.active[place] for place in going]
+
+    def _stopped(self, reply: list[int]) -> bool:
+        text = self.lm.tok_decode(reply, skip_special_tokens=False)
+        return any(stop in text for stop in self.stops)
