@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from mcp_server.cli import diagnosing, evidence, going, hub, knowledge, merging, project, suites, validate, waiting
+from mcp_server.cli import diagnosing, evidence, going, hub, knowledge, merging, project, replies, suites, validate, waiting
 from mcp_server.cli.console import say_json, stderr
 from mcp_server.cli.manners import Commands
 from mcp_server.errors import BadInput, MergingError
@@ -39,7 +39,7 @@ app = Commands(
     help="Merge fine-tuned language models and LoRA adapters, with evidence.",
     epilog="Path: inspect → recommend → render → validate → estimate → merge → verify → evaluate → report",
 )
-for group in (going, knowledge, validate, merging, evidence, suites, diagnosing, hub, waiting, project):
+for group in (going, knowledge, validate, merging, evidence, suites, replies, diagnosing, hub, waiting, project):
     group.register(app)
 
 

@@ -20,10 +20,12 @@ from mcp_server.cli.evidence import (
 )
 from mcp_server.cli.hub import show_fetched
 from mcp_server.cli.merging import finish, show_merge, show_status
+from mcp_server.cli.replies import print_answers
 from mcp_server.schemas.comparison import Comparison
 from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
 from mcp_server.schemas.hub import Fetched
 from mcp_server.schemas.job import JobStatus, MergeResult
+from mcp_server.schemas.replies import Answers
 
 
 def register(app: typer.Typer) -> None:
@@ -56,6 +58,7 @@ RESULTS: dict[str, tuple[type[BaseModel], Callable[[Any], None], Callable[[Any],
     "verify": (Verification, show_verification, lambda found: EXIT_OF_VERIFICATION[found.verdict]),
     "evaluate": (Evaluation, show_evaluation, lambda found: EXIT_OF_EVALUATION[found.verdict]),
     "sweep": (Sweep, show_sweep, lambda found: 0 if found.winner else 1),
+    "ask": (Answers, print_answers, lambda _: 0),
     "fetch": (Fetched, show_fetched, lambda _: 0),
 }
 """Kind of job → its result model, how a person sees it, and the exit code."""

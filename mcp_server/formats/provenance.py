@@ -42,7 +42,7 @@ _LEFT_BEHIND: Final = frozenset(
         "adapter_model.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
         "video_preprocessor_config.json",
         PROVENANCE_FILE, RECIPE_FILE, CARD_FILE, "plan.yaml",
-        "evaluation.json", "evaluations.jsonl", "evaluation.md", "verification.json", "comparison.json",
+        "evaluation.json", "evaluations.jsonl", "evaluation.md", "replies.json", "verification.json", "comparison.json",
         "estimate.json", "report.html", "report.md", RECORD, ".gitattributes", ".DS_Store",
     }
 )  # fmt: skip

@@ -48,6 +48,8 @@ def _described(record: Record, wanted: dict[str, Any]) -> str:
         suites = ", ".join(_name(name) for name in wanted.get("suites") or []) or "its own suites"
         cross = ", and in each other's contexts" if wanted.get("cross") else ""
         return f"{_name(wanted.get('out') or 'the sources alone')} on {suites}{cross}"
+    if record.kind == "ask":
+        return f"{_name(str(wanted['out']))}, its sources and base: {wanted['text']}"
     return _name(str(wanted.get("out") or ""))
 
 

@@ -42,6 +42,7 @@ WORKERS: Final = {
     "verify": "mcp_server.workers.verify",
     "evaluate": "mcp_server.workers.evaluate",
     "sweep": "mcp_server.workers.sweep",
+    "ask": "mcp_server.workers.ask",
     "prepare": "mcp_server.workers.demo_base",
     "fetch": "mcp_server.workers.fetch",
 }

@@ -13,7 +13,7 @@ from mcp_server.errors import BadInput
 from mcp_server.schemas.base import Engine, EngineId, Frozen
 from mcp_server.schemas.faults import first_fault
 
-JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "prepare", "fetch"]
+JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "ask", "prepare", "fetch"]
 Whole = Literal["embeddings", "norms", "biases"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
@@ -140,6 +140,22 @@ class EvaluateRequest(JobRequest):
     threads: int | None = Field(default=None, ge=1)
     suite_folders: list[Annotated[str, Names.SUITES]] = Field(default_factory=list)
     offline: bool = True
+
+
+class AskRequest(JobRequest):
+    """One prompt for base, sources and merge."""
+
+    kind: ClassVar[JobKind] = "ask"
+
+    out: Annotated[str, Names.FOLDER]
+    text: str = Field(min_length=1, max_length=100_000)
+    system: str | None = Field(default=None, max_length=100_000)
+    against: dict[str, ModelName] = Field(
+        default_factory=dict, description="name → ref; `base` and sources' names replace what the merge says"
+    )
+    max_tokens: int = Field(default=128, ge=1, le=4096)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
 
 
 class SweepRequest(JobRequest):

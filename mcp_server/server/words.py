@@ -23,6 +23,7 @@ CALLS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "verify": ("verify_merge", ("out",)),
     "evaluate": ("evaluate_merge", ("out",)),
     "evaluations": ("list_evaluations", ("out",)),
+    "show": ("show_replies", ("out",)),
     "diagnose": ("diagnose_merge", ("out",)),
     "report": ("write_report", ("out",)),
     "suites": ("list_suites", ()),

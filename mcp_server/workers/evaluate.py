@@ -12,7 +12,7 @@ Worker inputs   request.json parameters:
     split           dev (default) or test; without it files of your own are measured whole
     backend         hf (default) or openai, with endpoint, served {label: model name} and tokenizer (folder)
     batch_size, dtype, threads, suite_folders, offline
-Worker outputs  result.json: `Evaluation`; evaluation.json and a line of evaluations.jsonl beside the merge;
+Worker outputs  result.json: `Evaluation`; evaluation.json, replies.json and a line of evaluations.jsonl beside the merge;
                 evaluation_samples.json in the job folder
 Not covered     multimodal suites, sampling (answers are greedy), suites that execute generated code.
 """
@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import BadInput, NotAModel
+from mcp_server.errors import BadInput
 from mcp_server.formats.lineage import Lineage, read_lineage
 from mcp_server.formats.suites import DEFAULT_SPLIT, Suite, find_suite, list_suites
 from mcp_server.schemas.evidence import Evaluation, Generation
@@ -36,7 +36,8 @@ from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
 from mcp_server.steps.evaluate.assemble import Measured, assemble
 from mcp_server.steps.evaluate.causes import base_note, with_causes
 from mcp_server.steps.evaluate.history import keep
-from mcp_server.steps.inspect import inspect_source
+from mcp_server.steps.evaluate.replies import keep_replies, side_by_side
+from mcp_server.workers.evaluating.line_up import models_of, require_models
 from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker, write_json
 
@@ -53,9 +54,9 @@ def measure(request: EvaluateRequest, job: Job) -> Evaluation:
     start = time.monotonic()
     rules = load_thresholds()
     lineage = read_lineage(Path(request.out)) if request.out else Lineage()
-    refs = _models(request, lineage)
+    refs = models_of(lineage, out=request.out, base=request.base, sources=request.sources, against=request.against)
     if not request.endpoint:
-        _check_models(refs)
+        require_models(refs)
     suites = _suites(request, list(refs))
     limits = {suite.name: _limit(request, suite) for suite in suites}
     job.progress("starting", 0, 1, message="loading lm-eval and the tasks")
@@ -123,6 +124,7 @@ def measure(request: EvaluateRequest, job: Job) -> Evaluation:
         out = Path(request.out)
         keep(out, evaluation, run=False)
         evaluation = keep(out, with_causes(evaluation, out))
+        keep_replies(out, side_by_side(samples, evaluation))
     elif told := base_note(evaluation, FAR_ABOVE):
         evaluation = evaluation.model_copy(update={"notes": [told, *evaluation.notes]})
     return evaluation
@@ -134,35 +136,6 @@ def _best_first(measured: dict[str, SuiteSamples], label: str) -> list[str]:
     known = {name: value for name, value in figures.items() if value is not None}
     sign = 1.0 if all(one.higher_is_better for one in measured.values()) else -1.0
     return sorted(known, key=lambda name: -sign * known[name])[:1] if label == "merged" else []
-
-
-def _models(request: EvaluateRequest, lineage: Lineage) -> dict[str, str]:
-    """label → ref, in the order in which they are measured: base, sources, others, merge."""
-    base = request.against.get("base") or request.base or lineage.base
-    sources = request.sources if request.sources is not None else lineage.sources
-    if reserved := {"base", "merged"} & set(sources):
-        raise BadInput(f"a source is called {sorted(reserved)[0]!r}, which has a meaning here", "rename that source")
-    found = {"base": base} if base else {}
-    found |= {name: _with_base(ref, base) for name, ref in sources.items()}
-    if "merged" in request.against:
-        raise BadInput("--against names a model 'merged', which is the one that is evaluated", "choose another name")
-    for name, ref in request.against.items():
-        if name != "base":
-            found[name] = _with_base(ref, base)
-    if request.out:
-        found["merged"] = _with_base(request.out, base)
-    if not found:
-        raise BadInput("there is nothing to measure", "name a merged folder, or a base and sources")
-    return found
-
-
-def _check_models(refs: dict[str, str]) -> None:
-    """Refuse what is no model before lm-eval is loaded; its own error would speak of tokenizers."""
-    for label, ref in refs.items():
-        for part in [ref] if Path(ref).is_dir() else ref.split("+"):
-            found = inspect_source(part)
-            if found.kind not in ("full", "lora"):
-                raise NotAModel(f"{label}: {part} cannot be measured ({found.kind}); {found.detail}", "name a model's folder")
 
 
 def _sources(request: EvaluateRequest, lineage: Lineage, refs: dict[str, str]) -> list[str]:
@@ -180,13 +153,6 @@ def _suites(request: EvaluateRequest, labels: list[str]) -> list[Suite]:
     known = list_suites(request.suite_folders)
     wanted = {"perplexity", *labels} | ({NEUTRAL} if request.cross else set())
     return [suite for suite in known.values() if suite.name in wanted or suite.capability in wanted]
-
-
-def _with_base(ref: str, base: str | None) -> str:
-    """An adapter folder becomes `base+adapter`; everything else stays."""
-    if base and "+" not in ref and Path(ref).joinpath("adapter_config.json").is_file():
-        return f"{base}+{ref}"
-    return ref
 
 
 def _limit(request: EvaluateRequest, suite: Suite) -> int | None:

@@ -9,6 +9,7 @@ from tests.server import contract
 READ_ONLY = {
     "inspect_models", "recommend_strategy", "list_strategies", "render_config", "validate_config", "estimate_ram", "merge_status",
     "list_merges", "merge_logs", "diagnose_merge", "list_suites", "list_evaluations",
+    "show_replies",
 }  # fmt: skip
 STARTS_WORK = {
     "compare_models", "launch_merge",

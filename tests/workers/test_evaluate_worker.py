@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from mcp_server.schemas.evidence import Evaluation, Verification
+from mcp_server.schemas.replies import Answers
+from mcp_server.steps.evaluate.replies import show_replies
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -106,6 +108,20 @@ def test_every_model_is_measured_on_every_suite(evaluation: tuple[Evaluation, Pa
         assert None not in (capability.base, capability.merged)
     assert list(found.models) == ["base", "other", "tuned", "merged"]
     assert Path(found.path or "") == place / "folded" / "evaluation.json"
+
+
+def test_replies_lie_beside_the_merge_and_ask_says_the_same(evaluation: tuple[Evaluation, Path], place: Path) -> None:
+    shown = show_replies(place / "folded", suite="echo")
+    (asked,) = [one for one in shown.replies if one.prompt == "hello there"]
+    assert set(asked.replies) == set(evaluation[0].models) and shown.suites["echo"].prompts == 6
+    against = {name: evaluation[0].models[name] for name in ("base", "other", "tuned")}
+    status, said = run(
+        "ask", evaluation[1] / "ask", evaluation[1], out=str(place / "folded"), text="hello there", against=against,
+        dtype="float32", max_tokens=12,
+    )  # fmt: skip
+    assert status == 0
+    for label, reply in Answers.model_validate(said).replies.items():
+        assert reply.split("\n")[0].strip() == asked.replies[label].strip(), label
 
 
 def test_our_fold_of_an_adapter_answers_as_pefts_does(evaluation: tuple[Evaluation, Path]) -> None:

@@ -10,9 +10,11 @@ from mcp_server import jobs
 from mcp_server.errors import BadInput
 from mcp_server.schemas.evidence import EvaluationList, ReportResult, SuiteList
 from mcp_server.schemas.job import EvaluateRequest, JobStatus, VerifyRequest
+from mcp_server.schemas.replies import Outcome, ShownReplies
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import READS, REPEATABLE, STARTS, Data, Limit, Out, Recipe, Ref, Suites
+from mcp_server.server.inputs import READS, REPEATABLE, STARTS, Data, Limit, Offset, Out, PageSize, Recipe, Ref, Suites
+from mcp_server.steps.evaluate import replies
 from mcp_server.steps.evaluate.history import evaluations
 from mcp_server.steps.evaluate.listing import suite_list
 
@@ -21,6 +23,7 @@ def tools() -> list[CheckedTool]:
     return [
         checked(verify_merge, "Verify a merged model", STARTS),
         checked(list_evaluations, "List a merge's evaluations", READS),
+        checked(show_replies, "Show replies side by side", READS),
         checked(list_suites, "List evaluation suites", READS),
         checked(evaluate_merge, "Evaluate a merged model", STARTS),
         checked(write_report, "Write the report", REPEATABLE),
@@ -56,6 +59,21 @@ def list_evaluations(out: Out) -> EvaluationList:
     changed since.
     """
     return evaluations(Access.now().existing_folder(out))
+
+
+def show_replies(
+    out: Out,
+    suite: Annotated[str | None, Field(max_length=200, description="Only this suite.")] = None,
+    only: Annotated[Outcome | None, Field(description="Only losses, wins, other words, or what is the same.")] = None,
+    find: Annotated[str | None, Field(max_length=1000, description="Text in prompt, expected answer or a reply.")] = None,
+    offset: Offset = 0,
+    limit: PageSize = 5,
+) -> ShownReplies:
+    """Show what base, sources and merge replied to the same prompts of an evaluation: first where the merge loses against the
+    suite's best source, then where it wins, then other words, then the same.
+    """
+    folder = Access.now().existing_folder(out)
+    return replies.show_replies(folder, suite=suite, outcome=only, find=find, offset=offset, limit=limit)
 
 
 def list_suites() -> SuiteList:

@@ -46,6 +46,8 @@ class SuiteSamples(Frozen):
     metrics: dict[str, Metric]
     prompt_ids: list[str] = Field(description="hash of each prompt; equal between models, or they were not asked the same")
     replies: list[str] = Field(default_factory=list, description="generated text per prompt; empty for likelihood suites")
+    prompts: list[str] = Field(default_factory=list, description="what was asked, without template and examples; as `replies`")
+    expected: list[str] = Field(default_factory=list, description="the suite's own answers; as `replies`")
     tables: dict[str, Any] = Field(default_factory=dict, description="per-prompt labels, such as expected and chosen mode")
 
     @property

@@ -84,6 +84,8 @@ def _collect(suite: Suite, tasks: Mapping[str, Any], results: Any, model: Any) -
     points: dict[str, float] = {}
     prompts: list[str] = []
     replies: list[str] = []
+    asked: list[str] = []
+    expected: list[str] = []
     tables: dict[str, list[Any]] = {}
     direction: dict[str, bool] = {}
     for name, task in tasks.items():
@@ -102,6 +104,8 @@ def _collect(suite: Suite, tasks: Mapping[str, Any], results: Any, model: Any) -
                 weights.setdefault("perplexity", []).append(float(max(len(model.tokenizer.encode(text)), 1)))
             if task.OUTPUT_TYPE == "generate_until":
                 replies.append(str(_first(sample["filtered_resps"])))
+                asked.append(str(task.doc_to_text(sample["doc"])))
+                expected.append(str(_first(sample["target"])) if sample["target"] else "")
             for metric in sample["metrics"]:
                 value = sample[metric]
                 if metric in averaged and (isinstance(value, bool | int | float) or hasattr(value, "item")):
@@ -125,6 +129,8 @@ def _collect(suite: Suite, tasks: Mapping[str, Any], results: Any, model: Any) -
         metrics=metrics,
         prompt_ids=prompts,
         replies=replies,
+        prompts=asked,
+        expected=expected,
         tables=tables,
     )
 

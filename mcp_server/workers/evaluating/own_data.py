@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import Malformed
-from mcp_server.formats.own_data import Example, Split, of_split, read_data
+from mcp_server.formats.own_data import Example, Message, Split, of_split, read_data
 from mcp_server.formats.suites import Suite
 from mcp_server.steps.evaluate.matching import matches
 from mcp_server.steps.evaluate.samples import Metric, SuiteSamples
@@ -18,9 +18,10 @@ from mcp_server.workers.evaluating.responses import RememberingLM
 
 @dataclass(frozen=True)
 class Asked:
-    """What `RememberingLM` takes: only the arguments of lm-eval's instances."""
+    """What `RememberingLM` takes of lm-eval's instances: the arguments, and in `doc` the expected reply where one is known."""
 
     args: tuple[Any, ...]
+    doc: dict[str, str] = field(default_factory=dict)
 
 
 def examples_of(suite: Suite, split: Split | None, limit: int | None) -> list[Example]:
@@ -48,15 +49,21 @@ def run_examples(suite: Suite, examples: Sequence[Example], model: RememberingLM
         metrics={"match": Metric(kind="mean", values=values)},
         prompt_ids=[hashlib.sha256(example.model_dump_json().encode()).hexdigest()[:16] for example in examples],
         replies=[replies[e.id] if e.id in replies else e.choices[chosen[e.id]] for e in examples],
+        prompts=["\n".join(message.content for message in e.messages) for e in examples],
+        expected=[e.choices[e.chosen] if e.match == "choice" else " | ".join(e.expected) for e in examples],
     )
 
 
 def _replies(examples: Sequence[Example], model: RememberingLM) -> list[str]:
     if not examples:
         return []
-    return model.generate_until(
-        [Asked((_prompt(e, model), {"until": e.stop, "max_gen_toks": e.max_tokens, "do_sample": False})) for e in examples]
-    )
+    return model.generate_until([_asked(e, model) for e in examples])
+
+
+def _asked(example: Example, model: RememberingLM) -> Asked:
+    settings = {"until": example.stop, "max_gen_toks": example.max_tokens, "do_sample": False}
+    literal = example.match in ("exact", "json") and example.expected
+    return Asked((prompt_text(example.messages, model), settings), {"reply": example.expected[0]} if literal else {})
 
 
 def _choices(examples: Sequence[Example], model: RememberingLM) -> dict[str, int]:
@@ -65,7 +72,7 @@ def _choices(examples: Sequence[Example], model: RememberingLM) -> dict[str, int
     if not asked:
         return {}
     space = "" if model.tokenizer.chat_template else " "
-    scores = model.loglikelihood([Asked((_prompt(e, model), space + choice)) for e, choice in asked])
+    scores = model.loglikelihood([Asked((prompt_text(e.messages, model), space + choice)) for e, choice in asked])
     best: dict[str, tuple[float, int]] = {}
     for (example, choice), (score, _) in zip(asked, scores, strict=True):
         index = example.choices.index(choice)
@@ -75,8 +82,8 @@ def _choices(examples: Sequence[Example], model: RememberingLM) -> dict[str, int
     return {name: index for name, (_, index) in best.items()}
 
 
-def _prompt(example: Example, model: RememberingLM) -> str:
+def prompt_text(messages: Sequence[Message], model: RememberingLM) -> str:
     """Through the chat template where the model has one. Without one the texts stand below each other as they are."""
     if model.tokenizer.chat_template:
-        return model.apply_chat_template([message.model_dump() for message in example.messages])
-    return "\n".join(message.content for message in example.messages)
+        return model.apply_chat_template([message.model_dump() for message in messages])
+    return "\n".join(message.content for message in messages)

@@ -1,0 +1,51 @@
+"""Which models are asked: base, sources, others, and the merge last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mcp_server.errors import BadInput, NotAModel
+from mcp_server.formats.lineage import Lineage
+from mcp_server.steps.inspect import inspect_source
+
+
+def models_of(
+    lineage: Lineage, *, out: str | None, base: str | None, sources: Mapping[str, str] | None, against: Mapping[str, str]
+) -> dict[str, str]:
+    """label → ref, in the order in which they are asked. What is not named comes from the merge's own record (`lineage`).
+
+    `against` replaces the base or a source, or adds a model. Raises `BadInput` for a label with a meaning of its own.
+    """
+    base = against.get("base") or base or lineage.base
+    sources = sources if sources is not None else lineage.sources
+    if reserved := {"base", "merged"} & set(sources):
+        raise BadInput(f"a source is called {sorted(reserved)[0]!r}, which has a meaning here", "rename that source")
+    found = {"base": base} if base else {}
+    found |= {name: _with_base(ref, base) for name, ref in sources.items()}
+    if "merged" in against:
+        raise BadInput("--against names a model 'merged', which is the one that is evaluated", "choose another name")
+    for name, ref in against.items():
+        if name != "base":
+            found[name] = _with_base(ref, base)
+    if out:
+        found["merged"] = _with_base(out, base)
+    if not found:
+        raise BadInput("there is nothing to measure", "name a merged folder, or a base and sources")
+    return found
+
+
+def require_models(refs: Mapping[str, str]) -> None:
+    """Refuse what is no model before lm-eval is loaded; its own error would speak of tokenizers."""
+    for label, ref in refs.items():
+        for part in [ref] if Path(ref).is_dir() else ref.split("+"):
+            found = inspect_source(part)
+            if found.kind not in ("full", "lora"):
+                raise NotAModel(f"{label}: {part} cannot be measured ({found.kind}); {found.detail}", "name a model's folder")
+
+
+def _with_base(ref: str, base: str | None) -> str:
+    """An adapter folder becomes `base+adapter`; everything else stays."""
+    if base and "+" not in ref and Path(ref).joinpath("adapter_config.json").is_file():
+        return f"{base}+{ref}"
+    return ref
