@@ -39,7 +39,7 @@ def with_cross_context(scenario: Scenario, file: Path) -> Scenario:
         raise Malformed(f"{file} holds no cross-context check", "measure with `model-merging evaluate --cross -o FILE`")
     measured = {"cross_context": found.cross_context, "own_context": found.own_context}
     scenario = scenario.model_copy(update=measured)
-    _check_names(scenario, str(file))
+    check_names(scenario, str(file))
     return scenario
 
 
@@ -52,7 +52,7 @@ def read_plan(plan: Path | str | dict[str, Any]) -> Plan:
 def scenario_from(data: Any, what: str = "the scenario") -> Scenario:
     """A scenario from parsed YAML or JSON; None and {} are the empty scenario, in which all is unknown."""
     scenario = _checked(Scenario, {} if data is None else data, what)
-    _check_names(scenario, what)
+    check_names(scenario, what)
     return scenario
 
 
@@ -92,7 +92,8 @@ def _unique(lines: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _check_names(scenario: Scenario, what: str) -> None:
+def check_names(scenario: Scenario, what: str = "the scenario") -> None:
+    """Raise `Malformed` unless every name that refers to a source is one."""
     given = [source.name for source in scenario.sources or [] if source.name]
     if twice := sorted({name for name in given if given.count(name) > 1}):
         raise Malformed(f"{what}: two sources are called {twice[0]!r}", "give each source a name of its own")

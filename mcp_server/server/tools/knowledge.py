@@ -23,7 +23,7 @@ from mcp_server.steps.estimate import estimate
 from mcp_server.steps.handles import keep_plan, keep_recipe
 from mcp_server.steps.inspect import inspect_models as inspect_checkpoints
 from mcp_server.steps.recommend import advise
-from mcp_server.steps.scenario import read_scenario
+from mcp_server.steps.scenario import check_names, read_scenario
 from mcp_server.steps.validate import fix as fix_recipe
 from mcp_server.steps.validate import validate
 
@@ -70,8 +70,8 @@ def recommend_strategy(
         found = "neither" if scenario is None else "both"
         raise BadInput(f"one of scenario and scenario_file is needed, found {found}", "give what you know as `scenario`")
     if scenario is not None:
-        named = read_scenario(scenario.model_dump(mode="json", exclude_none=True))
-        return slim(advised(access.scenario(named)))
+        check_names(scenario)
+        return slim(advised(access.scenario(scenario)))
     path = access.file(scenario_file or "", "scenario")
     return slim(advised(access.scenario(read_scenario(path), path.parent)))
 

@@ -15,8 +15,8 @@ from mcp_server.schemas.evidence import Evaluation, Verification
 from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.inspect import SourceInfo
 from mcp_server.schemas.plan import Plan
+from mcp_server.steps.scenario import read_plan
 from mcp_server.system import paths
-from mcp_server.system.yaml_io import load_yaml, read_text
 
 M = TypeVar("M", bound=BaseModel)
 FILES: Final = {
@@ -210,10 +210,7 @@ def _typed(file: Path, model: type[BaseModel], left_out: list[str]) -> dict[str,
 def _plan(out: Path) -> Plan | None:
     for folder in (out, out.parent):
         if (file := folder / "plan.yaml").is_file():
-            try:
-                return Plan.model_validate(load_yaml(read_text(file, "the plan"), str(file)))
-            except ValidationError as error:
-                raise Malformed(f"{file} is not a plan: {first_fault(error, Plan)}", HOW["plan"]) from error
+            return read_plan(file)
     return None
 
 
