@@ -130,6 +130,7 @@ async def test_no_read_only_tool_writes_a_file(workspace, store):
         "diagnose_merge": {"out": "./code"},
         "list_suites": {},
         "list_evaluations": {"out": "./code"},
+        "show_replies": {"out": "./code"},
     }
     assert arguments.keys() == READ_ONLY
     async with Client(build_server()) as client:
