@@ -22,6 +22,7 @@ from mcp_server import formats
 from mcp_server.errors import MergingError
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.lora import open_adapter
+from mcp_server.formats.recipe import KEEPS_TIES
 from mcp_server.steps.validate import validate
 from tests.checkpoints import WIDTH, shapes, write_model
 from tests.tiny import write_safetensors
@@ -46,6 +47,7 @@ class Case:
     base: str = "llama"
     dtype: str = "F32"
     file: str = "adapter_model.safetensors"
+    keeps_ties: bool = False
 
 
 CASES: dict[str, Case] = {
@@ -116,6 +118,19 @@ CASES: dict[str, Case] = {
         {"target_parameters": ["gate_up_proj"]},
         "interleaved",
     ),
+    "patterns by the hundred": Case(pair(Q), {"rank_pattern": {f"a.*{n}": 2 for n in range(300)}}),
+    "DoRA on both names of a tied tensor": Case(
+        pair("lm_head", out=16)
+        | {
+            "lm_head.lora_magnitude_vector": [16],
+            "model.embed_tokens.lora_embedding_A": [2, 16],
+            "model.embed_tokens.lora_embedding_B": [8, 2],
+            "model.embed_tokens.lora_magnitude_vector": [8],
+        },
+        {"use_dora": True},
+        "tied",
+        keeps_ties=True,
+    ),
     "a pickle": Case(pair(Q), file="adapter_model.bin"),
     "names that fit in two ways": Case(pair("layers.0.self_attn.q_proj"), base="two towers"),
     "a whole matrix for one stored in pieces": Case({"model.layers.0.mlp.experts.gate_up_proj": [2, 32, 8]}, {}, "mixture"),
@@ -153,7 +168,7 @@ def write_base(folder: Path, kind: str) -> Path:
     if kind == "two towers":
         names = {f"{tower}.layers.0.self_attn.q_proj.weight": [8, 8] for tower in ("left", "right")}
         return write_model(folder, drop=tuple(_llama()), add=names, architecture="UnknownModel")
-    return write_model(folder)
+    return write_model(folder, tied=kind == "tied")
 
 
 def _llama() -> list[str]:
@@ -196,8 +211,9 @@ def refusal_of(case: Case, folder: Path) -> tuple[MergingError, str]:
     base, adapter = write_base(folder / "base", case.base), write_adapter(folder / "adapter", case)
     opened = open_checkpoint(str(base))
     with pytest.raises(MergingError) as refused:
-        open_adapter(str(adapter), opened.tensors, opened.config)
-    recipe = {"merge_method": "linear", "models": [{"model": f"{base}+{adapter}", "parameters": {"weight": 1}}]}
+        open_adapter(str(adapter), opened.tensors, opened.config, as_merged=case.keeps_ties)
+    settings = {"weight": 1} | ({KEEPS_TIES: True} if case.keeps_ties else {})
+    recipe = {"merge_method": "linear", "models": [{"model": f"{base}+{adapter}", "parameters": settings}]}
     return refused.value, yaml.safe_dump(recipe)
 
 
