@@ -34,7 +34,7 @@ stderr = PlainConsole(stderr=True, highlight=False, emoji=False)
 stdout = PlainConsole(highlight=False, emoji=False)
 """Results for people."""
 
-LABEL = 8
+LABEL = 9
 """Room for the word in front of a line."""
 PLAIN_SECONDS = 30.0
 

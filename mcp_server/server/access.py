@@ -88,7 +88,7 @@ class Access:
         if host not in LOOPBACK:
             raise NotAllowed(
                 f"the endpoint {url[:200]} is on another machine ({host or 'no host'})",
-                "serve the models here, or have the user run: model-merging evaluate --endpoint URL",
+                "serve the models on this machine; the user can measure others from the command line (evaluate --endpoint)",
             )
         return url
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mcp_server.errors import NotFound
+from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.recipe import read_recipe
-from mcp_server.formats.refs import is_hub_id, resolve_ref, split_revision, unmade_demo
+from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref, split_revision, unmade_demo
 from mcp_server.schemas.go import Prepared
 from mcp_server.schemas.scenario import Scenario, ScenarioSource
 from mcp_server.steps.estimate import estimate
@@ -29,6 +31,7 @@ def prepare(scenario: Scenario, *, ram_gib: float | None = None, out: Path | Non
     """Raises what the steps raise; an answer that is no is in `stop`."""
     from mcp_server.steps.render import render  # Jinja costs a fifth of the server's start
 
+    require_sources(scenario)
     plan = keep_plan(advise(scenario))
     found = Prepared(
         verdict=plan.verdict,
@@ -69,6 +72,17 @@ def prepare(scenario: Scenario, *, ram_gib: float | None = None, out: Path | Non
             "fits": engine.fits,
         }
     )
+
+
+def require_sources(scenario: Scenario) -> None:
+    """Raise `NotFound` for a path with nothing at its end; what can still be fetched or made is left to `absent_from`."""
+    for ref in filter(None, (scenario.base_model, *(source.ref for source in scenario.sources or []))):
+        for part in [] if ref.lower() == "none" else [ref] if Path(ref).exists() else ref.split("+"):
+            try:
+                locate(part)
+            except NotFound as missing:
+                if not missing.details.get("hub_id") and part not in demo_aliases():
+                    raise
 
 
 def absent_from(recipe: str) -> list[str]:

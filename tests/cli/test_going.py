@@ -54,6 +54,33 @@ def test_advice_against_the_merge_starts_nothing(folder: Path, capsys: pytest.Ca
     assert (code, found["prepared"]["verdict"], found["job"]) == (1, "cannot_merge", None)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["./persona", "./tols"], "tols does not exist"),
+        (["./persona", "./tools", "--base", "./bse"], "bse does not exist"),
+        (["./persona", "./tools", "--base", "./base", "--suite", "task_api_tool"], "Did you mean 'task_api_tools'"),
+        (["./persona", "./tools", "--base", "./base", "--out", "./persona"], "persona exists"),
+        (["./persona", "./tools", "--base", "./base", "--data", "./prompts.jsonl"], "prompts.jsonl"),
+        (["scenario.yaml", "--base", "./base"], "which names its own"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    assert cli.run(["go", *arguments]) == 2
+    said = capsys.readouterr()
+    assert named in said.err and said.out == ""
+
+
+def test_a_base_that_is_not_here_is_named_with_the_command_that_brings_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = answer(capsys, "go", "./persona", "./tools", "--base", "org/model", "--yes")
+    assert (code, found["job"], found["prepared"]["absent"]) == (1, None, ["org/model"])
+    assert found["next"] == "model-merging fetch org/model"
+
+
 def test_init_writes_a_scenario_that_go_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["init"]) == 0
     code, found = answer(capsys, "go", "scenario.yaml", "--yes", "--suite", "none")

@@ -15,6 +15,7 @@ import yaml
 from mcp_server.errors import NotFound
 from mcp_server.schemas.evidence import Capability, Evaluation, Interval
 from mcp_server.steps.diagnose import CONSEQUENCES, ROOTS, diagnose
+from mcp_server.steps.verify import landing, verify
 from tests.engine.synthetic import Tensors, load, low_rank, random_tensors, run, save, write_adapter, write_model
 from tests.engine.synthetic import shapes as model_shapes
 
@@ -354,6 +355,18 @@ def test_every_cause_is_shown_by_a_broken_merge_or_is_a_check_of_the_verificatio
     shown = {code for codes in BROKEN.values() for code in codes}
     of_verification = {"tokenizer_misfit", "structure_wrong", "does_not_load"}
     assert (ROOTS | CONSEQUENCES | {"source_subtracted"}) - shown - of_verification == set()
+
+
+def test_a_verification_of_the_same_files_is_not_made_twice(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = ground.merge(ground.tune("one", 1), ground.tune("two", 2), weights=(0.5, 0.5))
+    (out / "verification.json").write_text(verify(out).model_dump_json(), encoding="utf-8")
+    again = []
+    measured = landing.measure
+    monkeypatch.setattr(landing, "measure", lambda *given, **named: again.append(given) or measured(*given, **named))
+    assert (diagnose(out).ok, again) == (True, [])
+    ground.tokenizer("out", shift=1)
+    assert "tokenizer_swapped" in [cause.code for cause in diagnose(out).findings]
+    assert again, "files changed since the verification"
 
 
 def test_no_folder_is_no_diagnosis(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mcp_server import jobs
+from mcp_server.formats.provenance import not_ours
 from mcp_server.formats.refs import demo_aliases
 from mcp_server.schemas.base import Engine, Verdict
 from mcp_server.schemas.go import Gone
@@ -34,6 +35,7 @@ from mcp_server.server.inputs import (
 from mcp_server.steps.handles import keep_plan, kept_recipe
 from mcp_server.steps.handles import plan_file as plan_file_of
 from mcp_server.steps.prepare import prepare, scenario_of
+from mcp_server.system.outputs import require_folder
 
 
 def tools() -> list[CheckedTool]:
@@ -61,6 +63,7 @@ def merge_adapters(
     """
     access = Access.now()
     target = access.output(out)
+    require_folder(target, overwrite=False, not_ours=not_ours)
     scenario = access.scenario(scenario_of(list(refs), base, ram_gib))
     found = prepare(scenario, ram_gib=ram_gib, out=target)
     if found.absent and all(ref in demo_aliases() for ref in found.absent):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,6 +18,12 @@ from mcp_server.schemas.plan import Observed
 from mcp_server.schemas.scenario import PairRelation, Scenario, ScenarioSource
 from mcp_server.steps.recommend.look import look
 from mcp_server.steps.verify import verify
+
+VERIFICATION: Final = "verification.json"
+EVIDENCE: Final = frozenset(
+    {VERIFICATION, "evaluation.json", "evaluations.jsonl", "report.html", "report.md", "comparison.json", "README.md"}
+)
+"""What is written about a merge after it."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -76,15 +83,21 @@ def _read_record(known: Known) -> None:
 
 
 def _read_weights(known: Known) -> None:
-    found = verify(known.folder)
-    stored = _stored(known.folder / "verification.json", Verification)
+    stored = _stored(known.folder / VERIFICATION, Verification)
+    found = verify(known.folder, before=stored if stored and _newest_is_its_verification(known.folder) else None)
     checks = [*found.checks, *(check for check in (stored.checks if stored else []) if check.name == "loads")]
     known.checks = {check.name: check for check in checks}
     known.landed = {name: share for name, share in found.landed.items() if share is not None}
     known.rounding_loss = {name: share for name, share in found.rounding_loss.items() if share is not None}
     known.looked_at.append("weights (sampled)")
     if stored is None:
-        known.unknown.append("whether it loads: model-merging verify OUT")
+        known.unknown.append(f"whether it loads: model-merging verify {shlex.quote(str(known.folder))}")
+
+
+def _newest_is_its_verification(folder: Path) -> bool:
+    """Whether nothing but evidence was written since, by the times that no program can set back."""
+    since = (folder / VERIFICATION).stat().st_ctime_ns
+    return all(file.stat().st_ctime_ns <= since for file in folder.rglob("*") if file.name not in EVIDENCE)
 
 
 def _read_sources(known: Known) -> None:
@@ -121,11 +134,13 @@ def _read_tokens(known: Known) -> None:
 def _read_evaluation(known: Known) -> None:
     known.evaluation = _stored(known.folder / "evaluation.json", Evaluation)
     if known.evaluation is None:
-        known.unknown.append("skills: model-merging evaluate OUT --suite SUITE (with --cross: leaks between contexts)")
+        known.unknown.append(
+            f"skills, and with --cross leaks between contexts: model-merging evaluate {shlex.quote(str(known.folder))}"
+        )
         return
     known.looked_at.append("evaluation")
     if not known.evaluation.cross_context:
-        known.unknown.append("leaks between contexts: model-merging evaluate OUT --cross")
+        known.unknown.append(f"leaks between contexts: model-merging evaluate {shlex.quote(str(known.folder))} --cross")
 
 
 def _stored(file: Path, model: type[M]) -> M | None:

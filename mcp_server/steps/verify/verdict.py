@@ -16,7 +16,13 @@ Outcome = Literal["verified", "failed", "unreadable", "inconclusive"]
 
 
 def verify(
-    out: Path, *, full: bool = False, recipe: str | None = None, base: str | None = None, sources: Sequence[str] = ()
+    out: Path,
+    *,
+    full: bool = False,
+    recipe: str | None = None,
+    base: str | None = None,
+    sources: Sequence[str] = (),
+    before: Verification | None = None,
 ) -> Verification:
     """Check the merged model or adapter in folder `out`.
 
@@ -24,6 +30,7 @@ def verify(
     recipe    recipe text, for a folder that holds none (`mergekit_config.yml` or `merge_provenance.json`)
     base      where the base is: it stands for the recipe's own, or says what to compare with where there is no recipe
     sources   the same for the sources, in the recipe's order: FOLDER, HUB/ID, BASE+ADAPTER, or an adapter of `base`
+    before    an earlier answer about the same files: its recomputation is taken over, unless a check that is made now fails
     Raises `NotFound` when there is no such folder and `Malformed` for a recipe that cannot be read; whatever is wrong
     with the model itself is an answer, not an error.
     """
@@ -43,6 +50,10 @@ def verify(
         *values.checks(merge, full=full),
         *origin.checks(merge, full=full),
     ]
+    if before is not None and not any(check.passed is False for check in checks):
+        named = {check.name for check in checks}
+        checks += [check for check in before.checks if check.name not in named]
+        return before.model_copy(update={"verdict": verdict_of(checks), "checks": checks, "output": str(out)})
     landed = landing.measure(merge, full=full)
     checks += landed.checks
     return Verification(
