@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from mcp_server.system.machine import anon_bytes
+from mcp_server.system.repeating import repeating
 
 _M_MMAP_THRESHOLD = -3
 
@@ -43,16 +43,5 @@ class PeakMeter:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Sample 50 times a second from a thread: for work that frees what it held before it can be asked."""
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(0.02):
-                self.sample()
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
+        with repeating(self.sample, 0.02):
             yield
-        finally:
-            done.set()
-            watcher.join()

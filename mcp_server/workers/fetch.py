@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from mcp_server.schemas.hub import Fetched
 from mcp_server.schemas.job import FetchRequest
 from mcp_server.system import paths
 from mcp_server.system.redaction import redact, secrets_of
+from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job, run_worker
 
 KEPT_SUFFIXES: Final = {".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md", ".vocab", ".bpe"}
@@ -192,24 +192,19 @@ def _remember_branch(folder: Path, info: ModelInfo) -> None:
 @contextmanager
 def _watched(blobs: Path, job: Job, done: Any, total: int, began: float) -> Iterator[None]:
     """Progress twice a second while files grow: bytes of finished and of growing files, and the time left."""
-    ended = threading.Event()
+    start = done()
 
     def report() -> None:
-        start = done()
-        while not ended.wait(0.5):
-            growing = sum(p.stat().st_size for p in blobs.glob("*.incomplete")) if blobs.is_dir() else 0
-            now = min(total, done() + growing)
-            rate = (now - start) / max(time.monotonic() - began, 1e-3)
-            left = f"{(total - now) / rate:.0f} s left" if rate > 0 else ""
-            job.progress("download", now, total, unit="bytes", message=left)
+        growing = sum(p.stat().st_size for p in blobs.glob("*.incomplete")) if blobs.is_dir() else 0
+        now = min(total, done() + growing)
+        rate = (now - start) / max(time.monotonic() - began, 1e-3)
+        left = f"{(total - now) / rate:.0f} s left" if rate > 0 else ""
+        job.progress("download", now, total, unit="bytes", message=left)
 
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(report, 0.5):
+            yield
     finally:
-        ended.set()
-        thread.join()
         job.progress("download", done(), total, unit="bytes")
 
 

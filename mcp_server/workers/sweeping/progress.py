@@ -7,12 +7,12 @@ reading serves both executors.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job
 from mcp_server.workers.sweeping.tasks import Task, places
 
@@ -34,22 +34,16 @@ class Progress:
     @contextmanager
     def following(self, tasks: Sequence[Task]) -> Iterator[None]:
         """Read along on a thread of its own; a file that is not there yet, or is half written, says nothing."""
-        ended = threading.Event()
+        last = ""
 
         def follow() -> None:
-            last = ""
-            while not ended.wait(self._every_s):
-                if (word := newest_word(tasks)) and word != last:
-                    last = word
-                    self._job.progress(*self._now, unit="candidates", message=word, every_seconds=0.0)
+            nonlocal last
+            if (word := newest_word(tasks)) and word != last:
+                last = word
+                self._job.progress(*self._now, unit="candidates", message=word, every_seconds=0.0)
 
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        with repeating(follow, self._every_s):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
 
 def newest_word(tasks: Sequence[Task]) -> str:
