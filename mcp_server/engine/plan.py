@@ -112,7 +112,7 @@ class _Planner:
         self.said: list[str] = []
         for ref, source in sources.items():
             self.sources[ref], said = matching.reconcile(self.donor, source)
-            self.said += [said] if said else []
+            self.said += [*source.notes, *([said] if said else [])]
             if wrapper := source.checkpoint.wrapper:
                 self.said.append(f"the names in {ref} hold the wrapper {wrapper!r}, which the output leaves out")
         self.sources, self.vocabulary = align(recipe, self.sources)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mcp_server.errors import Incompatible, NotFound
-from mcp_server.formats import tensor_names
+from mcp_server.formats import stacks, tensor_names
 from mcp_server.formats.absent_base import base_of_adapters
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.identity import text_section
@@ -43,6 +43,8 @@ class Source:
     checkpoint: Checkpoint
     adapter: Adapter | None
     renamed: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it is read."""
 
     def own_name(self, name: str) -> str:
         return self.renamed.get(name, name)
@@ -122,15 +124,18 @@ def open_sources(recipe: Recipe, *, base_may_be_absent: bool = False) -> dict[Mo
 
     With `base_may_be_absent`, a base that is not here is told from its adapters: names and shapes, no weights.
     """
-    checkpoints: dict[str, Checkpoint] = {}
+    opened: dict[str, Checkpoint] = {}
+    for ref in recipe.references():
+        if ref.base_ref not in opened:
+            opened[ref.base_ref] = _open_base(recipe, ref.base_ref) if base_may_be_absent else open_checkpoint(ref.base_ref)
+    checkpoints, said = stacks.alike(opened)
     sources = {}
     for ref in recipe.references():
-        if ref.base_ref not in checkpoints:
-            checkpoints[ref.base_ref] = _open_base(recipe, ref.base_ref) if base_may_be_absent else open_checkpoint(ref.base_ref)
         base = checkpoints[ref.base_ref]
         merged = keeps_ties(recipe.groups(), ref)
         adapter = open_adapter(ref.adapter_ref, base.tensors, base.config, as_merged=merged) if ref.adapter_ref else None
-        sources[ref] = Source(str(ref), with_adapter(base, adapter) if adapter else base, adapter)
+        notes = (said[ref.base_ref],) if ref.base_ref in said else ()
+        sources[ref] = Source(str(ref), with_adapter(base, adapter) if adapter else base, adapter, notes=notes)
     return sources
 
 

@@ -71,12 +71,20 @@ class Names:
     def expected(self) -> list[str]:
         """Names that the output must hold, in the donor's order. A tied head may be left out, and buffers may."""
         if not self.sliced:
-            return [name for name, tensor in self.donor.tensors.items() if is_float(tensor.dtype)]
+            return [n for n, tensor in self.donor.tensors.items() if is_float(tensor.dtype) and not self._taken_apart(n)]
         return [
             f"{self.stack}.{number}.{rest}"
             for number, (group, offset, _) in enumerate(self._stacked)
             for rest in self._rests(group, offset)
         ] + [name for name in self.donor.tensors if not self._in_stack(name)]
+
+    def _taken_apart(self, name: str) -> bool:
+        """Whether the output holds a stack of experts one by one instead, as another source stores it."""
+        stem, _, part = name.rpartition(".experts.")
+        return name not in self.output and any(
+            f"{stem}.experts.0.{one}_proj.weight" in self.output
+            for one in {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}.get(part, ())
+        )
 
     def plan(self, name: str) -> Planned:
         """How the recipe makes an output tensor; with neither inputs nor a reason, no source knows it."""

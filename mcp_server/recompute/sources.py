@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -49,8 +50,23 @@ class Source:
             for alias in (f"{stem}.bias", f"{stem}.decoder.bias"):
                 if alias in self.tensors:
                     return Value(self.tensors[alias], alias, self.adapter)
+        if (part := self._of_stack(name)) is not None:
+            return Value(part, name, self.adapter) if part.shape == shape else None
         other = nearest(name, self.tensors)
         return Value(self.tensors[other], other, self.adapter) if other and self.tensors[other].shape == shape else None
+
+    def _of_stack(self, name: str) -> StoredTensor | None:
+        """One expert's matrix where this model stores all of them in one tensor: (experts, rows, columns), gate before up."""
+        found = re.fullmatch(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.weight", name)
+        stack = self.tensors.get(f"{found[1]}.{'down' if found[3] == 'down' else 'gate_up'}_proj") if found else None
+        if found is None or stack is None or len(stack.shape) != 3 or stack.packed is not None:
+            return None
+        experts, rows, columns = stack.shape
+        height = rows if found[3] == "down" else rows // 2
+        first = int(found[2]) * rows + (height if found[3] == "up" else 0)
+        start = stack.offset + first * columns * (stack.nbytes // stack.count)
+        inside = int(found[2]) < experts
+        return StoredTensor(stack.file, start, stack.dtype, (height, columns), height * columns) if inside else None
 
     def keep_ties(self) -> None:
         """Let updates of a tied head and its embedding change both, as a recipe may ask."""
