@@ -119,7 +119,8 @@ def train(base: Path, file: Path, out: Path, threads: int) -> None:
     torch.manual_seed(settings["seed"])
     rng = random.Random(settings["seed"])
     adapter = Adapter(base, settings, file.parent)
-    own, foreign = (read(file.parent, settings[key], settings["system"]) for key in ("data", "replay"))
+    own = read(file.parent, settings["data"], settings["system"])
+    foreign = read(file.parent, settings["replay"], settings.get("replay_system", settings["system"]))
     own, foreign = rng.sample(own, len(own)), rng.sample(foreign, len(foreign))
     if settings.get("replay_kinds"):
         foreign = [row for row in foreign if row.get("kind") in settings["replay_kinds"]]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "examples" / "train_adapter"), str(ROOT / "tests" / "workers")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("examples/train_adapter", "examples/one_prompt", "tests/workers")]
+import experiment  # noqa: E402
 import tiny_language_model  # noqa: E402
 import torch  # noqa: E402
 from generating import replies  # noqa: E402
@@ -41,7 +42,7 @@ def main(folder: Path) -> dict[str, Any]:
         json.dumps(SETTINGS | {"start_from": "adapter", "steps": 2, "kl": False}), encoding="utf-8"
     )
     train(base, folder / "again.json", folder / "again", 1)
-    return found | trained(base, folder)
+    return found | trained(base, folder) | {"table": tabled(folder), "variants": varied()}
 
 
 def packed_and_generated(base: Path) -> dict[str, Any]:
@@ -74,6 +75,33 @@ def trained(base: Path, folder: Path) -> dict[str, Any]:
         "went_on": any(not torch.equal(again[key], tensors[key]) for key in tensors),
         "kept_below": all(torch.equal(again[key], tensors[key]) for key in tensors if "layers.0." in key),
     }  # fmt: skip
+
+
+def tabled(folder: Path) -> str:
+    """The experiment's table of made-up scores: two seeds of one variant, a variant that is half done, and the joint adapter."""
+    whole = {"tools": 0.9, "persona": 1.0, "right_mode": 0.75, "perplexity": 22.0}
+    pair = {"tools": {"tools": 0.96, "perplexity": 20.0}, "persona": {"persona": 0.8, "perplexity": 25.0}}
+    files = {
+        "base-dev.json": {"base": {"tools": 0.0, "persona": 0.2, "right_mode": 0.1, "perplexity": 40.0}},
+        "full-1/scores-dev.json": pair | {"merged": whole | {"persona": 0.5}},
+        "full-2/scores-dev.json": pair | {"merged": whole | {"tools": 0.8, "persona": 0.8, "perplexity": 30.0}},
+        "without-KL-1/scores-dev.json": pair,
+        "joint-1/scores-dev.json": {"merged": whole},
+    }
+    for name, scores in files.items():
+        (folder / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "out" / name).write_text(json.dumps(scores), encoding="utf-8")
+    return experiment.table(folder / "out", "dev")
+
+
+def varied() -> dict[str, list[str]]:
+    """The settings that each variant changes against the full recipe, of the tools adapter."""
+    full = experiment.settings("tools", "full", 1, None)
+    changed: dict[str, list[str]] = {}
+    for variant in experiment.VARIANTS:
+        found = experiment.settings("tools", variant, 1, None)
+        changed[variant] = sorted(key for key, value in found.items() if full.get(key) != value)
+    return changed
 
 
 if __name__ == "__main__":

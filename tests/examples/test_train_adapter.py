@@ -47,5 +47,19 @@ def test_the_loss_falls_and_the_checks_are_shares_at_their_steps(found: dict[str
     assert all(0 <= float(row[key]) <= 1 for row in rows if row["own_exact"] for key in ("own_exact", "foreign_kept"))
 
 
+def test_a_variant_of_the_experiment_leaves_one_thing_out(found: dict[str, Any]) -> None:
+    assert found["variants"] == {
+        "full": [], "without replay": ["replay_batch"], "without KL": ["kl"], "without scale jitter": ["scale_jitter"],
+        "without the shared prompt": ["replay_system", "system"], "joint": [],
+    }  # fmt: skip
+
+
+def test_the_table_gives_mean_and_worst_seed_and_leaves_out_what_is_not_measured(found: dict[str, Any]) -> None:
+    assert found["table"].splitlines()[2:] == [
+        "| full (2) | 0.960 (0.960) | 0.800 (0.800) | 0.850 (0.800) | 0.750 (0.500) | 0.750 (0.750) | 1.300 (1.500) |",
+        "| joint (1) | 0.900 (0.900) | 1.000 (1.000) | 0.900 (0.900) | 1.000 (1.000) | 0.750 (0.750) | 0.550 (0.550) |",
+    ]
+
+
 def test_training_goes_on_from_an_adapter_and_leaves_the_lower_layers(found: dict[str, Any]) -> None:
     assert found["went_on"] and found["kept_below"]

@@ -1,6 +1,6 @@
 """Scores models under the one system prompt: does an action get its call, a chat the voice, and each prompt the right role?
 
-    python examples/one_prompt/score.py BASE merged=OUT/merged tools=examples/one_prompt/tools --split test
+    python examples/one_prompt/score_modes.py BASE merged=OUT/merged tools=examples/one_prompt/tools --split test
 
 A path is a whole model or an adapter on BASE; `NAME=base` is BASE itself. Documents are those of the shipped suites, with their
 system prompt replaced. Greedy decoding in float32. `tools` is one forward pass over the targets: greedy decoding writes one
