@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import Any
 
-from tests.clients.ground import DEMO_BASE, LAUNCHER, SCRATCH, Check, environment, parsed, recipe, require, run
+from tests.clients.ground import DEMO_BASE, LAUNCHER, ROOT, SCRATCH, Check, environment, parsed, recipe, require, run
 
 ERAS = ("legacy", "modern", "auto")
 
@@ -46,7 +46,9 @@ def lists(era: str) -> str:
     templates = templates.get("result", templates)["resourceTemplates"]
     prompts = ask(era, "prompts/list")
     prompts = prompts.get("result", prompts)["prompts"]
-    require((len(tools), len(templates), len(prompts)) == (17, 3, 3), (len(tools), len(templates), len(prompts)))
+    known = json.loads((ROOT / "tests" / "server" / "contract.json").read_text(encoding="utf-8"))
+    wanted = [len(known[kind]) for kind in ("tools", "resource_templates", "prompts")]
+    require([len(tools), len(templates), len(prompts)] == wanted, (len(tools), len(templates), len(prompts)))
     return f"{len(tools)} tools, {len(templates)} resource templates, {len(prompts)} prompts"
 
 

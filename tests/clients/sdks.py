@@ -57,8 +57,8 @@ def fastmcp_http() -> str:
         require(refused.returncode != 0, "answered without the token")
         ended = run(CLIENTS / "py" / "bin" / "python", HERE / "fastmcp_session.py", f"http://127.0.0.1:{port}/mcp", token)
     require(ended.returncode == 0, ended.stderr)
-    require(parsed(ended.stdout)["tools"] == 17, ended.stdout)
-    return "17 tools; refused without the token"
+    require(parsed(ended.stdout)["tools"] == len(TOOLS), ended.stdout)
+    return f"{len(TOOLS)} tools; refused without the token"
 
 
 def agentskills() -> str:

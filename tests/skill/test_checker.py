@@ -163,6 +163,107 @@ def test_half_of_both_deltas_and_an_honest_answer_are_right(workspace):
     assert failing("pick-up-the-job", workspace) == ["answer.md does not call it finished"]
 
 
+@prepared("another-base")
+def test_refusing_adapters_of_another_base_is_right(workspace):
+    write_answer(workspace, "Not merged: tools was trained on other/, which is not the base of persona.")
+    assert failing("another-base", workspace) == []
+    merged(workspace, {"persona": 1.0, "tools": 1.0})
+    assert failing("another-base", workspace) == ["nothing was merged"]
+
+
+MEANT = """\
+merge_method: task_arithmetic
+base_model: ./base
+models:
+  - model: ./code
+    parameters: {weight: 1.0}
+  - model: ./chat
+    parameters: {weight: 1.0}
+parameters: {lambda: 0.5}
+dtype: bfloat16
+"""
+
+
+@prepared("blog-recipe")
+@pytest.mark.parametrize(
+    ("old", "new", "complaints"),
+    [
+        ("", "", []),
+        ("lambda", "scaling", ["scaled by 0.5"]),
+        ("bfloat16", "bf16", ["the dtype is one that mergekit knows"]),
+        ("base_model", "base", ["base_model is named", "no key of the post is left over"]),
+        ("{weight: 1.0}", "{weight: 0.5}", ["both at full weight"]),
+    ],
+)
+def test_what_the_blog_meant_is_right(workspace, old, new, complaints):
+    (workspace / "recipe.yml").write_text(MEANT.replace(old, new) if old else MEANT, encoding="utf-8")
+    write_answer(workspace, "method is merge_method, base is base_model, weight belongs under parameters, scaling is lambda")
+    assert failing("blog-recipe", workspace) == complaints
+
+
+def summed(workspace: Path, name: str, code: float, chat: float, base: str = "base") -> None:
+    start, one, two = (fixtures.read_tensors(workspace / part) for part in (base, "code", "chat"))
+    fixtures.write_model(workspace / name, {n: v + code * (one[n] - v) + chat * (two[n] - v) for n, v in start.items()})
+
+
+@prepared("gibberish")
+def test_the_right_base_is_the_cure_and_another_scale_on_the_wrong_one_is_not(workspace):
+    write_answer(workspace, "recipe.yml names other/ as the base, which is the wrong one: both were trained from base/.")
+    summed(workspace, "fixed", 0.7, 0.7)
+    assert failing("gibberish", workspace) == []
+    shutil.rmtree(workspace / "fixed")
+    summed(workspace, "fixed", 0.3, 0.3, base="other")
+    assert failing("gibberish", workspace) == ["fixed/ is base/ with both changes"]
+
+
+@prepared("own-data")
+def test_own_prompts_become_one_line_each_with_how_to_compare(workspace):
+    rows = [row.split(",") for row in (workspace / "tickets.csv").read_text(encoding="utf-8").splitlines()[1:]]
+    lines = [json.dumps({"prompt": q, "expected": a, "match": kind}) for q, a, kind in rows]
+    (workspace / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    write_answer(workspace, "model-merging evaluate merged --data prompts.jsonl; 12 prompts leave an interval far wider than 5 %")
+    assert failing("own-data", workspace) == []
+    (workspace / "prompts.jsonl").write_text("\n".join(lines[1:]).replace("contains", "exact"), encoding="utf-8")
+    assert failing("own-data", workspace) == [
+        "every question is there once, and nothing else",
+        "with the answer that is expected",
+        "compared as the table says",
+    ]
+
+
+@prepared("favour-one")
+@pytest.mark.parametrize(
+    ("code", "chat", "complaints"),
+    [
+        (1.0, 0.7, []),
+        (0.7, 0.7, ["code stays whole"]),
+        (1.0, 0.0, ["chat is reduced and still there"]),
+        (1.0, 1.0, ["chat is reduced and still there"]),
+    ],
+)
+def test_favouring_keeps_the_one_whole_and_some_of_the_other(workspace, code, chat, complaints):
+    summed(workspace, "merged", code, chat)
+    write_answer(workspace, "code goes in whole; chat is reduced to 0.7 of its change and will lose some")
+    assert failing("favour-one", workspace) == complaints
+
+
+@prepared("frankenmerge")
+def test_a_deeper_model_is_right_only_with_the_truth_about_it(workspace):
+    base = fixtures.read_tensors(workspace / "base")
+    deep = {n: v for n, v in base.items() if not n.startswith("model.layers.")}
+    for place, layer in enumerate((0, 1, 2, 1, 2, 3)):
+        start = f"model.layers.{layer}."
+        deep |= {n.replace(start, f"model.layers.{place}."): v for n, v in base.items() if n.startswith(start)}
+    fixtures.write_model(workspace / "deep", deep)
+    config = json.loads((workspace / "deep" / "config.json").read_text(encoding="utf-8"))
+    write_answer(workspace, "Not smarter: the seams were never trained. Train it further, then measure perplexity against base.")
+    assert failing("frankenmerge", workspace) == ["deep/ has six layers, config and weights alike"]
+    (workspace / "deep" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}), encoding="utf-8")
+    assert failing("frankenmerge", workspace) == []
+    write_answer(workspace, "It is smarter now.")
+    assert len(failing("frankenmerge", workspace)) == 1
+
+
 def test_an_unknown_task_is_named(capsys):
     assert checker.main(["nothing", "here"]) == 2
     assert "two-adapters" in capsys.readouterr().err

@@ -117,7 +117,7 @@ def test_questions_point_at_read_only_tools():
     assert named <= TOOLS
 
 
-def test_six_tasks_each_have_a_checker():
+def test_twelve_tasks_each_have_a_checker():
     listing = (SKILL / "evals" / "checker.py").read_text(encoding="utf-8")
     names = [task["id"] for task in EVALS["tasks"]["tasks"]]
-    assert len(names) == 6 and all(f'"{name}": ' in listing for name in names)
+    assert len(names) == 12 and all(f'"{name}": ' in listing for name in names)

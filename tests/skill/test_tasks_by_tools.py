@@ -1,4 +1,4 @@
-"""The six whole tasks can be finished with the tools alone, as SKILL.md lays them out: real workers, judged by the checker.
+"""The first six whole tasks can be finished with the tools alone, as SKILL.md lays them out: real workers, judged by the checker.
 
 Each solution makes only moves that the skill names, and takes what it writes into answer.md from the tools' answers.
 """

@@ -196,6 +196,119 @@ def pick_up_the_job(workspace: Path) -> list[Check]:
     ]
 
 
+def another_base(workspace: Path) -> list[Check]:
+    return [
+        ("nothing was merged", not (workspace / "merged").exists(), ""),
+        ("answer.md names the adapter and its other base", says(workspace, ("tools",), ("other",), ("base",)), ""),
+    ]
+
+
+def blog_recipe(workspace: Path) -> list[Check]:
+    content = recipe(workspace)
+    parameters = [source.get("parameters") or {} for source in sources(content)]
+    names = sorted(model_name(source).rstrip("/").split("/")[-1] for source in sources(content))
+    shared = content.get("parameters") or {}
+    faults = (("merge_method",), ("base_model",), ("parameters",), ("lambda",))
+    return [
+        (
+            "task arithmetic of code and chat",
+            (content.get("merge_method"), names) == ("task_arithmetic", ["chat", "code"]),
+            f"{names}",
+        ),
+        ("base_model is named", str(content.get("base_model", "")).rstrip("/").endswith("base"), f"{content.get('base_model')}"),
+        ("both at full weight", [p.get("weight") for p in parameters] == [1, 1], f"{parameters}"),
+        ("scaled by 0.5", shared.get("lambda") == 0.5 and "scaling" not in shared, f"{shared}"),
+        (
+            "the dtype is one that mergekit knows",
+            content.get("dtype") in ("bfloat16", "float32", "float16"),
+            f"{content.get('dtype')}",
+        ),
+        ("no key of the post is left over", not {"method", "base"} & set(content), ""),
+        ("answer.md lists the faults", says(workspace, *faults), ""),
+    ]
+
+
+def _shares(workspace: Path, name: str) -> dict[str, float]:
+    """How far `name` moved from base/ along the changes of code/ and chat/; `rest` is what lies off that plane."""
+    base, code, chat, found = (read_tensors(workspace / part) for part in ("base", "code", "chat", name))
+    keys = [key for key in base if "norm" not in key]
+    one, two, moved = (np.concatenate([(model[k] - base[k]).ravel() for k in keys]) for model in (code, chat, found))
+    (a, b), *_ = np.linalg.lstsq(np.stack([one, two], axis=1), moved, rcond=None)
+    return {"code": float(a), "chat": float(b), "rest": error(a * one + b * two, moved)}
+
+
+def gibberish(workspace: Path) -> list[Check]:
+    checks = complete_model(workspace, "fixed")
+    told = says(workspace, ("base",), ("other",), ("wrong", "not theirs", "another", "not the"))
+    if not all(holds for _, holds, _ in checks):
+        return [*checks, ("answer.md names the wrong base", told, "")]
+    shares = _shares(workspace, "fixed")
+    both = all(0.2 < shares[name] < 1.1 for name in ("code", "chat"))
+    return [
+        *checks,
+        ("fixed/ is base/ with both changes", both and shares["rest"] < 0.05, f"{shares}"),
+        ("answer.md names the wrong base", told, ""),
+    ]
+
+
+def own_data(workspace: Path) -> list[Check]:
+    file = workspace / "prompts.jsonl"
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError):
+        return [("prompts.jsonl holds one JSON object a line", False, "")]
+    wanted = {row.split(",")[0]: row.split(",")[1:] for row in (workspace / "tickets.csv").read_text().splitlines()[1:]}
+    found = {str(line.get("prompt")): line for line in lines if isinstance(line, dict)}
+    right = all(str(found.get(question, {}).get("expected")) == answered for question, (answered, _) in wanted.items())
+    kinds = all(found.get(question, {}).get("match", "exact") == kind for question, (_, kind) in wanted.items())
+    few = (("prompts.jsonl",), ("evaluate",), ("12", "twelve"), ("interval", "too few", "cannot tell", "not enough", "undecided"))
+    return [
+        (
+            "every question is there once, and nothing else",
+            set(found) == set(wanted) and len(lines) == len(wanted),
+            f"{len(lines)}",
+        ),
+        ("with the answer that is expected", right, ""),
+        ("compared as the table says", kinds, ""),
+        ("answer.md measures with it, and says what twelve prompts cannot decide", says(workspace, *few), ""),
+    ]
+
+
+def favour_one(workspace: Path) -> list[Check]:
+    checks = complete_model(workspace)
+    if not all(holds for _, holds, _ in checks):
+        return checks
+    shares = _shares(workspace, "merged")
+    return [
+        *checks,
+        ("code stays whole", 0.95 < shares["code"] < 1.1, f"{shares}"),
+        ("chat is reduced and still there", 0.2 < shares["chat"] < 0.9, f"{shares}"),
+        ("answer.md says what chat pays", says(workspace, ("code",), ("chat",), ("less", "lose", "reduced", "part")), ""),
+    ]
+
+
+def frankenmerge(workspace: Path) -> list[Check]:
+    folder = workspace / "deep"
+    if not (folder / "config.json").is_file():
+        return [("deep/ is a model", False, "no config.json")]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tensors, base = read_tensors(folder), read_tensors(workspace / "base")
+    layers = sorted({int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")})
+    key = "model.layers.{}.mlp.up_proj.weight"
+    known = [base[key.format(i)] for i in range(LAYERS)]
+    whole = layers == list(range(6)) and all(any(error(tensors[key.format(i)], k) < 0.01 for k in known) for i in layers)
+    honest = (("train", "heal"), ("not", "worse", "no gain", "unmeasured"), ("measure", "evaluat", "perplexity"))
+    return [
+        (
+            "deep/ has six layers, config and weights alike",
+            config.get("num_hidden_layers") == 6 and layers == list(range(6)),
+            f"{layers}",
+        ),
+        ("each layer is one of base/", whole, ""),
+        ("answer.md says what it is worth: nothing before more training and a measurement", says(workspace, *honest), ""),
+    ]
+
+
 TASKS: dict[str, Callable[[Path], list[Check]]] = {
     "two-adapters": two_adapters,
     "retrain-instead": retrain_instead,
@@ -203,6 +316,12 @@ TASKS: dict[str, Callable[[Path], list[Check]]] = {
     "does-not-match": does_not_match,
     "adapter-space": adapter_space,
     "pick-up-the-job": pick_up_the_job,
+    "another-base": another_base,
+    "blog-recipe": blog_recipe,
+    "gibberish": gibberish,
+    "own-data": own_data,
+    "favour-one": favour_one,
+    "frankenmerge": frankenmerge,
 }
 
 

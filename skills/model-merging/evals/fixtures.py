@@ -171,6 +171,58 @@ dtype: float32
 """
 
 
+BLOG_RECIPE = """\
+# "One model to code and chat", from a blog. The post says: both at full weight, scaled by 0.5.
+method: task-arithmetic
+base: ./base
+models:
+  - model: ./code
+    weight: 1.0
+  - model: ./chat
+    weight: 1.0
+parameters:
+  scaling: 0.5
+dtype: bf16
+"""
+
+WRONG_BASE_RECIPE = """\
+merge_method: task_arithmetic
+base_model: ./other
+models:
+  - model: ./code
+    parameters: {weight: 1.0}
+  - model: ./chat
+    parameters: {weight: 1.0}
+parameters: {lambda: 0.7}
+dtype: float32
+"""
+
+TICKETS = """\
+question,answer,kind
+Which ring shows the boiler is off?,blue,exact
+Name the valve that closes first.,inlet valve,contains
+What does code E7 mean?,low pressure,contains
+How many bars at rest?,1.5,exact
+Which key opens panel B?,key 3,contains
+What colour is the return pipe?,red,exact
+Which fuse feeds the pump?,F2,exact
+Who signs the log?,the shift lead,contains
+What is checked on Mondays?,the filter,contains
+Which unit holds the spare belt?,unit 4,contains
+What follows error E9?,a restart,contains
+How long is the warm-up in minutes?,12,exact
+"""
+
+
+def wrong_base(workspace: Path) -> None:
+    """code/ and chat/ were trained from base/; merged/ was made on other/, a base of the same shape that is not theirs."""
+    other = make_base(workspace / "other", 7)
+    code, chat = (read_tensors(workspace / name) for name in ("code", "chat"))
+    merged = {n: v + 0.7 * ((code[n] - v) + (chat[n] - v)) if "norm" not in n else v for n, v in other.items()}
+    write_model(workspace / "merged", merged)
+    (workspace / "recipe.yml").write_text(WRONG_BASE_RECIPE, encoding="utf-8")
+
+
 def prepare(task: str, workspace: Path) -> None:
     """Make the files that a task starts from, in an empty folder."""
     workspace.mkdir(parents=True, exist_ok=True)
@@ -179,7 +231,7 @@ def prepare(task: str, workspace: Path) -> None:
         make_base(workspace / "wide", 2, hidden=128, vocabulary=160)
         return
     base = make_base(workspace / "base", 1)
-    if task in ("broken-recipe", "pick-up-the-job"):
+    if task in ("broken-recipe", "pick-up-the-job", "blog-recipe", "gibberish", "favour-one", "own-data"):
         make_fine_tune(workspace / "code", base, 2)
         make_fine_tune(workspace / "chat", base, 3)
     names = {
@@ -189,5 +241,15 @@ def prepare(task: str, workspace: Path) -> None:
     }
     for seed, name in enumerate(names.get(task, ()), 10):
         make_adapter(workspace / name, workspace / "base", seed, RANKS[name])
+    if task == "another-base":
+        make_base(workspace / "other", 7)
+        make_adapter(workspace / "persona", workspace / "base", 10, RANKS["persona"])
+        make_adapter(workspace / "tools", workspace / "other", 11, RANKS["tools"])
+    if task == "gibberish":
+        wrong_base(workspace)
+    if task == "own-data":
+        (workspace / "tickets.csv").write_text(TICKETS, encoding="utf-8")
+    if task == "blog-recipe":
+        (workspace / "blog.yml").write_text(BLOG_RECIPE, encoding="utf-8")
     if task == "broken-recipe":
         (workspace / "recipe.yml").write_text(BROKEN_RECIPE, encoding="utf-8")
