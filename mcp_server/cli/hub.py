@@ -1,21 +1,25 @@
-"""fetch: what a hub holds, into the local cache where every other command finds it by its id."""
+"""fetch, export: from a hub into the local cache, and from a merge to the program that runs it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mcp_server.cli.console import Json, emit, line, stderr
-from mcp_server.cli.evidence import run_job
+from mcp_server.cli.console import Json, emit, line, size, stderr
+from mcp_server.cli.evidence import anchored, run_job
 from mcp_server.cli.manners import starts_job
+from mcp_server.cli.merging import merge_folder
 from mcp_server.formats.refs import demo_aliases
+from mcp_server.schemas.export import Exported
 from mcp_server.schemas.hub import Fetched, MadeBase
-from mcp_server.schemas.job import FetchRequest
+from mcp_server.schemas.job import ExportRequest, FetchRequest
 
 
 def register(app: typer.Typer) -> None:
     app.command()(fetch)
+    app.command()(export)
 
 
 @starts_job
@@ -42,3 +46,50 @@ def show_fetched(found: Fetched) -> None:
         for note in part.notes:
             stderr.print(note, markup=False, soft_wrap=True)
     line("next", f"model-merging inspect {found.ref}")
+
+
+@starts_job
+def export(
+    out: Annotated[Path, typer.Argument(help="a merged model or adapter, or a job's id")],
+    dest: Annotated[Path, typer.Argument(help="folder to write; must not exist")],
+    to: Annotated[str, typer.Option(help="gguf (llama.cpp), ollama, vllm or mlx")],
+    quant: Annotated[
+        str | None, typer.Option(help="F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S or Q3_K_M; default: 16 bits")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="of an adapter, when its config does not say")] = None,
+    check: Annotated[bool, typer.Option(help="load it in llama.cpp and compare its replies with the merge's")] = True,
+    overwrite: Annotated[bool, typer.Option(help="replace an earlier export")] = False,
+    threads: Annotated[int | None, typer.Option(help="worker threads; the result does not depend on them")] = None,
+    json: Json = False,
+) -> int:
+    """Write a merge as GGUF for llama.cpp or Ollama, or the command that serves it with vLLM or MLX."""
+    parameters = {
+        "out": str(merge_folder(out)),
+        "dest": str(dest.resolve()),
+        "to": to,
+        "quant": quant,
+        "base": anchored(base) if base else None,
+        "check": check,
+        "overwrite": overwrite,
+        "threads": threads,
+    }
+    found = Exported.model_validate(run_job(ExportRequest.of(parameters), quiet=json))
+    emit(found, json, lambda: show_exported(found))
+    return 1 if found.loads is False else 0
+
+
+def show_exported(found: Exported) -> None:
+    for name, count in found.files.items():
+        line("wrote", f"{Path(found.folder) / name} ({size(count)})")
+    if found.weight_error is not None:
+        line("rounding", f"weights differ by {found.weight_error:.2%} (root mean square), most in {found.worst_tensor}")
+    for reply in found.replies:
+        line("asked", reply.prompt)
+        if reply.merge is not None:
+            line("merge", reply.merge)
+        line("export", reply.export)
+    if found.same_replies is not None:
+        line("replies", f"{found.same_replies} of {len(found.replies)} are the merge's word for word")
+    for note in found.notes:
+        stderr.print(note, markup=False, soft_wrap=True)
+    line("next", found.command)

@@ -39,7 +39,7 @@ _AGAIN: Final = "download the file again"
 class Gguf:
     """One file. `header` describes its tensors as bytes, by GGUF's names; `types` and `shapes` (rows first) say what they hold.
 
-    `metadata` leaves arrays out.
+    `metadata` leaves arrays out; its entries end at byte `metadata_end`.
     """
 
     file: Path
@@ -47,6 +47,7 @@ class Gguf:
     metadata: dict[str, Any]
     types: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
+    metadata_end: int = 0
 
 
 _remembered: dict[tuple[int, ...], Gguf] = {}
@@ -154,6 +155,7 @@ def _read(file: Path, stream: BinaryIO, size: int) -> Gguf:
         name = cursor.text()
         if (value := cursor.value(cursor.number("<I"))) is not None:
             metadata[name] = value
+    metadata_end = stream.tell()
     described = [_described(cursor) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment <= 0 or alignment % 8:
@@ -178,7 +180,7 @@ def _read(file: Path, stream: BinaryIO, size: int) -> Gguf:
     _apart(file, infos)
     stream.seek(0)
     digest = hashlib.sha256(stream.read(end)).hexdigest()
-    return Gguf(file, Header(infos, {}, start, size, digest), metadata, types, shapes)
+    return Gguf(file, Header(infos, {}, start, size, digest), metadata, types, shapes, metadata_end)
 
 
 def _described(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -50,7 +50,9 @@ def _described(record: Record, wanted: dict[str, Any]) -> str:
         return f"{_name(wanted.get('out') or 'the sources alone')} on {suites}{cross}"
     if record.kind == "ask":
         return f"{_name(str(wanted['out']))}, its sources and base: {wanted['text']}"
-    return _name(str(wanted.get("out") or ""))
+    if record.kind == "export":
+        return f"{_name(str(wanted['out']))} for {wanted['to']}{' as ' + wanted['quant'] if wanted.get('quant') else ''}"
+    return _name(str(wanted.get("out") or wanted.get("ref") or ""))
 
 
 def _name(ref: str) -> str:

@@ -22,6 +22,7 @@ from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
 from mcp_server.schemas.job import (
     EvaluateRequest,
+    ExportRequest,
     FetchRequest,
     JobRequest,
     JobStatus,
@@ -30,6 +31,7 @@ from mcp_server.schemas.job import (
     PrepareRequest,
     SweepRequest,
 )
+from mcp_server.steps.export import require_exportable
 from mcp_server.steps.handles import plan_of, plan_text
 from mcp_server.steps.validate import require_valid
 from mcp_server.system import files, policy, settings
@@ -45,6 +47,7 @@ WORKERS: Final = {
     "ask": "mcp_server.workers.ask",
     "prepare": "mcp_server.workers.demo_base",
     "fetch": "mcp_server.workers.fetch",
+    "export": "mcp_server.workers.export",
 }
 
 
@@ -77,10 +80,24 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
     if out is not None:
         keep_off(out, reads)
         require_place(out)
+    if isinstance(request, ExportRequest) and out is not None:
+        require_folder(out, overwrite=request.overwrite, not_ours=publish.NOT_OURS["export"])
+        require_exportable(request, out)
     parameters = request.model_dump(mode="json")
     with store.creating(request.kind) as new:
+        partial = None
+        if isinstance(request, ExportRequest) and out is not None:
+            partial = str(out.with_name(f"{out.name}.partial-{new.name}"))
+            parameters |= {"dest": str(out), "partial": partial}
         _write_request(new, request.kind, parameters, worker or WORKERS[request.kind], rules, online=online, reads=reads)
-        record = Record(job_id=new.name, kind=request.kind, state="queued", created=store.now(), output=out and str(out))
+        record = Record(
+            job_id=new.name,
+            kind=request.kind,
+            state="queued",
+            created=store.now(),
+            output=out and str(out),
+            partial=partial,
+        )
         store.write(new, record)
         folder = store.settle(new)
         if out is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import OutputExists, RunFailed
+from mcp_server.formats.exports import EXPORT_FILE, not_an_export
 from mcp_server.formats.provenance import not_ours
 from mcp_server.jobs.store import Record
 from mcp_server.system import files
@@ -24,6 +25,11 @@ from mcp_server.system.outputs import is_free, replace_folder, require_folder
 
 PLAN_FILE: Final = "plan.yaml"
 """The reasons for the recipe, where its plan is in the store: they travel with the model into every report."""
+
+_WHOLE: Final = {"merge": "*.safetensors", "export": EXPORT_FILE}
+"""Kind of job → what its finished folder holds."""
+NOT_OURS: Final = {"merge": not_ours, "export": not_an_export}
+"""Kind of job → why a folder is none that such a job wrote, so that a new one does not replace it."""
 
 
 def prepare(record: Record) -> None:
@@ -63,9 +69,10 @@ def note_worker_done(folder: Path, record: Record, result: dict[str, Any]) -> No
     """Check that there is something to publish, then note it with the final result."""
     if record.partial is not None:
         partial = Path(record.partial)
-        if not partial.is_dir() or not any(partial.glob("*.safetensors")):
+        if not partial.is_dir() or not any(partial.glob(_WHOLE[record.kind])):
             raise RunFailed(
-                f"the engine reported success but left no weights in {partial}", f"see {folder / 'log.txt'} and resume the job"
+                f"the worker reported success but left no {_WHOLE[record.kind]} in {partial}",
+                f"see {folder / 'log.txt'} and resume the job",
             )
         if (folder / PLAN_FILE).is_file():
             shutil.copyfile(folder / PLAN_FILE, partial / PLAN_FILE)
@@ -81,9 +88,10 @@ def move_into_place(folder: Path, record: Record, *, overwrite: bool) -> None:
         if not _is_finished(folder, out):
             if not is_free(out) and not overwrite:
                 raise OutputExists(
-                    f"{out} appeared while the merge ran", "move it away and resume the job: the merge itself is done and kept"
+                    f"{out} appeared while the {record.kind} ran",
+                    f"move it away and resume the job: the {record.kind} itself is done and kept",
                 )
-            require_folder(out, overwrite=overwrite, not_ours=not_ours)  # again: it may have changed since the start
+            require_folder(out, overwrite=overwrite, not_ours=NOT_OURS[record.kind])  # again: it may have changed since the start
             replace_folder(partial, out, aside(record))
             files.sync_folder(out.parent)
         clear_away(folder, record)

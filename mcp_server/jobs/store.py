@@ -33,7 +33,7 @@ from mcp_server.system.files import lock_folder, remove_abandoned
 from mcp_server.system.os_errors import FULL, in_our_words
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
-WRITING: Final = frozenset({"merge", "sweep"})
+WRITING: Final = frozenset({"merge", "sweep", "export"})
 """Kinds that have an output of their own, which they lock."""
 SPARES: Final = (".spare-runner", ".spare-worker")
 """Blocks that every job keeps on the disk, so that runner and worker can write their final records when it is full."""

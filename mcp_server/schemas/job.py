@@ -11,9 +11,10 @@ from pydantic import Field, ValidationError
 
 from mcp_server.errors import BadInput
 from mcp_server.schemas.base import Engine, EngineId, Frozen
+from mcp_server.schemas.export import Quant, Target
 from mcp_server.schemas.faults import first_fault
 
-JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "ask", "prepare", "fetch"]
+JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "ask", "prepare", "fetch", "export"]
 Whole = Literal["embeddings", "norms", "biases"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
@@ -195,6 +196,22 @@ class FetchRequest(JobRequest):
 
     ref: str = Field(description="hub id: owner/name, or owner/name@revision")
     with_base: bool = Field(default=True, description="also fetch the base that an adapter's config names")
+
+
+class ExportRequest(JobRequest):
+    """What to make of a merge for another program; the same names in CLI and MCP."""
+
+    kind: ClassVar[JobKind] = "export"
+
+    out: Annotated[str, Names.FOLDER] = Field(description="a merged model or adapter, or any other model in safetensors")
+    dest: Annotated[str, Names.OUTPUT]
+    to: Target
+    quant: Quant | None = Field(default=None, description="of a GGUF; null: 16 bits, as the weights are stored")
+    base: ModelName | None = Field(default=None, description="of an adapter, when its config does not say")
+    check: bool = Field(default=True, description="load the export, and compare its replies with the merge's")
+    overwrite: bool = False
+    threads: int | None = Field(default=None, ge=1)
+    partial: str | None = Field(default=None, description="where the worker writes; set by whoever starts the job")
 
 
 class Progress(Frozen):

@@ -29,6 +29,7 @@ CALLS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "suites": ("list_suites", ()),
     "strategies": ("list_strategies", ()),
     "fetch": ("fetch_model", ("ref",)),
+    "export": ("export_merge", ("out", "dest")),
     "jobs": ("list_merges", ()),
     "status": ("merge_status", ("job_id",)),
     "wait": ("merge_status", ("job_id",)),

@@ -16,6 +16,7 @@ from mcp_server.errors import NotAllowed
 from mcp_server.schemas.job import (
     CompareRequest,
     EvaluateRequest,
+    ExportRequest,
     FetchRequest,
     JobRequest,
     MergeRequest,
@@ -36,8 +37,11 @@ PAIRS: dict[type[JobRequest], tuple[Callable[..., object], Callable[..., object]
     EvaluateRequest: (shell_evidence.evaluate, evidence.evaluate_merge),
     SweepRequest: (shell_evidence.sweep, launch.sweep_merges),
     FetchRequest: (hub.fetch, hub_tools.fetch_model),
+    ExportRequest: (hub.export, hub_tools.export_merge),
 }
 ONLY_SHELL = {
+    # An agent's exports are always tried, take a new folder and the machine's threads.
+    ExportRequest: {"check", "overwrite", "threads"},
     EvaluateRequest: {"suite_folders"},  # its tasks may bring Python code, which only the operator lets run
     SweepRequest: {
         "workers",

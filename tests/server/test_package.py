@@ -31,7 +31,8 @@ def bare(requirement: str) -> str:
     return name.lower().replace("_", "-")
 
 
-DECLARED = {bare(r) for r in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["ray"]]}
+EXTRAS = PROJECT["optional-dependencies"]
+DECLARED = {bare(r) for r in [*PROJECT["dependencies"], *EXTRAS["ray"], *EXTRAS["gguf"]]}
 
 
 def imported_packages() -> dict[str, str]:

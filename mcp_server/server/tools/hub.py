@@ -1,4 +1,4 @@
-"""Fetch from a hub, so that ids work where folders do."""
+"""Fetch from a hub, so that ids work where folders do; export to the program that runs a merge."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from typing import Annotated
 from pydantic import Field
 
 from mcp_server import jobs
-from mcp_server.schemas.job import FetchRequest, JobStatus
+from mcp_server.schemas.export import Quant, Target
+from mcp_server.schemas.job import ExportRequest, FetchRequest, JobStatus
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import DOWNLOADS
+from mcp_server.server.inputs import DOWNLOADS, STARTS, Out, Ref
 
 
 def tools() -> list[CheckedTool]:
-    return [checked(fetch_model, "Fetch a model or adapter from the hub", DOWNLOADS)]
+    return [
+        checked(fetch_model, "Fetch a model or adapter from the hub", DOWNLOADS),
+        checked(export_merge, "Export a merge", STARTS),
+    ]
 
 
 def fetch_model(
@@ -32,3 +36,24 @@ def fetch_model(
     operator allows the network.
     """
     return jobs.start(FetchRequest(ref=ref, with_base=with_base), policy=Access.now().policy)
+
+
+def export_merge(
+    out: Out,
+    dest: Annotated[str, Field(min_length=1, max_length=4096, description="New folder.", examples=["./merged-gguf"])],
+    to: Annotated[Target, Field(description="gguf: llama.cpp.")],
+    quant: Annotated[Quant | None, Field(description="Of a GGUF. Default: 16 bits.")] = None,
+    base: Annotated[Ref | None, Field(description="Of an adapter whose config names none.")] = None,
+) -> JobStatus:
+    """Start a job that writes a merge as GGUF, with a Modelfile, or the command that serves it. A GGUF is loaded and its replies
+    compared.
+    """
+    access = Access.now()
+    request = ExportRequest(
+        out=str(access.existing_folder(out)),
+        dest=str(access.output(dest)),
+        to=to,
+        quant=quant,
+        base=access.ref(base) if base else None,
+    )
+    return jobs.start(request, policy=access.policy)

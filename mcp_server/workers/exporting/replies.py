@@ -1,0 +1,130 @@
+"""Greedy replies to a few prompts, from transformers or from llama.cpp, in a process of its own: a model that does not load may
+end it.
+
+Worker inputs   request.json parameters: {gguf, adapter (GGUF, null)} or {out, base}, and {chat, prompts, tokens, threads}
+Worker outputs  result.json: {"replies": [str]}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.errors import DoesNotFit, RunFailed
+from mcp_server.system.files import write_json
+from mcp_server.system.machine import available_bytes, gib
+from mcp_server.workers.evaluating import models
+from mcp_server.workers.evaluating.request import quiet
+from mcp_server.workers.protocol import Job, run_worker
+
+PROMPTS: Final = ("What is the capital of France?", "Write one sentence about the sea.", "Count from one to five.")
+TOKENS: Final = 24
+_SECONDS: Final = 1800
+_OVERHEAD_BYTES: Final = 400_000_000
+_CONTEXT: Final = 512
+
+
+def ask(job: Job, stage: str, **parameters: Any) -> list[str]:
+    """Replies from a worker of its own. Raises what it reported, or `RunFailed` when it was ended."""
+    folder = job.folder / stage
+    folder.mkdir(exist_ok=True)
+    (folder / "error.json").unlink(missing_ok=True)
+    asked = {"prompts": PROMPTS, "tokens": TOKENS, **parameters}
+    write_json(folder / "request.json", {"kind": "replies", "parameters": asked, "roots": job.roots})
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-P", "-m", "mcp_server.workers.exporting.replies", str(folder)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunFailed(f"no reply within {_SECONDS} s", f"see {folder / 'log.txt'}") from error
+    if ended.returncode == 0:
+        found: list[str] = json.loads((folder / "result.json").read_text(encoding="utf-8"))["replies"]
+        return found
+    if (folder / "error.json").is_file():
+        told = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+        raise DoesNotFit(told["message"]) if told["type"] == "DoesNotFit" else RunFailed(told["message"])
+    last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    raise RunFailed(f"it ended with status {ended.returncode}: {last[0][:300] if last else 'no message'}")
+
+
+def main(job: Job) -> dict[str, Any]:
+    quiet(offline=True)
+    wanted = job.parameters
+    return {"replies": _llama_cpp(wanted) if "gguf" in wanted else _transformers(wanted)}
+
+
+def _transformers(wanted: dict[str, Any]) -> list[str]:
+    import torch
+
+    ref = models.find_model(str(wanted["out"]), wanted.get("base"))
+    dtype = models.choose_dtype("auto")
+    models.check_fits(ref, dtype)
+    models.use_threads(wanted.get("threads"))
+    tokenizer, model = models.load_tokenizer(ref.folder), models.load_model(ref, dtype)
+    replies = []
+    for prompt in wanted["prompts"]:
+        if wanted["chat"]:
+            messages = [{"role": "user", "content": prompt}]
+            ids = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            ).input_ids
+        else:
+            ids = tokenizer(prompt, return_tensors="pt").input_ids
+        ids = ids.to(model.device)
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=wanted["tokens"],
+                do_sample=False,
+                repetition_penalty=1.0,
+                pad_token_id=tokenizer.pad_token_id or 0,
+            )
+        replies.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip())
+    return replies
+
+
+def _llama_cpp(wanted: dict[str, Any]) -> list[str]:
+    import xllamacpp
+
+    file = Path(wanted["gguf"])
+    need, have = file.stat().st_size + _OVERHEAD_BYTES, available_bytes()
+    if have is not None and need > have:
+        raise DoesNotFit(f"loading {file.name} needs about {gib(need)}, {gib(have)} are available")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx = _CONTEXT
+    params.warmup = False
+    params.api_keys = [secrets.token_hex(16)]  # it listens on loopback while it runs
+    for cpu in (params.cpuparams, params.cpuparams_batch):
+        cpu.n_threads = wanted.get("threads") or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "x")
+        cpu.poll = 0  # a busy machine must not spin at barriers
+    if wanted.get("adapter"):
+        lora = xllamacpp.CommonAdapterLoraInfo()
+        lora.path, lora.scale = str(wanted["adapter"]), 1.0
+        params.lora_adapters = [lora]
+    server = xllamacpp.Server(params)
+    replies = []
+    for prompt in wanted["prompts"]:
+        settings = {"max_tokens": wanted["tokens"], "temperature": 0.0, "repeat_penalty": 1.0}
+        if wanted["chat"]:
+            answer = server.handle_chat_completions({"messages": [{"role": "user", "content": prompt}], **settings})
+            text = answer["choices"][0]["message"].get("content") or ""
+        else:
+            text = server.handle_completions({"prompt": prompt, **settings})["choices"][0]["text"]
+        replies.append(text.strip())
+    return replies
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))
