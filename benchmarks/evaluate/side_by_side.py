@@ -2,8 +2,9 @@
 
 usage: side_by_side.py OLD_TREE NEW_TREE BASE MERGED NAME=ADAPTER... [--limit N] [--split dev|test]
 
-Each tree runs its evaluate worker with a store of its own, so that nothing is remembered. CPU seconds are those of the worker's
-process, start and imports included. Prints one JSON object.
+Each tree runs its evaluate worker with a store of its own, so that nothing is remembered, on a copy of the merge without its
+records, whose form differs from version to version. CPU seconds are those of the worker's process, start and imports included.
+Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -18,12 +19,21 @@ import tempfile
 import time
 from pathlib import Path
 
+RECORDS = {
+    "merge_provenance.json", "mergekit_config.yml", "verification.json", "evaluation.json", "evaluations.jsonl", "replies.json",
+}  # fmt: skip
 SUITES = ["taskmaster_persona", "task_api_tools", "perplexity"]
 
 
 def run(tree: Path, folder: Path, parameters: dict[str, object]) -> dict[str, object]:
     """One worker: its wall and CPU seconds and what every model answered."""
     folder.mkdir()
+    out = folder / "merged"
+    out.mkdir()
+    for file in Path(str(parameters["out"])).iterdir():
+        if file.suffix != ".md" and file.name not in RECORDS:
+            (out / file.name).symlink_to(file)
+    parameters = {**parameters, "out": str(out)}
     (folder / "request.json").write_text(json.dumps({"kind": "evaluate", "parameters": parameters}), encoding="utf-8")
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(tree), "MODEL_MERGING_HOME": str(folder / "home")}

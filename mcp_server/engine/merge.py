@@ -11,7 +11,7 @@ import hashlib
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
     layout = plan_layout(plan.tensors, request.shard_bytes)
     seed = choose_seed(request)
     inputs = [InputFile.of(path, header.sha256) for path, header in all_headers(plan).items()]
-    with closing(Journal(request.journal, _fingerprint(plan, layout, seed), seed, inputs)) as journal:
+    with closing(Journal(request.journal, fingerprint(plan, layout, seed), seed, inputs)) as journal:
         if journal.resumes and not all(_has_size(request.folder / s.file, s.file_bytes) for s in layout.shards):
             journal.forget()
         forget = limit_bytes() < layout.file_bytes + sum(entry.bytes for entry in inputs)
@@ -71,7 +71,7 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
         if not kernels.are_compiled():
             report(FIRST_RUN, 0, 1, "")
         with closing(Reader(forget=forget)) as reader, closing(ThreadPool(threads)) as pool:
-            run = _Run(plan, layout, reader, writer, journal, pool, seed, request.allow_nonfinite, report)
+            run = Pass(plan, layout, reader, writer, journal, pool, seed, request.allow_nonfinite, report)
             try:
                 run.all_tensors()
             except BaseException:
@@ -99,16 +99,32 @@ def merge(request: Request, report: Report) -> dict[str, Any]:
     return measured
 
 
-class _Run:
-    """The state that the passes over one merge share."""
+class Sink(Protocol):
+    """Where blocks go: see `Writer`, which is one."""
+
+    def buffer(self) -> Array: ...
+    def write(self, tensor: int, offset: int, buffer: Array, count: int) -> None: ...
+    def finished(self, tensor: int) -> None: ...
+
+
+class Record(Protocol):
+    """What is done already, and what was counted: see `Journal`, which is one."""
+
+    done: dict[int, Any]
+
+    def computed(self, tensor: int, evidence: Any) -> None: ...
+
+
+class Pass:
+    """The tensors of one merge, computed one after the other into `writer`; `journal` knows which are done."""
 
     def __init__(
         self,
         plan: MergePlan,
         layout: Layout,
         reader: Reader,
-        writer: Writer,
-        journal: Journal,
+        writer: Sink,
+        journal: Record,
         pool: ThreadPool,
         seed: int,
         allow_nonfinite: bool,
@@ -260,7 +276,7 @@ def _main_dtype(plan: MergePlan) -> str:
     return next((tensor.dtype for tensor in plan.tensors if tensor.how != "copied"), "float32")
 
 
-def _fingerprint(plan: MergePlan, layout: Layout, seed: int) -> str:
+def fingerprint(plan: MergePlan, layout: Layout, seed: int) -> str:
     """Everything that decides the output's bytes: the plan holds every parameter, scale, path, offset and type."""
     decides = (ENGINE_VERSION, BLOCK_ELEMENTS, seed, plan.recipe.method, plan.tensors, layout.shards)
     return hashlib.sha256(repr(decides).encode()).hexdigest()

@@ -136,6 +136,7 @@ class SweepCandidate(Frozen):
     settings: dict[str, str] = Field(default_factory=dict, description="what was set on the plan, as for `render --set`")
     scores: dict[str, float | None] = Field(default_factory=dict, description="capability → merged figure")
     gains: dict[str, float | None] = Field(default_factory=dict, description="capability → gain, or share of a target")
+    intervals: dict[str, Interval] = Field(default_factory=dict, description="capability → 95 % interval of its gain")
     perplexity_ratio: float | None = None
     prompts: dict[str, int] = Field(default_factory=dict, description="capability → prompts that the figure stands on")
     verdict: str | None = None

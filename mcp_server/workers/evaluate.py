@@ -22,6 +22,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,83 +52,110 @@ def main(job: Job) -> Evaluation:
 
 def measure(request: EvaluateRequest, job: Job) -> Evaluation:
     """Measure every model on every suite, then score. A model is loaded at most once, and not at all if its answers are known."""
-    start = time.monotonic()
-    rules = load_thresholds()
     lineage = read_lineage(Path(request.out)) if request.out else Lineage()
-    refs = models_of(lineage, out=request.out, base=request.base, sources=request.sources, against=request.against)
-    if not request.endpoint:
-        require_models(refs)
-    suites = _suites(request, list(refs))
-    limits = {suite.name: _limit(request, suite) for suite in suites}
-    job.progress("starting", 0, 1, message="loading lm-eval and the tasks")
-
-    quiet(request.offline)
-    from mcp_server.workers.evaluating import harness as lm
-
-    harness = lm.Harness(suites, request.split, limits)
-    if request.backend == "openai" or request.endpoint:
-        from mcp_server.workers.evaluating.endpoint import served_models
-
-        models = served_models(request, refs, job.folder)
-    else:
-        from mcp_server.workers.evaluating.local import local_models
-
-        models = local_models(refs, request.dtype, request.batch_size, request.threads)
-    samples: dict[str, dict[str, SuiteSamples]] = {suite.name: {} for suite in suites}
-    speeds: dict[str, Generation] = {}
-    notes = [f"{suite.title} was measured whole" for suite in suites if (suite.data or suite.text) and request.split is None]
-    for number, (label, opened) in enumerate(models.items()):
-        model_start = time.monotonic()
-        model = opened.model
-        for suite in suites:
-            model.told = _teller(job, f"{label}: {suite.title or suite.name}", number, len(models))
-            model.drafts = [models[name].model.store for name in _best_first(samples[suite.name], label)]
-            samples[suite.name][label] = harness.run(suite, model)
-        speeds[label] = Generation(
-            asked=model.asked,
-            computed=model.computed,
-            tokens_per_second=model.generated_tokens / model.generation_seconds if model.generated_tokens else None,
-            seconds=round(time.monotonic() - model_start, 2),
-        )
-        opened.release()
-        if model.unscored and (note := f"metrics that compare likelihoods were left out: {model.unscored}") not in notes:
-            notes.append(note)
-    job.progress("scoring", len(models), len(models), unit="models")
-    write_json(
-        job.folder / "evaluation_samples.json",
-        {suite: {label: found.model_dump(mode="json") for label, found in by.items()} for suite, by in samples.items()},
-    )
-    measured = Measured(
-        suites={suite.name: suite for suite in suites},
-        samples=samples,
-        sources=_sources(request, lineage, refs),
-        behaviours={suite.name: found for suite in suites if (found := lm.behaviour(suite))},
-        cross=request.cross,
-        tried=lineage.tried,
-    )
-    evaluation = assemble(measured, rules).model_copy(
-        update={
-            "models": {label: str(ref) for label, ref in refs.items()},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "model": models["merged"].content if "merged" in models else None,
-            "limit": request.limit,
-            "limits": limits,
-            "split": request.split or DEFAULT_SPLIT,
-            "seconds": round(time.monotonic() - start, 2),
-            "generation": speeds,
-            "notes": notes,
-            "peak_rss_bytes": _peak_rss_bytes(),
-            "numerics": next(iter(models.values())).numerics if models else "",
-        }
-    )
+    measuring = Measuring(request, job, lineage)
+    evaluation = measuring.run(measuring.models())
     if request.out and Path(request.out).is_dir():
         out = Path(request.out)
         keep(out, evaluation, run=False)
         evaluation = keep(out, with_causes(evaluation, out))
-        keep_replies(out, side_by_side(samples, evaluation))
+        keep_replies(out, side_by_side(measuring.samples, evaluation))
     elif told := base_note(evaluation, FAR_ABOVE):
         evaluation = evaluation.model_copy(update={"notes": [told, *evaluation.notes]})
     return evaluation
+
+
+class Measuring:
+    """One measurement: which models and suites, and what was answered. Raises our errors for what cannot be measured, at once."""
+
+    def __init__(self, request: EvaluateRequest, job: Job, lineage: Lineage) -> None:
+        self.request, self.job, self.lineage = request, job, lineage
+        self.start = time.monotonic()
+        self.rules = load_thresholds()
+        self.refs = models_of(lineage, out=request.out, base=request.base, sources=request.sources, against=request.against)
+        if not request.endpoint:
+            require_models(self.refs)
+        self.suites = _suites(request, list(self.refs))
+        self.limits = {suite.name: _limit(request, suite) for suite in self.suites}
+        self.samples: dict[str, dict[str, SuiteSamples]] = {suite.name: {} for suite in self.suites}
+        job.progress("starting", 0, 1, message="loading lm-eval and the tasks")
+        quiet(request.offline)
+        from mcp_server.workers.evaluating import harness
+
+        self.harness = harness.Harness(self.suites, request.split, self.limits)
+
+    def models(self) -> dict[str, Any]:
+        """Every model by label, opened and not loaded."""
+        request = self.request
+        if request.backend == "openai" or request.endpoint:
+            from mcp_server.workers.evaluating.endpoint import served_models
+
+            return served_models(request, self.refs, self.job.folder)
+        from mcp_server.workers.evaluating.local import local_models
+
+        return local_models(self.refs, request.dtype, request.batch_size, request.threads)
+
+    def run(
+        self, models: Mapping[str, Any], known: dict[Any, SuiteSamples] | None = None, keys: Mapping[Any, Any] | None = None
+    ) -> Evaluation:
+        """`known` keeps samples for the next run, under `keys[suite, label]`; a pair without a key is measured every time."""
+        known, keys = known if known is not None else {}, keys or {}
+        speeds: dict[str, Generation] = {}
+        notes = [f"{s.title} was measured whole" for s in self.suites if (s.data or s.text) and self.request.split is None]
+        for number, (label, opened) in enumerate(models.items()):
+            model_start = time.monotonic()
+            model = opened.model
+            for suite in self.suites:
+                by = self.samples[suite.name]
+                model.told = _teller(self.job, f"{label}: {suite.title or suite.name}", number, len(models))
+                model.drafts = [models[name].model.store for name in _best_first(by, label)]
+                key = keys.get((suite.name, label))
+                by[label] = known[key] if key in known else self.harness.run(suite, model)
+                if key is not None:
+                    known[key] = by[label]
+            speeds[label] = Generation(
+                asked=model.asked,
+                computed=model.computed,
+                tokens_per_second=model.generated_tokens / model.generation_seconds if model.generated_tokens else None,
+                seconds=round(time.monotonic() - model_start, 2),
+            )
+            opened.release()
+            if model.unscored and (note := f"metrics that compare likelihoods were left out: {model.unscored}") not in notes:
+                notes.append(note)
+        self.job.progress("scoring", len(models), len(models), unit="models")
+        write_json(
+            self.job.folder / "evaluation_samples.json",
+            {suite: {label: one.model_dump(mode="json") for label, one in by.items()} for suite, by in self.samples.items()},
+        )
+        return self._scored(models, speeds, notes)
+
+    def _scored(self, models: Mapping[str, Any], speeds: dict[str, Generation], notes: list[str]) -> Evaluation:
+        from mcp_server.workers.evaluating.harness import behaviour
+
+        request = self.request
+        measured = Measured(
+            suites={suite.name: suite for suite in self.suites},
+            samples=self.samples,
+            sources=_sources(request, self.lineage, self.refs),
+            behaviours={suite.name: found for suite in self.suites if (found := behaviour(suite))},
+            cross=request.cross,
+            tried=self.lineage.tried,
+        )
+        return assemble(measured, self.rules).model_copy(
+            update={
+                "models": {label: str(ref) for label, ref in self.refs.items()},
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "model": models["merged"].content if "merged" in models else None,
+                "limit": request.limit,
+                "limits": self.limits,
+                "split": request.split or DEFAULT_SPLIT,
+                "seconds": round(time.monotonic() - self.start, 2),
+                "generation": speeds,
+                "notes": notes,
+                "peak_rss_bytes": _peak_rss_bytes(),
+                "numerics": next(iter(models.values())).numerics if models else "",
+            }
+        )
 
 
 def _best_first(measured: dict[str, SuiteSamples], label: str) -> list[str]:

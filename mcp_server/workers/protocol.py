@@ -140,7 +140,12 @@ def tie_to_runner() -> None:
 def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
     """`sys.exit(run_worker(main))` is the last line of every worker; argv[1] is the job folder."""
     tie_to_runner()
-    job = Job(Path(sys.argv[1]))
+    return run_one(Path(sys.argv[1]), work)
+
+
+def run_one(folder: Path, work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
+    """The work of one job folder in this process; returns its exit status."""
+    job = Job(folder)
     job.keep_to_roots()
     try:
         return _run(job, work)

@@ -33,7 +33,7 @@ from mcp_server.errors import from_dict
 from mcp_server.formats.lineage import lineage_of
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.formats.refs import resolve_ref
-from mcp_server.schemas.evidence import Capability, Evaluation, Sweep, SweepCandidate
+from mcp_server.schemas.evidence import Capability, Evaluation, Interval, Sweep, SweepCandidate
 from mcp_server.schemas.job import SweepRequest
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.evaluate import Thresholds, load_thresholds
@@ -43,11 +43,13 @@ from mcp_server.steps.sweep.place import MERGED, opened_plan, require_sweep_plac
 from mcp_server.system.machine import GIB
 from mcp_server.system.outputs import Kept
 from mcp_server.workers.protocol import Job, run_worker
-from mcp_server.workers.sweeping.executors import Executor, LocalExecutor, RayExecutor
+from mcp_server.workers.sweeping.executors import TRIAL, Executor, LocalExecutor, RayExecutor
 from mcp_server.workers.sweeping.progress import Progress
 from mcp_server.workers.sweeping.tasks import Step, Task
 
 EVALUATE = "mcp_server.workers.evaluate"
+STREAM = "mcp_server.workers.stream"
+MERGEKIT = "mcp_server.workers.mergekit"
 
 
 def main(job: Job) -> Sweep:
@@ -123,6 +125,13 @@ def _gain(capability: Capability) -> float | None:
     return capability.gain_recovered
 
 
+def _interval(capability: Capability) -> Interval | None:
+    """Of what `_gain` gives."""
+    if capability.target and (span := capability.ci.get("merged")) is not None:
+        return Interval(low=span.low / capability.target, high=span.high / capability.target)
+    return capability.ci.get("gain_recovered")
+
+
 def _judged(candidate: Candidate, answer: dict[str, Any]) -> SweepCandidate:
     base = SweepCandidate(
         name=candidate.name, recipe=candidate.recipe, settings=candidate.settings, attempts=answer.get("attempts", 1)
@@ -135,6 +144,7 @@ def _judged(candidate: Candidate, answer: dict[str, Any]) -> SweepCandidate:
         update={
             "scores": {name: c.merged for name, c in measured.items()},
             "gains": {name: _gain(c) for name, c in measured.items()},
+            "intervals": {name: span for name, c in measured.items() if (span := _interval(c)) is not None},
             "prompts": {name: c.n for name, c in evaluation.capabilities.items()},
             "perplexity_ratio": evaluation.perplexity_ratio,
             "verdict": evaluation.verdict,
@@ -183,15 +193,20 @@ class Bench:
     def run(
         self, executor: Executor, candidates: Sequence[Candidate], progress: Progress, *, quick: bool
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(name, answer) of each candidate as it ends. Models are removed at once and merged again for the whole measurement: a
-        merge costs seconds, and the models of a shortlist together would fill a disk."""
+        """(name, answer) of each candidate as it ends. A candidate is merged in memory, and again for the whole measurement; what
+        only mergekit can do is merged to disk, and removed at once."""
         tasks = []
         for candidate in candidates:
             folder = self.out / "work" / _folder_name(candidate)
             model = folder / "model"
-            steps = [self._merge(candidate, model), Step(EVALUATE, self._measured(model, quick=quick))]
+            if in_memory := _engine(candidate) == STREAM:
+                wanted = self._measured(None, quick=quick)
+                steps = [Step(TRIAL, {"recipe": candidate.recipe, "seed": self.request.seed, "evaluate": wanted})]
+            else:
+                steps = [self._merge(candidate, model), Step(EVALUATE, self._measured(model, quick=quick))]
             kind = "quick" if quick else "whole"
-            tasks.append(Task(candidate.name, str(folder / kind), steps, remove=[str(model)], **self._declared()))
+            remove = [] if in_memory else [str(model)]
+            tasks.append(Task(candidate.name, str(folder / kind), steps, remove=remove, **self._declared()))
         with progress.following(tasks):
             for task, answer in executor.run(tasks):
                 yield task.name, answer
@@ -238,7 +253,7 @@ class Bench:
 def _engine(candidate: Candidate) -> str:
     from mcp_server.engine.coverage import covers
 
-    return f"mcp_server.workers.{'mergekit' if covers(candidate.recipe) else 'stream'}"
+    return MERGEKIT if covers(candidate.recipe) else STREAM
 
 
 def _names(plan: Plan, near: Path) -> dict[str, str]:

@@ -147,3 +147,41 @@ def test_equal_worst_objectives_are_decided_by_perplexity() -> None:
 
 def test_nothing_measured_means_no_winner() -> None:
     assert choose([tried("a", 1.0, 1.0, stopped="failed: out of disk")], LIMITS) == (None, "no candidate was measured to the end")
+
+
+def along_lambda(values: dict[str, tuple[float, float, float]], **others: str) -> list[SweepCandidate]:
+    """λ → (gain, low, high) of both capabilities."""
+    return [
+        tried(
+            f"ta {at}", gain, gain, settings={"strategy": "task_arithmetic", "parameters.lambda": at, **others},
+            intervals={name: {"low": low, "high": high} for name in ("persona", "tools")}, prompts={"persona": 24, "tools": 24},
+        )
+        for at, (gain, low, high) in values.items()
+    ]  # fmt: skip
+
+
+def test_the_middle_of_a_plateau_is_chosen_not_its_edge() -> None:
+    flat = {"0.3": (0.2, 0.1, 0.4), "0.5": (0.75, 0.5, 0.9), "0.7": (0.77, 0.55, 0.9), "0.85": (0.8, 0.6, 0.9)}
+    winner, why = choose(along_lambda(flat), LIMITS)
+    assert winner == "ta 0.7"
+    assert "lambda 0.5 to 0.85 cannot be told apart on 24 prompts, so the middle was taken" in why
+
+
+def test_a_best_that_stands_out_is_chosen_as_it_is() -> None:
+    peak = {"0.5": (0.4, 0.3, 0.5), "0.7": (0.6, 0.5, 0.7), "0.85": (0.8, 0.75, 0.85)}
+    assert choose(along_lambda(peak), LIMITS)[0] == "ta 0.85"
+
+
+def test_a_gap_or_another_difference_ends_a_plateau() -> None:
+    gap = {"0.3": (0.79, 0.6, 0.9), "0.5": (0.2, 0.1, 0.4), "0.7": (0.79, 0.6, 0.9), "0.85": (0.8, 0.6, 0.9)}
+    assert choose(along_lambda(gap), LIMITS)[0] == "ta 0.85"
+    other = along_lambda({"0.3": (0.79, 0.6, 0.9), "0.5": (0.79, 0.6, 0.9)}, **{"sources.tools.weight": "2"})
+    assert choose([*other, *along_lambda({"0.7": (0.8, 0.6, 0.9)})], LIMITS)[0] == "ta 0.7"
+
+
+def test_candidates_without_intervals_are_never_called_alike() -> None:
+    found = [
+        one.model_copy(update={"intervals": {}})
+        for one in along_lambda({"0.5": (0.7, 0, 1), "0.7": (0.7, 0, 1), "0.85": (0.8, 0, 1)})
+    ]
+    assert choose(found, LIMITS)[0] == "ta 0.85"

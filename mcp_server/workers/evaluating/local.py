@@ -6,6 +6,7 @@ import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mcp_server.formats.content import content_hash
@@ -38,9 +39,9 @@ def local_models(refs: Mapping[str, str], dtype: str, batch_size: int, threads: 
     for label, ref in found.items():
         tokenizer = loading.load_tokenizer(_tokenizer_folder(ref))
         digest = content_hash(ref.folder, ref.adapter)
-        store = ResponseStore(paths.cache_dir() / "evaluations" / digest[:32] / f"{numerics}.jsonl")
-        load = partial(_load, ref, chosen, threads, tokenizer, batch_size)
-        model = RememberingLM(store, load, tokenizer, str(ref), batch_size)
+        store = ResponseStore(store_file(digest, numerics))
+        load_it = partial(load, ref, chosen, threads, tokenizer, batch_size)
+        model = RememberingLM(store, load_it, tokenizer, str(ref), batch_size)
         opened[label] = Opened(model, f"{numerics}, batch {batch_size}", digest)
     return opened
 
@@ -52,7 +53,13 @@ def _tokenizer_folder(ref: loading.ModelRef) -> Any:
     return ref.folder
 
 
-def _load(ref: loading.ModelRef, dtype: str, threads: int | None, tokenizer: Any, batch_size: int) -> Any:
+def store_file(content: str, numerics: str) -> Path:
+    """Where the answers of a model are remembered."""
+    return paths.cache_dir() / "evaluations" / content[:32] / f"{numerics}.jsonl"
+
+
+def load(ref: loading.ModelRef, dtype: str, threads: int | None, tokenizer: Any, batch_size: int) -> Any:
+    """The weights, as a model of lm-eval. Raises `DoesNotFit`."""
     from mcp_server.workers.evaluating.generation import DraftingLM
 
     loading.check_fits(ref, dtype)

@@ -6,14 +6,18 @@ On Ray a task is `run_task` with declared CPUs, memory and GPUs; when its worker
 from __future__ import annotations
 
 import os
+import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Protocol
 
 from mcp_server.errors import BadInput, RunFailed
+from mcp_server.workers.sweeping.resident import Resident
 from mcp_server.workers.sweeping.tasks import Task, run_task
 
 RETRIES = 3
+TRIAL = "mcp_server.workers.trial"
+"""The worker that merges a candidate in memory and measures it."""
 Answer = tuple[Task, dict[str, Any]]
 
 
@@ -31,23 +35,41 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """`workers` tasks at once, the processors shared between them."""
+    """`workers` tasks at once, the processors shared between them. Each worker keeps one resident process for `TRIAL` steps."""
 
     name = "local"
 
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
         self._threads = str(max(1, (os.cpu_count() or 1) // workers))
+        self._residents: list[Resident] = []
+        self._idle: queue.SimpleQueue[Resident] = queue.SimpleQueue()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
         environment = {"OMP_NUM_THREADS": self._threads, "NUMBA_NUM_THREADS": self._threads}
+
+        def run(task: Task) -> dict[str, Any]:
+            resident = self._idle.get()
+            try:
+                return run_task(task.as_dict(), environment, resident)
+            finally:
+                self._idle.put(resident)
+
+        while self._idle.qsize() < self.workers:
+            self._residents.append(resident := Resident(TRIAL, environment))
+            self._idle.put(resident)
+        if any(step.module == TRIAL for task in tasks for step in task.steps):
+            for resident in self._residents:
+                resident.start()
         with ThreadPoolExecutor(self.workers) as pool:
-            futures = {pool.submit(run_task, task.as_dict(), environment): task for task in tasks}
+            futures = {pool.submit(run, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """End the residents."""
+        for resident in self._residents:
+            resident.close()
 
 
 class RayExecutor:

@@ -22,6 +22,7 @@ from mcp_server.system.files import write_json
 from mcp_server.system.outputs import replace_folder, require_folder
 from mcp_server.system.paths import PACKAGE
 from mcp_server.workers.protocol import RUNNER_PID
+from mcp_server.workers.sweeping.resident import Resident
 
 DONE = "task.json"
 
@@ -66,9 +67,10 @@ def places(task: Task) -> list[Path]:
     ]
 
 
-def run_task(data: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
+def run_task(data: dict[str, Any], environment: dict[str, str] | None = None, resident: Resident | None = None) -> dict[str, Any]:
     """Run the steps; returns {"result": the last step's} or {"error": …}. A task that succeeded answers from its file; one that
-    failed runs again, because what was in its way (a full disk, too little memory) may be gone."""
+    failed runs again, because what was in its way (a full disk, too little memory) may be gone. Steps of the resident's module
+    run in its process, all others in processes of their own."""
     task = from_plain(data)
     folder = Path(task.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,7 @@ def run_task(data: dict[str, Any], environment: dict[str, str] | None = None) ->
     try:
         result: dict[str, Any] = {}
         for place, step in zip(places(task), task.steps, strict=True):
-            result = _run_step(place, step, task.roots, environment or {})
+            result = _run_step(place, step, task.roots, environment or {}, resident)
         answer: dict[str, Any] = {"result": result}
     except MergingError as error:
         return {"error": error.as_dict(), "attempts": attempts}
@@ -92,7 +94,9 @@ def run_task(data: dict[str, Any], environment: dict[str, str] | None = None) ->
     return {**answer, "attempts": attempts}
 
 
-def _run_step(folder: Path, step: Step, roots: list[str] | None, environment: dict[str, str]) -> dict[str, Any]:
+def _run_step(
+    folder: Path, step: Step, roots: list[str] | None, environment: dict[str, str], resident: Resident | None
+) -> dict[str, Any]:
     output = Path(step.output) if step.output else None
     if output is not None and output.is_dir() and (folder / "result.json").is_file():
         return _result(folder)
@@ -110,6 +114,22 @@ def _run_step(folder: Path, step: Step, roots: list[str] | None, environment: di
     for name in ("result.json", "error.json"):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / "request.json", {"kind": step.module, "parameters": parameters, "roots": roots})
+    status = resident.run(folder) if resident and resident.module == step.module else _run_process(folder, step, environment)
+    if status:
+        error = folder / "error.json"
+        if error.is_file():
+            raise from_dict(json.loads(error.read_text(encoding="utf-8")))
+        raise RunFailed(f"{step.module} ended with status {status}", f"read {folder / 'log.txt'}")
+    if partial is not None and output is not None:
+        require_folder(output, overwrite=True, not_ours=not_ours)
+        aside = output.with_name(f"{output.name}.replaced")
+        shutil.rmtree(aside, ignore_errors=True)
+        replace_folder(partial, output, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    return _result(folder)
+
+
+def _run_process(folder: Path, step: Step, environment: dict[str, str]) -> int:
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         ended = subprocess.run(
             [sys.executable, "-P", "-m", step.module, str(folder)],
@@ -118,18 +138,7 @@ def _run_step(folder: Path, step: Step, roots: list[str] | None, environment: di
             check=False,
             env={**os.environ, **environment, "PYTHONPATH": str(PACKAGE.parent), RUNNER_PID: str(os.getpid())},
         )
-    if ended.returncode:
-        error = folder / "error.json"
-        if error.is_file():
-            raise from_dict(json.loads(error.read_text(encoding="utf-8")))
-        raise RunFailed(f"{step.module} ended with status {ended.returncode}", f"read {folder / 'log.txt'}")
-    if partial is not None and output is not None:
-        require_folder(output, overwrite=True, not_ours=not_ours)
-        aside = output.with_name(f"{output.name}.replaced")
-        shutil.rmtree(aside, ignore_errors=True)
-        replace_folder(partial, output, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-    return _result(folder)
+    return ended.returncode
 
 
 def _result(folder: Path) -> dict[str, Any]:
