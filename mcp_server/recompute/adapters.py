@@ -3,6 +3,7 @@
     LoRA        W + s·B·A; s = alpha ÷ r, ÷ √r when rank-stabilised; both may differ by module (rank_pattern, alpha_pattern)
     DoRA        m ⊙ (W + s·B·A) ÷ its row norms
     LoHa        W + s·(w1_a·w1_b) ⊙ (w2_a·w2_b);  LoKr  W + s·w1 ⊗ w2;  IA³  W ⊙ l
+    VeRA        W + (b ⊙ B)·(d ⊙ A): vectors per module, and for all of them the first rows of one B, the first columns of one A
     whole       trained biases and modules_to_save replace the base's tensor; trained tokens replace rows of the embedding
 
 Conv1D layers and embeddings store a weight as (in, out), so their update is turned. Anything else is left in `unknown`, with why.
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
 
 _PART: Final = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l|hada_w1_a|hada_w1_b"
-    r"|hada_w2_a|hada_w2_b|lokr_w1|lokr_w1_a|lokr_w1_b|lokr_w2|lokr_w2_a|lokr_w2_b|token_adapter\.trainable_tokens_delta)"
+    r"|hada_w2_a|hada_w2_b|lokr_w1|lokr_w1_a|lokr_w1_b|lokr_w2|lokr_w2_a|lokr_w2_b|vera_lambda_b|vera_lambda_d"
+    r"|token_adapter\.trainable_tokens_delta)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?P<tail>\.weight|\.bias)?$"
 )
+_SHARED: Final = re.compile(r"(?:.*\.)?(vera_[AB])(?:\.[^.]+)?$")
 _TURNED_KINDS: Final = frozenset({"gpt2", "gpt-sw3", "openai-gpt", "imagegpt", "decision_transformer"})
 _TURNED_NAMES: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _NOT_ADDED: Final = (
@@ -51,13 +54,14 @@ class Parts:
 
 @dataclass
 class Adapter:
-    """`parts` and `replaced` by the base's tensor name; `unknown` says what cannot be computed here."""
+    """`parts` and `replaced` by the base's tensor name, `shared` for all; `unknown`: what cannot be computed here, and why."""
 
     folder: Path
     config: dict[str, Any]
     model_type: str
     parts: dict[str, Parts] = field(default_factory=dict)
     replaced: dict[str, StoredTensor] = field(default_factory=dict)
+    shared: dict[str, StoredTensor] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
     one_with: dict[str, list[str]] = field(default_factory=dict)
     """Tensor → others that are one with it, whose updates change it too (adapter_keeps_ties)."""
@@ -86,6 +90,8 @@ def read_adapter(folder: Path, base: dict[str, StoredTensor], model_type: str) -
                 adapter.unknown[key] = "no tensor of the base has that module's name"
             else:
                 adapter.parts.setdefault(target, Parts(found["module"])).stored[part] = stored
+        elif found := _SHARED.match(name):
+            adapter.shared[found[1]] = stored
         elif (target := nearest(_saved(name), base)) is not None:
             adapter.replaced[target] = stored
         else:
@@ -134,29 +140,41 @@ def _common(one: list[str], other: list[str]) -> int:
     return count
 
 
-def adapted_rows(adapter: Adapter, name: str, shape: tuple[int, ...], base: Array, span: tuple[int, int]) -> tuple[Array, Array]:
-    """(adapted rows, how large the terms that make them are) of the base's rows `span`. Raises `CannotCompute`."""
+def adapted_rows(
+    adapter: Adapter, name: str, shape: tuple[int, ...], base: Array, span: tuple[int, int], whole: StoredTensor | None = None
+) -> tuple[Array, Array]:
+    """(adapted rows, how large the terms that make them are) of the base's rows `span`. Raises `CannotCompute`.
+
+    `whole` is the base's tensor as it is stored, for updates that measure columns of it.
+    """
     import numpy as np
 
-    if "" in adapter.unknown:
-        raise CannotCompute(adapter.unknown[""])
+    if adapter.unknown and ("" in adapter.unknown or not _is_owned(adapter, name)):
+        key, why = next(iter(adapter.unknown.items()))  # what is not understood may change any tensor
+        raise CannotCompute(f"{key}: {why}" if key else why)
     rows, terms = base, np.abs(base)
     if name in adapter.replaced:
         rows = read_rows(_shaped(adapter.replaced[name], shape), *span)
         terms = np.abs(rows)
     parts = adapter.parts.get(name)
     if parts is not None:
-        rows, added = _update(adapter, parts, shape, rows, span)
+        rows, added = _update(adapter, parts, shape, rows, span, whole)
         terms = terms + added
     for twin in adapter.one_with.get(name, ()):
         if (theirs := adapter.parts.get(twin)) is not None:
-            rows, added = _update(adapter, theirs, shape, rows, span)
+            rows, added = _update(adapter, theirs, shape, rows, span, whole)
             terms = terms + added
     for owner, other in adapter.parts.items():
         if owner.removesuffix("weight") + "bias" == name and (bias := other.stored.get("lora_B.bias")) is not None:
             added = scale_of(adapter, other, other.stored["lora_A"].shape[0]) * read_rows(bias, 0, 1)
             rows, terms = rows + added, terms + np.abs(added)
     return rows, terms
+
+
+def _is_owned(adapter: Adapter, name: str) -> bool:
+    return (
+        name in adapter.parts or name in adapter.replaced or not adapter.parts.keys().isdisjoint(adapter.one_with.get(name, ()))
+    )
 
 
 class CannotCompute(Exception):
@@ -169,7 +187,9 @@ def _shaped(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
     return tensor
 
 
-def _update(adapter: Adapter, parts: Parts, shape: tuple[int, ...], rows: Array, span: tuple[int, int]) -> tuple[Array, Array]:
+def _update(
+    adapter: Adapter, parts: Parts, shape: tuple[int, ...], rows: Array, span: tuple[int, int], whole: StoredTensor | None
+) -> tuple[Array, Array]:
     import numpy as np
 
     held = parts.stored
@@ -191,14 +211,18 @@ def _update(adapter: Adapter, parts: Parts, shape: tuple[int, ...], rows: Array,
         delta, size = _product(a, b, scale, shape, span, turned=turned)
         if "lora_magnitude_vector" not in names:
             return rows + delta, size
-        if turned or len(shape) != 2:
-            raise CannotCompute("DoRA on a layer that stores its weight turned")
-        moved = rows + delta
-        norms = np.linalg.norm(moved, axis=1, keepdims=True)
-        factor = _whole(held["lora_magnitude_vector"]).reshape(-1, 1)[span[0] : span[1]] / norms
+        if len(shape) != 2 or (turned and whole is None):
+            raise CannotCompute("DoRA on a convolution, or on columns of a weight that is not here")
+        moved, magnitude = rows + delta, _whole(held["lora_magnitude_vector"]).reshape(-1)
+        if turned and whole is not None:
+            everything = (0, shape[0])
+            changed = _whole(whole) + _product(a, b, scale, shape, everything, turned=True)[0]
+            factor = (magnitude / np.linalg.norm(changed, axis=0))[None]
+        else:
+            factor = magnitude[span[0] : span[1], None] / np.linalg.norm(moved, axis=1, keepdims=True)
         return factor * moved, np.abs(factor) * (np.abs(rows) + size)
-    delta = _dense(adapter, parts, shape)
-    return rows + delta[span[0] : span[1]], np.abs(delta[span[0] : span[1]])
+    delta, size = _vera(adapter, parts, shape) if names == {"vera_lambda_b", "vera_lambda_d"} else _dense(adapter, parts, shape)
+    return rows + delta[span[0] : span[1]], size[span[0] : span[1]]
 
 
 def _product(
@@ -216,27 +240,57 @@ def _product(
     return scale * (part @ right), abs(scale) * (np.abs(part) @ np.abs(right))
 
 
-def _dense(adapter: Adapter, parts: Parts, shape: tuple[int, ...]) -> Array:
-    """The whole update of LoHa or LoKr."""
+def _dense(adapter: Adapter, parts: Parts, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The whole update of LoHa or LoKr, and Σ of the magnitudes that make it."""
     import numpy as np
 
     held = {name: _whole(tensor) for name, tensor in parts.stored.items()}
+    sizes = {name: np.abs(part) for name, part in held.items()}
     kind = str(adapter.config.get("peft_type", "")).upper()
     if set(held) == {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}:
-        delta = (held["hada_w1_a"] @ held["hada_w1_b"]) * (held["hada_w2_a"] @ held["hada_w2_b"])
+        delta, size = _hadamard(held), _hadamard(sizes)
         rank = held["hada_w1_b"].shape[0]
     elif all(name.startswith("lokr_") for name in held):
-        one = held["lokr_w1"] if "lokr_w1" in held else held["lokr_w1_a"] @ held["lokr_w1_b"]
-        two = held["lokr_w2"] if "lokr_w2" in held else held["lokr_w2_a"] @ held["lokr_w2_b"]
-        delta = np.kron(one, two)
+        delta, size = _kronecker(held), _kronecker(sizes)
         rank = int(_pattern(adapter.config.get("rank_pattern"), parts.module, adapter.config.get("r") or 8))
     else:
         raise CannotCompute(f"a {kind or 'strange'} update of {', '.join(sorted(held))} is not computed here")
     alpha = float(_pattern(adapter.config.get("alpha_pattern"), parts.module, adapter.config.get("alpha", 8)))
     if delta.size != math.prod(shape):
         raise CannotCompute(f"its update has {delta.size} values, the weight {math.prod(shape)}")
-    scaled: Array = (alpha / rank) * delta.reshape(rows_of(shape))
-    return scaled
+    scale, form = alpha / rank, rows_of(shape)
+    return scale * delta.reshape(form), abs(scale) * size.reshape(form)
+
+
+def _hadamard(held: dict[str, Array]) -> Array:
+    product: Array = (held["hada_w1_a"] @ held["hada_w1_b"]) * (held["hada_w2_a"] @ held["hada_w2_b"])
+    return product
+
+
+def _kronecker(held: dict[str, Array]) -> Array:
+    import numpy as np
+
+    one = held["lokr_w1"] if "lokr_w1" in held else held["lokr_w1_a"] @ held["lokr_w1_b"]
+    two = held["lokr_w2"] if "lokr_w2" in held else held["lokr_w2_a"] @ held["lokr_w2_b"]
+    product: Array = np.kron(one, two)
+    return product
+
+
+def _vera(adapter: Adapter, parts: Parts, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    import numpy as np
+
+    if set(adapter.shared) != {"vera_A", "vera_B"}:
+        raise CannotCompute("the adapter does not hold the matrices that its modules share")
+    b, d = (_whole(parts.stored[f"vera_lambda_{letter}"]).reshape(-1) for letter in "bd")
+    height, width = rows_of(shape)
+    turned = height != len(b) or (height == width and _stores_turned(adapter, parts))
+    outputs, inputs = (width, height) if turned else (height, width)
+    wide, tall = _whole(adapter.shared["vera_A"]), _whole(adapter.shared["vera_B"])
+    if len(b) != outputs or tall.shape[0] < outputs or wide.shape[1] < inputs:
+        raise CannotCompute(f"its vectors and matrices do not make {list(shape)}")
+    left, right = b[:, None] * tall[:outputs], d[:, None] * wide[:, :inputs]
+    delta, size = left @ right, np.abs(left) @ np.abs(right)
+    return (delta.T, size.T) if turned else (delta, size)
 
 
 def _tokens(adapter: Adapter, parts: Parts, rows: Array, span: tuple[int, int]) -> Array:
@@ -265,7 +319,11 @@ def is_turned(adapter: Adapter, parts: Parts, shape: tuple[int, ...], *, embeddi
     straight, turned = (b.shape[0], rows_of(a.shape)[1]), (rows_of(a.shape)[1], b.shape[0])
     if straight != turned:
         return rows_of(shape) == turned
-    return embedding or (adapter.model_type in _TURNED_KINDS and parts.module.rpartition(".")[2] in _TURNED_NAMES)
+    return embedding or _stores_turned(adapter, parts)
+
+
+def _stores_turned(adapter: Adapter, parts: Parts) -> bool:
+    return adapter.model_type in _TURNED_KINDS and parts.module.rpartition(".")[2] in _TURNED_NAMES
 
 
 def scale_of(adapter: Adapter, parts: Parts, rank: int) -> float:

@@ -29,7 +29,7 @@ class Value:
 
     @property
     def adapted(self) -> bool:
-        return self.adapter is not None and (self.name in self.adapter.touched or "" in self.adapter.unknown)
+        return self.adapter is not None and (self.name in self.adapter.touched or bool(self.adapter.unknown))
 
     def rows(self, span: tuple[int, int]) -> tuple[Array, Array]:
         """(values, Σ of the magnitudes that make them), float64, shape (rows, width)."""
@@ -41,9 +41,9 @@ class Value:
         if self.adapter is None:
             return rows, np.abs(rows)
         owned = {self.name, self.name.removesuffix("bias") + "weight"}
-        if "" not in self.adapter.unknown and not owned & self.adapter.touched:
+        if not self.adapter.unknown and not owned & self.adapter.touched:
             return rows, np.abs(rows)
-        return adapted_rows(self.adapter, self.name, self.shape, rows, span)
+        return adapted_rows(self.adapter, self.name, self.shape, rows, span, self.stored)
 
 
 __all__ = ["CannotCompute", "Value"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mcp_server.steps.verify import verify
 from tests.engine.synthetic import load, run
 
 torch = pytest.importorskip("torch")
@@ -30,6 +31,14 @@ SIZE = {
 
 def merged_by_both(config: Any, tmp_path: Path, model: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(PEFT's merge as it would be stored, ours) for an adapter of noise on this model."""
+    folded_by_peft(config, tmp_path, model)
+    recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path}/base+{tmp_path}/adapter"}], "dtype": "float32"}
+    run(json.dumps(recipe), tmp_path / "ours")
+    return load(tmp_path / "peft"), load(tmp_path / "ours")
+
+
+def folded_by_peft(config: Any, tmp_path: Path, model: Any) -> None:
+    """A base, an adapter of noise on it, and PEFT's merge of the two."""
     torch.manual_seed(0)
     model.save_pretrained(tmp_path / "base")
     adapted = peft.get_peft_model(model, config)
@@ -39,9 +48,6 @@ def merged_by_both(config: Any, tmp_path: Path, model: Any) -> tuple[dict[str, n
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     adapted.save_pretrained(tmp_path / "adapter")
     adapted.merge_and_unload().save_pretrained(tmp_path / "peft")
-    recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path}/base+{tmp_path}/adapter"}], "dtype": "float32"}
-    run(json.dumps(recipe), tmp_path / "ours")
-    return load(tmp_path / "peft"), load(tmp_path / "ours")
 
 
 def agree(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> list[str]:
@@ -65,6 +71,7 @@ def agree(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> list[st
 def test_a_kind_is_merged_as_peft_merges_it(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZE))
     assert agree(*merged_by_both(getattr(peft, kind)(**settings), tmp_path, model)) == []
+    assert [check for check in verify(tmp_path / "ours", full=True).checks if check.passed is not True] == []
 
 
 def test_fused_experts_are_merged_into_the_matrices_that_are_stored_one_by_one(tmp_path: Path) -> None:
@@ -87,3 +94,26 @@ def test_ia3_scales_the_bias_of_what_it_scales(tmp_path: Path) -> None:
                 parameter.normal_()
     config = peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     assert agree(*merged_by_both(config, tmp_path, model)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("VeraConfig", {"r": 4, "target_modules": ["c_attn"]}),
+        ("LoraConfig", {"r": 4, "use_dora": True, "target_modules": ["c_attn", "c_fc"]}),
+    ],
+    ids=["vera", "dora"],
+)
+def test_what_peft_folds_into_weights_stored_in_by_out_is_verified(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    def recomputed() -> list[bool | None]:
+        given = {"base": str(tmp_path / "base"), "sources": [str(tmp_path / "adapter")]}
+        return [check.passed for check in verify(tmp_path / "peft", full=True, **given).checks if check.name == "recomputed"]
+
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=32)
+    folded_by_peft(getattr(peft, kind)(**settings), tmp_path, transformers.GPT2LMHeadModel(config))
+    assert recomputed() == [True]
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: -part if "lambda_d" in name or "lora_B" in name else part for name, part in load_file(file).items()}, file)
+    assert recomputed() == [False]
