@@ -134,7 +134,7 @@ def same_bytes(one: tuple[Path, int, int], other: tuple[Path, int, int]) -> bool
 
 def _tokenizer_folder(plan: MergePlan, speaker: Path) -> Path:
     named = plan.recipe.tokenizer_from
-    if not named or named == "base":
+    if not named or named in ("base", "union"):
         return plan.sources[plan.recipe.donor].checkpoint.folder if named else speaker
     try:
         return folder_of(locate(parse_ref(named).base_ref))

@@ -99,6 +99,16 @@ def test_padded_rows_stay_and_new_tokens_take_them_first(tmp_path: Path) -> None
     assert not np.allclose(found[13], base[EMBED][13])
 
 
+@pytest.mark.parametrize("tokenizer", [{"source": "union"}, {"source": "base"}, {}])
+def test_sources_that_number_alike_keep_their_rows_and_tokenizer(tmp_path: Path, tokenizer: dict[str, Any]) -> None:
+    models = [write(tmp_path / name, n, WORDS, rows=16) for n, name in enumerate(("one", "two"))]
+    text = recipe(tmp_path, ("one", "two"), tokenizer, base=None)
+    assert covers(text) == []
+    run(text, tmp_path / "out")
+    assert token_ids(tmp_path / "out") == token_ids(tmp_path / "one")
+    assert np.allclose(load(tmp_path / "out")[EMBED], (models[0][EMBED] + models[1][EMBED]) / 2, atol=1e-6)
+
+
 def test_the_vocabulary_of_the_base(tmp_path: Path) -> None:
     base = write(tmp_path / "base", 0, WORDS, rows=14)
     one = write(tmp_path / "one", 1, [*reversed(WORDS[3:]), *WORDS[:3]], added=("<x>",))
