@@ -14,7 +14,9 @@ import yaml
 
 from mcp_server.errors import NotFound
 from mcp_server.schemas.evidence import Capability, Evaluation, Interval
+from mcp_server.schemas.replies import KeptReplies, PromptReplies
 from mcp_server.steps.diagnose import CONSEQUENCES, ROOTS, diagnose
+from mcp_server.steps.evaluate.replies import keep_replies
 from mcp_server.steps.verify import landing, verify
 from tests.engine.synthetic import Tensors, load, low_rank, random_tensors, run, save, write_adapter, write_model
 from tests.engine.synthetic import shapes as model_shapes
@@ -360,6 +362,7 @@ def test_every_cause_is_shown_by_a_broken_merge_or_is_a_check_of_the_verificatio
 def test_a_verification_of_the_same_files_is_not_made_twice(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ground.merge(ground.tune("one", 1), ground.tune("two", 2), weights=(0.5, 0.5))
     (out / "verification.json").write_text(verify(out).model_dump_json(), encoding="utf-8")
+    keep_replies(out, KeptReplies(replies=[PromptReplies(suite="s", prompt="p", replies={"merged": "r"}, outcome="same")]))
     again = []
     measured = landing.measure
     monkeypatch.setattr(landing, "measure", lambda *given, **named: again.append(given) or measured(*given, **named))

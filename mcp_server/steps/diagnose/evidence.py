@@ -21,8 +21,11 @@ from mcp_server.steps.verify import verify
 
 VERIFICATION: Final = "verification.json"
 EVIDENCE: Final = frozenset(
-    {VERIFICATION, "evaluation.json", "evaluations.jsonl", "report.html", "report.md", "comparison.json", "README.md"}
-)
+    {
+        VERIFICATION, "evaluation.json", "evaluations.jsonl", "replies.json", "report.html", "report.md", "comparison.json",
+        "README.md",
+    }
+)  # fmt: skip
 """What is written about a merge after it."""
 
 M = TypeVar("M", bound=BaseModel)
