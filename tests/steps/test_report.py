@@ -156,6 +156,23 @@ def test_the_page_loads_nothing_and_nests_well(tmp_path: Path) -> None:
     assert "url(" not in page
 
 
+def test_lost_and_won_replies_are_shown_as_text_and_a_dev_figure_is_called_one(tmp_path: Path) -> None:
+    said = {"base": "no", "tools": "<b>call</b>", "merged": "well"}
+    lost = {
+        "suite": "calls", "split": "dev", "prompt": "Add <milk>", "expected": "call", "replies": said,
+        "scores": {"tools": 1.0, "merged": 0.0}, "outcome": "loss",
+    }  # fmt: skip
+    kept = {"model": None, "created": "", "replies": [lost, lost | {"outcome": "same", "prompt": "unseen"}]}
+    replies = kept | {"experts": {"calls": "tools"}}
+    page = render_page(gather(put(tmp_path / "m", evaluation=evaluation().model_dump(mode="json"), replies=replies)))
+    assert "calls: 1 lost, 0 won, 0 in other words, of 2 prompts, against tools" in page
+    assert "Lost (calls, dev): Add &lt;milk&gt;" in page and "&lt;b&gt;call&lt;/b&gt;" in page and "unseen" not in page
+    assert "Measure the test split once" in page
+    assert read(page).unlabelled == []
+    tested = evaluation(split="test").model_dump(mode="json")
+    assert "Measure the test split once" not in render_page(gather(put(tmp_path / "n", evaluation=tested)))
+
+
 def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     evil = '"><script>alert(1)</script>'
     capability = Capability(suite="s", metric=evil, n=1, base=0.0, sources={evil: 1.0}, expert=evil, merged=1.0)

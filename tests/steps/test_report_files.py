@@ -58,6 +58,7 @@ ODD = {
         '{"sources": {}, "layers": {"0": {"sources": [{}], "pairs": []}}}',
         "null",
     ),
+    "replies.json": ("[]", '{"replies": 3}', "\x00"),
     "estimate.json": ('{"engines": []}', '{"engines": {"stream": {"peak_anon_bytes": "much"}}}', "\x00"),
 }
 

@@ -15,6 +15,9 @@ from mcp_server.schemas.evidence import Evaluation, Verification
 from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.inspect import SourceInfo
 from mcp_server.schemas.plan import Plan
+from mcp_server.schemas.replies import ShownReplies
+from mcp_server.steps.evaluate.replies import FILE as REPLIES
+from mcp_server.steps.evaluate.replies import show_replies
 from mcp_server.steps.scenario import read_plan
 from mcp_server.system import paths
 
@@ -112,6 +115,7 @@ class Evidence(Frozen):
     comparison: dict[str, Any] | None = None
     sweep: dict[str, Any] | None = None
     estimate: dict[str, Any] | None = None
+    replies: ShownReplies | None = Field(default=None, description="where the merge and the best source differ, losses first")
     merge: dict[str, Any] = Field(default_factory=dict, description="the merge job's result, while the store still has it")
     left_out: list[str] = Field(default_factory=list, description="files that are not what their name says, and why")
 
@@ -139,12 +143,23 @@ def gather(out: Path) -> Evidence:
         sources=_sources(provenance),
         verification=_read(out / FILES["verification"], Verification),
         evaluation=_read(out / FILES["evaluation"], Evaluation),
+        replies=_replies(out, left_out),
         merge=_job_result(provenance),
         comparison=_near(out, FILES["comparison"], _Comparison, left_out) or _compared(provenance),
         sweep=_near(out, FILES["sweep"], _Sweep, left_out),
         estimate=_near(out, FILES["estimate"], _Estimate, left_out) or _estimate(provenance),
         left_out=left_out,
     )
+
+
+def _replies(out: Path, left_out: list[str]) -> ShownReplies | None:
+    if not (out / REPLIES).is_file():
+        return None
+    try:
+        return show_replies(out)
+    except MergingError as error:
+        left_out.append(f"{REPLIES}: {error.message}")
+        return None
 
 
 def _estimate(provenance: Provenance | None) -> dict[str, Any] | None:
