@@ -21,7 +21,7 @@ from mcp_server.cli.console import say_json, stderr
 from mcp_server.cli.manners import Commands
 from mcp_server.errors import BadInput, MergingError
 from mcp_server.system.files import keep_standard_descriptors
-from mcp_server.system.os_errors import in_our_words
+from mcp_server.system.os_errors import refusal
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 4
@@ -98,11 +98,10 @@ def run(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         raise
-    except OSError as error:
-        refused = in_our_words(error)
-        show_error(refused, as_json="--json" in arguments)
-        return refused.exit_code
-    except Exception:  # noqa: BLE001 - the edge: a bug is shown whole and has its own exit code
+    except Exception as error:  # noqa: BLE001 - the edge: a bug is shown whole and has its own exit code
+        if (refused := refusal(error)) is not None:
+            show_error(refused, as_json="--json" in arguments)
+            return refused.exit_code
         traceback.print_exc()
         stderr.print("This is a bug in model-merging; please report it with the lines above.")
         return EXIT_BUG

@@ -28,6 +28,10 @@ class PlainConsole(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **options)
 
+    def on_broken_pipe(self) -> None:
+        """The edge ends a command whose reader is gone; the library would end it with the exit code that says no."""
+        raise BrokenPipeError
+
 
 stderr = PlainConsole(stderr=True, highlight=False, emoji=False)
 """Progress, and what is said beside a result."""

@@ -17,7 +17,7 @@ import yaml
 from mcp_server.catalog import threshold
 from mcp_server.cli.console import size, stderr, table
 from mcp_server.cli.evidence import run_job, show_evaluation
-from mcp_server.cli.merging import finish, foreground
+from mcp_server.cli.merging import finish, foreground, result_of
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.comparison import Comparison
 from mcp_server.schemas.estimate import Estimate
@@ -110,7 +110,7 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
         request = MergeRequest(recipe=rendered.recipe, out=str(paths["model"]), **fields)
         ended = foreground(request, "merge", quiet=quiet)
         finish(ended)
-        merged = MergeResult.model_validate(ended.result)
+        merged = MergeResult.model_validate(result_of(ended))
         said.append(f"{merged.engine} engine, peak memory {size(merged.peak_anon_bytes)} → {merged.output}")
     with tell.step("verify") as said:
         verification = Verification.model_validate(run_job(VerifyRequest(out=str(paths["model"])), quiet=quiet))

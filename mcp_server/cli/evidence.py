@@ -9,7 +9,7 @@ import typer
 
 from mcp_server.cli.console import Json, emit, say_json, stderr, table
 from mcp_server.cli.manners import starts_job, waits
-from mcp_server.cli.merging import finish, foreground, merge_folder
+from mcp_server.cli.merging import finish, foreground, merge_folder, result_of
 from mcp_server.formats.own_data import DATA
 from mcp_server.formats.refs import anchor_ref
 from mcp_server.formats.suites import SIDECAR, TEXTS
@@ -42,7 +42,7 @@ def run_job(request: JobRequest, *, quiet: bool) -> dict[str, Any]:
     ended = foreground(request, request.kind, quiet=quiet)
     if code := finish(ended):
         raise typer.Exit(code)
-    return ended.result or {}
+    return result_of(ended)
 
 
 def anchored(ref: str) -> str:

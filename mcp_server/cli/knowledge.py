@@ -10,7 +10,7 @@ import typer
 
 from mcp_server.catalog import Strategy
 from mcp_server.catalog import load as load_catalog
-from mcp_server.cli.console import Json, cell, emit, line, size, stderr, table
+from mcp_server.cli.console import Json, cell, emit, line, say, size, stderr, table
 from mcp_server.errors import NotFound, OutputExists
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.estimate import Estimate
@@ -208,7 +208,7 @@ def render(
         rendered = rendered.model_copy(update={"path": str(output.resolve())})
     for warning in rendered.warnings:
         stderr.print(f"warning {warning.code}: {warning.message}", markup=False, soft_wrap=True)
-    emit(rendered, json, lambda: None if output else print(rendered.recipe, end=""))
+    emit(rendered, json, lambda: None if output else say(rendered.recipe))
     return 0
 
 

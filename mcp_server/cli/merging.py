@@ -6,17 +6,23 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from mcp_server import jobs as store
 from mcp_server.cli.console import Json, cell, emit, progress_of, say, size, stderr, table
 from mcp_server.cli.knowledge import read_text
 from mcp_server.cli.manners import Detached, detaching, starts_job
-from mcp_server.errors import BadInput, from_dict
+from mcp_server.errors import BadInput, Malformed, RunFailed, from_dict
+from mcp_server.schemas.comparison import Comparison
+from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
+from mcp_server.schemas.faults import first_fault
+from mcp_server.schemas.hub import Fetched, MadeBase
 from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, MergeResult
+from mcp_server.schemas.replies import Answers
 
 EXIT_INTERRUPTED = 130
 
@@ -42,6 +48,25 @@ def finish(status: JobStatus) -> int:
         stderr.print(f"interrupted; go on with: model-merging resume {status.job_id}", markup=False, soft_wrap=True)
         return EXIT_INTERRUPTED
     raise from_dict(status.error or {"message": f"job {status.job_id} ended as {status.state}", "next_step": status.next_step})
+
+
+RESULTS: dict[str, type[BaseModel]] = {
+    "merge": MergeResult, "compare": Comparison, "verify": Verification, "evaluate": Evaluation, "sweep": Sweep, "fetch": Fetched,
+    "prepare": MadeBase, "ask": Answers,
+}  # fmt: skip
+"""Kind of job → its result model."""
+
+
+def result_of(ended: JobStatus) -> dict[str, Any]:
+    """What a job that succeeded found. Raises `RunFailed` when its file cannot be read, `Malformed` when it is damaged."""
+    place = Path(ended.log_path).with_name("result.json")
+    if ended.result is None:
+        raise RunFailed(f"the job succeeded, but its result {place} cannot be read", f"see model-merging logs {ended.job_id}")
+    try:
+        RESULTS[ended.kind].model_validate(ended.result)
+    except ValidationError as error:
+        raise Malformed(f"{place} is damaged: {first_fault(error, RESULTS[ended.kind])}", "run the command again") from error
+    return ended.result
 
 
 def foreground(request: JobRequest | MergeRequest, title: str, *, quiet: bool = False) -> JobStatus:
@@ -114,11 +139,11 @@ def merge(
         }
     )
     ended = foreground(request, "merge", quiet=json)
-    code = finish(ended)
-    if ended.result is not None:
-        result = MergeResult.model_validate(ended.result)
-        emit(result, json, lambda: show_merge(result))
-    return code
+    if code := finish(ended):
+        return code
+    result = MergeResult.model_validate(result_of(ended))
+    emit(result, json, lambda: show_merge(result))
+    return 0
 
 
 @starts_job
@@ -154,11 +179,11 @@ def extract(
         }
     )
     ended = foreground(request, "extract", quiet=json)
-    code = finish(ended)
-    if ended.result is not None:
-        result = MergeResult.model_validate(ended.result)
-        emit(result, json, lambda: show_merge(result))
-    return code
+    if code := finish(ended):
+        return code
+    result = MergeResult.model_validate(result_of(ended))
+    emit(result, json, lambda: show_merge(result))
+    return 0
 
 
 def parse_size(text: str) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
 from mcp_server import jobs as store
 from mcp_server.cli.console import Json, emit, progress_of
@@ -19,13 +18,10 @@ from mcp_server.cli.evidence import (
     show_verification,
 )
 from mcp_server.cli.hub import show_fetched
-from mcp_server.cli.merging import finish, show_merge, show_status
+from mcp_server.cli.merging import RESULTS as MODELS
+from mcp_server.cli.merging import finish, result_of, show_merge, show_status
 from mcp_server.cli.replies import print_answers
-from mcp_server.schemas.comparison import Comparison
-from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
-from mcp_server.schemas.hub import Fetched
-from mcp_server.schemas.job import JobStatus, MergeResult
-from mcp_server.schemas.replies import Answers
+from mcp_server.schemas.job import JobStatus
 
 
 def register(app: typer.Typer) -> None:
@@ -43,22 +39,22 @@ def wait(job_id: Annotated[str, typer.Argument(help="as --detach printed it, or 
 
 def show_result(ended: JobStatus, as_json: bool) -> int:
     """What a job that succeeded found, as its own command shows it, and that command's exit code."""
-    if ended.kind not in RESULTS or ended.result is None:
+    if ended.kind not in RESULTS:
         emit(ended, as_json, lambda: show_status(ended))
         return 0
-    model, show, code = RESULTS[ended.kind]
-    found = model.model_validate(ended.result)
+    show, code = RESULTS[ended.kind]
+    found = MODELS[ended.kind].model_validate(result_of(ended))
     emit(found, as_json, lambda: show(found))
     return code(found)
 
 
-RESULTS: dict[str, tuple[type[BaseModel], Callable[[Any], None], Callable[[Any], int]]] = {
-    "merge": (MergeResult, show_merge, lambda _: 0),
-    "compare": (Comparison, show_comparison, lambda _: 0),
-    "verify": (Verification, show_verification, lambda found: EXIT_OF_VERIFICATION[found.verdict]),
-    "evaluate": (Evaluation, show_evaluation, lambda found: EXIT_OF_EVALUATION[found.verdict]),
-    "sweep": (Sweep, show_sweep, lambda found: 0 if found.winner else 1),
-    "ask": (Answers, print_answers, lambda _: 0),
-    "fetch": (Fetched, show_fetched, lambda _: 0),
+RESULTS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int]]] = {
+    "merge": (show_merge, lambda _: 0),
+    "compare": (show_comparison, lambda _: 0),
+    "verify": (show_verification, lambda found: EXIT_OF_VERIFICATION[found.verdict]),
+    "evaluate": (show_evaluation, lambda found: EXIT_OF_EVALUATION[found.verdict]),
+    "sweep": (show_sweep, lambda found: 0 if found.winner else 1),
+    "ask": (print_answers, lambda _: 0),
+    "fetch": (show_fetched, lambda _: 0),
 }
-"""Kind of job → its result model, how a person sees it, and the exit code."""
+"""Kind of job → how a person sees its result, and the exit code."""

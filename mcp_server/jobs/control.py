@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -253,20 +254,26 @@ def follow(job_id: str, on_progress: Callable[[JobStatus], None] | None = None) 
 def prune(older_than_seconds: float = 0.0) -> int:
     """Remove the folders of jobs that are over, their leftovers beside outputs included, never outputs. Returns how many.
 
-    Interrupted jobs stay while their partial output is there: they can still be resumed. When no job is active, the cached
-    copies of bases with an adapter folded in go too: they can be made again.
+    Interrupted jobs stay while their partial output is there: they can still be resumed. So does a job whose folder or partial
+    output an active job names. When no job is active, the cached copies of bases with an adapter folded in go too: they can be
+    made again. What the index knows to be over is read once only, under its lock.
     """
     removed = 0
+    over, active = store.ended(), {folder.name for folder in store.active()}
+    named = "\n".join(_request_text(paths.jobs_dir() / name) for name in active)
     for folder in store.folders():
-        if _read(folder).state not in TERMINAL or store.age_seconds(folder) < older_than_seconds:
+        if (folder.name in active or folder.name not in over) and _read(folder).state not in TERMINAL:
+            continue
+        if older_than_seconds and store.age_seconds(folder) < older_than_seconds:
             continue
         handle = try_lock(folder / "runner.lock", wait_seconds=1.0)  # a runner may be on its way out, or somebody resumes it
         if handle is None:
             continue
         try:
-            removed += _prune_one(folder)
+            removed += _prune_one(folder, named)
         finally:
             os.close(handle)
+    store.forget_removed()
     for abandoned in (paths.jobs_dir() / ".new", paths.home() / "asks"):
         remove_abandoned(abandoned)
     if not store.active():
@@ -274,9 +281,18 @@ def prune(older_than_seconds: float = 0.0) -> int:
     return removed
 
 
-def _prune_one(folder: Path) -> bool:
+def _request_text(folder: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return json.dumps(json.loads((folder / "request.json").read_bytes()), ensure_ascii=False)
+    return ""
+
+
+def _prune_one(folder: Path, named: str) -> bool:
+    """Unless what active jobs name (`named`, as JSON text) holds the folder or its partial output."""
     record = store.read(folder, by_holder=True)
     if record.state not in TERMINAL:
+        return False
+    if any(place and json.dumps(str(place), ensure_ascii=False)[1:-1] in named for place in (folder, record.partial)):
         return False
     if record.state == "interrupted" and record.partial is not None and Path(record.partial).exists():
         return False

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import MergingError, OutputExists
+from mcp_server.errors import OutputExists
 from mcp_server.jobs import outcome, publish, queue, store
 from mcp_server.jobs.locks import output_lock, remove_lock, try_lock
 from mcp_server.jobs.logs import LogWriter
@@ -24,7 +24,7 @@ from mcp_server.jobs.store import Record
 from mcp_server.jobs.watch import Stop, Watched, watch
 from mcp_server.system import files
 from mcp_server.system.machine import oom_kills
-from mcp_server.system.os_errors import in_our_words
+from mcp_server.system.os_errors import refusal
 from mcp_server.system.settings import Settings, load
 
 _OUTPUT_LOCK_SECONDS = 10.0
@@ -46,13 +46,12 @@ def main(folder: Path, handle: int) -> int:
             if output_handle is None:
                 raise OutputExists(f"another merge is writing {record.output}", "wait for it, or name another output folder")
         record = run(folder, record, settings, log, stop, output_handle)
-    except MergingError as error:
-        record = outcome.failed(record, error)
-    except OSError as error:
-        record = outcome.failed(record, in_our_words(error, folder, "resume the job"))
-    except Exception:  # noqa: BLE001 - the process boundary: the traceback goes to the log, the job ends as "bug"
-        log.feed(traceback.format_exc().encode(errors="replace"))
-        record = outcome.failed(record, outcome.bug(folder), outcome.EXIT_BUG)
+    except Exception as error:  # noqa: BLE001 - the process boundary: the traceback goes to the log, the job ends as "bug"
+        if (refused := refusal(error, folder, "resume the job")) is not None:
+            record = outcome.failed(record, refused)
+        else:
+            log.feed(traceback.format_exc().encode(errors="replace"))
+            record = outcome.failed(record, outcome.bug(folder), outcome.EXIT_BUG)
     log.line(f"{record.state}{': ' + record.error['message'] if record.error else ''}")
     log.close()
     end(folder, record, output_handle)

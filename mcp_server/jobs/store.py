@@ -136,6 +136,14 @@ def ended() -> dict[str, str]:
     return found
 
 
+def forget_removed() -> None:
+    """Leave out of the index the jobs whose folders are gone."""
+    there = set(names())
+    found = {name: state for name, state in ended().items() if name in there}
+    with contextlib.suppress(OSError):
+        files.write_text(_index(), "".join(f"{name} {state}\n" for name, state in found.items()))
+
+
 def note_ended(name: str, state: str) -> None:
     """The last line of a job counts. A line that is lost costs its reader one look at the job."""
     with (

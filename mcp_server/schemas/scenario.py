@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mcp_server.schemas.base import Frozen
+
+MOST_SOURCES: Final = 100
 
 
 class ScenarioSource(Frozen):
@@ -78,3 +80,11 @@ class Scenario(Frozen):
         default=None, description="source → context → rate of its own behaviour there (evaluate cross)"
     )
     own_context: dict[str, str] | None = Field(default=None, description="source → its own context")
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _few(cls, sources: Any) -> Any:
+        """Each pair of them is looked at, so their number is bounded before any rule runs."""
+        if isinstance(sources, list) and len(sources) > MOST_SOURCES:
+            raise ValueError(f"{len(sources):,} sources exceed the limit of {MOST_SOURCES}; merge groups of them in stages")
+        return sources

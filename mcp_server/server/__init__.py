@@ -10,10 +10,11 @@ import logging
 import os
 import sys
 
-from mcp_server.errors import MergingError
 from mcp_server.jobs import dispatch
 from mcp_server.server.build import build_server
 from mcp_server.system import settings as operator
+from mcp_server.system.os_errors import refusal
+from mcp_server.system.plain_text import printable
 
 __all__ = ["build_server", "main"]
 
@@ -45,8 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
             from mcp_server.server.http import serve_http
 
             serve_http(build_server(), settings, options.http)
-    except MergingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if (refused := refusal(error)) is None:
+            raise
+        print(printable(f"error: {refused}"), file=sys.stderr)
+        sys.exit(refused.exit_code)

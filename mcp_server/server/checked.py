@@ -17,13 +17,13 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, ValidationError
 
-from mcp_server.errors import MergingError, did_you_mean
+from mcp_server.errors import did_you_mean
 from mcp_server.server.access import Access
 from mcp_server.server.bounds import MAX_CHARACTERS, ROOM_FOR_NOTE, compact, keep_whole_result, shorten
 from mcp_server.server.published import input_schema
 from mcp_server.server.words import in_tool_words, told_in_tool_words
 from mcp_server.system import guard
-from mcp_server.system.os_errors import in_our_words
+from mcp_server.system.os_errors import refusal
 
 
 class CheckedTool(Tool):
@@ -39,13 +39,11 @@ class CheckedTool(Tool):
         try:
             with guard.enforced(Access.now().policy):
                 result = await super().run(arguments, context, convert_result=convert_result)
-        except UnexpectedToolError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError):
-                cause = in_our_words(cause)
-            if isinstance(cause, MergingError):
-                raise ToolError(_limited(in_tool_words(str(cause)))) from cause
-            raise
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, UnexpectedToolError) else error
+            if (refused := refusal(cause)) is None:
+                raise
+            raise ToolError(_limited(in_tool_words(str(refused)))) from cause
         return self._bounded(result) if isinstance(result, CallToolResult) else result
 
     def _refuse_unknown(self, arguments: dict[str, Any], known: dict[str, Any]) -> None:

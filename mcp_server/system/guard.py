@@ -2,7 +2,8 @@
 
 A call of the server and a worker's whole process run under one policy. Names are checked where they become paths (`check_read`
 below, used by everything that resolves a reference); behind that an audit hook of the interpreter looks at every file that Python
-opens, so that a path which no check has met (a provenance, a record, a link that was swapped meanwhile) does not lead out either.
+opens and every folder that it lists, so that a path which no check has met (a provenance, a record, a link that was swapped
+meanwhile) does not lead out either.
 Libraries that open files in native code are handed folders that were checked before.
 """
 
@@ -22,6 +23,7 @@ from mcp_server.system import paths
 from mcp_server.system.policy import Policy
 
 _SYSTEM: Final = ("/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/Library")
+_LOOKS: Final = frozenset({"open", "os.listdir", "os.scandir"})
 _call: ContextVar[Policy | None] = ContextVar("policy of this call", default=None)
 _process: Policy | None = None
 _watching = False
@@ -64,7 +66,7 @@ def _watch() -> None:
 
 
 def _opened(event: str, arguments: tuple[Any, ...]) -> None:
-    if event != "open":
+    if event not in _LOOKS:
         return
     policy = _call.get() or _process
     if policy is None or policy.roots is None or not isinstance(arguments[0], str | bytes):

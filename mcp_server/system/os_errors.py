@@ -12,7 +12,20 @@ from mcp_server.errors import BadInput, DiskFull, MergingError, NotAllowed, NotF
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+_LOOP: Final = "Symlink loop from"
 _NO_PATH: Final = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.ENODEV)
+
+
+def refusal(error: BaseException | None, where: str | Path = "", then: str = "try again") -> MergingError | None:
+    """Ours as it is, the system's in our words, None for anything else, which is a bug."""
+    if isinstance(error, MergingError):
+        return error
+    if isinstance(error, OSError):
+        return in_our_words(error, where, then)
+    if isinstance(error, RuntimeError) and str(error).startswith(_LOOP):  # how pathlib says ELOOP
+        place = str(error).removeprefix(_LOOP).strip(" '\"")
+        return BadInput(f"{place} is a link that leads back to itself", f"name another path, or repair this one, and {then}")
+    return None
 
 
 def in_our_words(error: OSError, where: str | Path = "", then: str = "try again") -> MergingError:

@@ -32,7 +32,7 @@ from mcp_server.errors import MergingError, OutOfMemory
 from mcp_server.schemas.job import JobRequest
 from mcp_server.system import guard, paths
 from mcp_server.system.files import own_only, private_folder, write_json, write_json_at_last
-from mcp_server.system.os_errors import FULL, in_our_words
+from mcp_server.system.os_errors import FULL, refusal
 from mcp_server.system.policy import Policy
 from mcp_server.system.redaction import redact, redact_all, secrets_of
 
@@ -163,12 +163,10 @@ def _run(job: Job, work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
     except MemoryError as error:
         traceback.print_exc()
         return _report(job, OutOfMemory(f"the worker could not get the memory it asked for ({error or 'no size given'})"))
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - the process boundary: the traceback goes to the log, the exit status says "bug"
         traceback.print_exc()
-        return _report(job, in_our_words(error, job.parameters.get("partial") or job.folder, "resume the job"))
-    except Exception:  # noqa: BLE001 - the process boundary: the traceback goes to the log, the exit status says "bug"
-        traceback.print_exc()
-        return EXIT_BUG
+        refused = refusal(error, job.parameters.get("partial") or job.folder, "resume the job")
+        return EXIT_BUG if refused is None else _report(job, refused)
     return 0
 
 

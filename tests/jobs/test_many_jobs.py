@@ -74,3 +74,21 @@ def test_getters_start_nothing(job, monkeypatch):
     assert stored.read(stored.find(waiting.job_id)).state == "queued"
     jobs.resume(waiting.job_id)
     assert jobs.wait(waiting.job_id, 30).state == "succeeded"
+
+
+def test_housekeeping_reads_an_ended_job_once_and_forgets_it(job, monkeypatch):
+    ended = [jobs.wait(job().job_id, 30).job_id for _ in range(3)]
+    looked, read = [], stored.read
+    monkeypatch.setattr(stored, "read", lambda folder, **more: looked.append(folder.name) or read(folder, **more))
+    assert jobs.prune() == 3
+    assert sorted(looked) == sorted(ended)
+    assert stored.ended() == {}
+
+
+def test_housekeeping_leaves_what_an_active_job_names(job, tmp_path):
+    first, _ = (jobs.wait(job().job_id, 30).job_id for _ in range(2))
+    blocked = job({"do": "block"}, reads_later=str(paths.jobs_dir() / first / "result.json")).job_id
+    assert jobs.prune() == 1
+    assert sorted(stored.names()) == sorted([first, blocked])
+    jobs.cancel(blocked)
+    assert jobs.prune() == 2

@@ -8,7 +8,7 @@ from mcp_server import jobs
 from mcp_server.jobs import process, queue, store
 from mcp_server.jobs.store import Record
 from mcp_server.system.settings import Settings
-from tests.jobs.watching import reports_progress, until
+from tests.jobs.watching import LONG, reports_progress, until
 
 GIB = 1 << 30
 
@@ -54,7 +54,7 @@ def test_merges_wait_for_each_other_and_start_in_order(merge, tmp_path):
     assert [jobs.status(i).state for i in ids] == ["succeeded", "running", "queued"]
     gates[1].touch()
     gates[2].touch()
-    assert jobs.wait(ids[2], 30).state == "succeeded"
+    assert jobs.wait(ids[2], LONG).state == "succeeded"
 
 
 def test_two_merges_run_at_once_when_the_operator_allows_it(merge, tmp_path, monkeypatch):
@@ -74,7 +74,7 @@ def test_two_merges_that_do_not_fit_together_wait_for_each_other(merge, tmp_path
     until(first.job_id, reports_progress)
     assert jobs.status(second.job_id).state == "queued"
     (tmp_path / "go").touch()
-    assert jobs.wait(second.job_id, 30).state == "succeeded"
+    assert jobs.wait(second.job_id, LONG).state == "succeeded"
     began = [stored_of(j).started for j in (first, second)]
     assert stored_of(first).finished <= began[1]
 
@@ -85,7 +85,7 @@ def stored_of(job):
 
 def test_other_kinds_do_not_wait_for_a_merge(merge, job):
     until(merge({"do": "block"}).job_id, reports_progress)
-    assert jobs.wait(job().job_id, 30).state == "succeeded"
+    assert jobs.wait(job().job_id, LONG).state == "succeeded"
 
 
 def test_a_queued_job_costs_no_process(merge, tmp_path):
@@ -101,7 +101,7 @@ def test_a_queued_job_that_is_cancelled_never_runs(merge, tmp_path):
     second = merge(out="other")
     assert jobs.cancel(second.job_id).state == "cancelled"
     (tmp_path / "go").touch()
-    assert jobs.wait(first.job_id, 30).state == "succeeded"
+    assert jobs.wait(first.job_id, LONG).state == "succeeded"
     assert (jobs.status(second.job_id).state, (tmp_path / "other").exists()) == ("cancelled", False)
     assert [p.name for p in tmp_path.glob(".*.merge-lock")] == []
 
@@ -132,4 +132,4 @@ def test_the_queue_moves_on_when_a_runner_was_killed(merge):
     runner = store.read(store.find(first.job_id)).runner
     assert process.end_group(runner, 0.0)
     assert jobs.status(first.job_id).state == "interrupted"
-    assert jobs.wait(second.job_id, 30).state == "succeeded"
+    assert jobs.wait(second.job_id, LONG).state == "succeeded"

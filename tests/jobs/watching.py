@@ -10,8 +10,11 @@ from mcp_server.jobs import store
 from mcp_server.jobs.locks import is_held
 from mcp_server.schemas.job import JobStatus
 
+LONG = 300.0
+"""Seconds within which a process has started even on a machine that does much else; nothing waits that long when all is well."""
 
-def until(job_id: str, reached: Callable[[JobStatus], bool], seconds: float = 30) -> JobStatus:
+
+def until(job_id: str, reached: Callable[[JobStatus], bool], seconds: float = LONG) -> JobStatus:
     """The first status for which `reached` holds. Fails when the job ends or the time is up before."""
     deadline = time.monotonic() + seconds
     while True:
@@ -22,7 +25,7 @@ def until(job_id: str, reached: Callable[[JobStatus], bool], seconds: float = 30
         assert time.monotonic() < deadline, f"not reached in {seconds} s: {status}"
 
 
-def ended(job_id: str, seconds: float = 30) -> JobStatus:
+def ended(job_id: str, seconds: float = LONG) -> JobStatus:
     """How the job ended, once its runner has let go of it too."""
     status = jobs.wait(job_id, seconds)
     deadline = time.monotonic() + seconds

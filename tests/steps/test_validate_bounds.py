@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mcp_server.errors import Malformed
+from mcp_server.steps.recommend import recommend
+from mcp_server.steps.scenario import scenario_from
 from mcp_server.steps.validate import fix, validate
 from tests.tiny import linear_recipe, write_adapter, write_model
 
@@ -54,10 +57,21 @@ def seconds(text: str) -> float:
         (of_slices(1_000), ""),
         (of_stages(2_000), "holds 2,000 documents"),
         (of_stages(100), ""),
+        ("---\n".join([of_models(500)] * 20), "its 20 documents list 10,000 entries"),
         (of_gradient(90_000), "a list of 90,000 values"),
         (of_gradient(1_000), ""),
     ],
-    ids=["models", "fewer models", "slices", "fewer slices", "documents", "fewer documents", "gradient", "shorter gradient"],
+    ids=[
+        "models",
+        "fewer models",
+        "slices",
+        "fewer slices",
+        "documents",
+        "fewer documents",
+        "documents of many models",
+        "gradient",
+        "shorter gradient",
+    ],
 )
 @pytest.mark.parametrize("correct", [False, True])
 def test_a_large_recipe_is_answered_at_once(text: str, refused: str, correct: bool) -> None:
@@ -83,3 +97,13 @@ def test_an_adapter_of_a_hundred_thousand_patterns_is_answered_at_once(tmp_path:
     (adapter / "adapter_config.json").write_text(json.dumps(config), "utf-8")
     validate(linear_recipe(base, f"{base}+{adapter}"))  # what is read once per process
     assert seconds(linear_recipe(base, f"{base}+{adapter}")) < 2.0
+
+
+def test_a_scenario_of_too_many_sources_is_refused_before_any_rule_runs() -> None:
+    before = time.process_time()
+    with pytest.raises(Malformed, match="9,000 sources exceed the limit of 100"):
+        scenario_from({"sources": [{"name": f"s{n}", "kind": "full"} for n in range(9_000)]})
+    assert time.process_time() - before < SECONDS
+    advised = recommend(scenario_from({"sources": [{"name": f"s{n}", "kind": "full"} for n in range(100)]}))
+    assert time.process_time() - before < 2 * SECONDS
+    assert advised.verdict

@@ -15,7 +15,7 @@ import yaml
 
 from mcp_server.errors import Malformed, Unsupported, did_you_mean
 from mcp_server.formats.recipe.keys import dotted, tables
-from mcp_server.formats.recipe.parse import Problem, kind_of, parse_document
+from mcp_server.formats.recipe.parse import MAX_SOURCES, Problem, kind_of, parse_document
 from mcp_server.formats.recipe.types import Group, Recipe
 from mcp_server.system.yaml_io import Document, read_documents
 
@@ -79,6 +79,10 @@ def _made_of(text: str, documents: tuple[Document, ...]) -> Read:
         recipe, found = parse_document(documents[0].value if documents else None, text)
         problems = tuple(found)
         return Read(recipe, problems, documents, ((recipe, problems),))
+    total = sum(_length(document.value) for document in documents)
+    if total > MAX_SOURCES:
+        many = f"its {len(documents)} documents list {total:,} entries, which exceeds the limit of {MAX_SOURCES:,}"
+        return Read(Recipe(kind="multi", text=text), (Problem("MM116", many, "", "split it into several files"),), documents, ())
     stages, every = [], []
     for number, document in enumerate(documents):
         stage, found = parse_document(document.value, "", f"stage {number + 1}")
@@ -86,6 +90,12 @@ def _made_of(text: str, documents: tuple[Document, ...]) -> Read:
         every += [Problem(p.code, p.message, f"stages[{number}].{p.where}".rstrip("."), p.fix) for p in found]
     recipe = Recipe(kind="multi", stages=tuple(stage for stage, _ in stages), text=text)
     return Read(recipe, tuple(every), documents, tuple(stages))
+
+
+def _length(document: Any) -> int:
+    """Models, slices and experts that a document lists; a list that is itself too long is told by its own message."""
+    lists = [document.get(name) for name in ("models", "slices", "experts")] if isinstance(document, dict) else []
+    return sum(min(len(entries), MAX_SOURCES // 2) for entries in lists if isinstance(entries, list))
 
 
 def unread_keys(document: Any) -> list[Problem]:
