@@ -19,6 +19,7 @@ from mcp_server.cli.manners import Detached, detaching, starts_job
 from mcp_server.errors import BadInput, Malformed, RunFailed, from_dict
 from mcp_server.schemas.comparison import Comparison
 from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
+from mcp_server.schemas.export import Exported
 from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.hub import Fetched, MadeBase
 from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, MergeResult
@@ -52,7 +53,7 @@ def finish(status: JobStatus) -> int:
 
 RESULTS: dict[str, type[BaseModel]] = {
     "merge": MergeResult, "compare": Comparison, "verify": Verification, "evaluate": Evaluation, "sweep": Sweep, "fetch": Fetched,
-    "prepare": MadeBase, "ask": Answers,
+    "prepare": MadeBase, "ask": Answers, "export": Exported,
 }  # fmt: skip
 """Kind of job → its result model."""
 
