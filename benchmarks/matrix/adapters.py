@@ -132,11 +132,11 @@ def one_adapter(model: Any, make: Made, base: Path, place: Path, *, two: bool = 
     for seed, name in enumerate(names):
         try:
             adapted = trained(copy.deepcopy(model), make, seed)
+            if adapted is None:
+                return "none", "nothing to adapt"
+            adapted.save_pretrained(place / name)
         except Exception as error:  # noqa: BLE001 - PEFT refuses in its own ways
             return "none", f"PEFT does not make it: {type(error).__name__}: {str(error)[:150]}"
-        if adapted is None:
-            return "none", "nothing to adapt"
-        adapted.save_pretrained(place / name)
         running = outputs(adapted) if not two else None
         try:
             adapted.merge_and_unload().save_pretrained(place / f"peft-{name}")
@@ -156,14 +156,17 @@ def one_adapter(model: Any, make: Made, base: Path, place: Path, *, two: bool = 
     out = tensors(place / "out")
     if two:
         start = tensors(base)
-        wanted = {
-            key: value + sum(w * (other[key].double() - value.double()) for w, other in zip(WEIGHTS, theirs, strict=True))
-            for key, value in start.items()
-        }
+        wanted = {key: added(value, [other[key] for other in theirs]) for key, value in start.items()}
         if fault := differ(wanted, out):
             fault = differ(wanted, tensors(merged_alike(recipe, place)))
         return ("wrong", fault) if fault else ("right", "")
     return judge(type(model), recipe, place, theirs, running, out)
+
+
+def added(start: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
+    """Task arithmetic in float64; bounds of activations may be infinite, and are the base's."""
+    moved = start + sum(w * (other.double() - start.double()) for w, other in zip(WEIGHTS, others, strict=True))
+    return torch.where(torch.isfinite(start), moved, start.double()) if start.is_floating_point() else start
 
 
 def judge(

@@ -72,9 +72,9 @@ def tensors_agree(context: Context) -> Iterator[Found]:
         if model.layers != first.layers:
             missing, extra = [], []
         if missing:
-            yield Found(f"{ref} lacks {_some(missing)}, which {first_ref} has", context.where(ref))
+            yield Found(f"{ref} lacks {_some(missing)}, which {first_ref} has", context.where(ref), _complete(ref, first_ref))
         if extra:
-            yield Found(f"{ref} has {_some(extra)}, which {first_ref} lacks", context.where(ref))
+            yield Found(f"{ref} has {_some(extra)}, which {first_ref} lacks", context.where(ref), _complete(first_ref, ref))
         other = [
             f"{name} {list(first.tensors[name].shape)} and {list(tensor.shape)}"
             for name, tensor in model.tensors.items()
@@ -82,7 +82,12 @@ def tensors_agree(context: Context) -> Iterator[Found]:
         ]
         same_fields = all(config_field(first.config, f) == config_field(model.config, f) for f in SHAPES)
         if other and same_fields and vocabulary_matters:
-            yield Found(f"{first_ref} and {ref} differ in shape: {_some(other)}", context.where(ref))
+            step = f"{ref} is no fine-tune of the model of {first_ref}: name a source of its size"
+            yield Found(f"{first_ref} and {ref} differ in shape: {_some(other)}", context.where(ref), step)
+
+
+def _complete(lacks: object, has: object) -> str:
+    return f"download or save {lacks} again; if it is complete, it is of another architecture than {has}: do not average the two"
 
 
 @check("MM307")
