@@ -39,3 +39,12 @@ def test_ctrl_c_leaves_the_merge_resumable_and_prints_how(merge, store, tmp_path
     assert f"model-merging resume {waiting[0].job_id}" in " ".join(said.split())
     assert jobs.status(waiting[0].job_id).state == "interrupted"
     assert jobs.resume(waiting[0].job_id).state == "queued"
+
+
+def test_a_result_that_is_lost_or_damaged_is_never_a_good_answer(job, store, capsys):
+    job_id = jobs.wait(job().job_id, 300).job_id
+    result = store / "jobs" / job_id / "result.json"
+    for text, code, said in (('{"verdict": "fine"}', 2, "result.json is damaged"), (None, 4, "result.json cannot be read")):
+        result.unlink() if text is None else result.write_text(text, encoding="utf-8")
+        assert cli.run(["wait", job_id]) == code
+        assert said in " ".join(capsys.readouterr().err.split())
