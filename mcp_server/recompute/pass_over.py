@@ -35,10 +35,17 @@ class Sums:
 
 @dataclass
 class Likeness:
-    """Products of the full models' deltas with each other, and with themselves, and of the base with itself."""
+    """Products of the full models' deltas with each other, and with themselves, and of the base with itself.
+
+    `slopes`: for each model and matrix, the slope of its weights on the base's, ⟨model, base⟩ ÷ ⟨base, base⟩. `share`: how much
+    of the base itself the recipe leaves in the result, 1 − Σ of the factors on the deltas; None where the method has no such
+    number.
+    """
 
     between: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     base: float = 0.0
+    slopes: dict[str, list[float]] = field(default_factory=dict)
+    share: float | None = None
 
     def add(self, base: Any, deltas: dict[str, Any]) -> None:
         self.base += float((base * base).sum())
@@ -49,6 +56,10 @@ class Likeness:
                 sums[0] += float((deltas[one] * deltas[other]).sum())
                 sums[1] += float((deltas[one] ** 2).sum())
                 sums[2] += float((deltas[other] ** 2).sum())
+
+    def add_slope(self, label: str, along: float, energy: float) -> None:
+        if energy:
+            self.slopes.setdefault(label, []).append(1 + along / energy)
 
 
 @dataclass
@@ -137,6 +148,8 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
     tally = Tally(made.name, made.shape, _precision(merge, stored, made), [operand.label for operand in made.operands])
     folded = sum(abs(o.settings.get("weight", 1.0)) for o in made.operands if o.value.adapted)
     untouched = made.base is not None
+    along = dict.fromkeys((operand.label for operand in made.operands if not operand.value.adapted), 0.0)
+    energy = 0.0
     for span in spans(made.shape, full=full):
         block = compute(span)
         slack: Any = 0.0
@@ -149,12 +162,22 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         tally.add(span[0], block, values, folded, slack)
         _land(merge, made, block, values, found)
         untouched = untouched and not any(delta.any() for delta in block.deltas)
+        if block.base is not None and len(made.shape) > 1:
+            energy += float((block.base**2).sum())
+            for operand, delta in zip(made.operands, block.deltas, strict=True):
+                if operand.label in along:
+                    along[operand.label] += float((block.base * delta).sum())
     found.compared += 1
     wrong = bool(tally.wrong) or tally.drifted() is not None
     if wrong:
         found.wrong[made.name] = tally
     if untouched:
         found.untouched.append(wrong)
+    for label, sum_ in along.items():
+        found.likeness.add_slope(label, sum_, energy)
+    if "lambda" in made.shared:
+        weights = 1.0 if made.shared["normalize"] else sum(operand.settings["weight"] for operand in made.operands)
+        found.likeness.share = max(found.likeness.share or 0.0, abs(1 - made.shared["lambda"] * weights))
 
 
 def _adapter_rows(merge: Merge, made: Made, block: Block, span: tuple[int, int]) -> tuple[Any, Any]:

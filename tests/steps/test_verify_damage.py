@@ -128,3 +128,18 @@ def test_without_a_recipe_the_weights_are_told_and_nothing_is_called_failed(fami
     found = verify(out, base=str(family / "base"), sources=[str(family / "one"), str(family / "two")])
     (check,) = [check for check in found.checks if check.name == "recomputed"]
     assert (check.passed, "one 0.60, two 0.30" in check.detail) == (None, True)
+
+
+@pytest.mark.parametrize(("noise", "weight", "named"), [(0.6, 1.0, True), (0.6, 0.5, False), (0.0, 1.0, False)])
+def test_a_base_that_the_sources_share_less_with_than_with_each_other_is_named(
+    tmp_path: Path, noise: float, weight: float, named: bool
+) -> None:
+    root = random_tensors(0)
+    base = random_tensors(7, around=root, size=noise) if noise else root
+    write_model(tmp_path / "base", base, "float32")
+    for seed, name in ((1, "one"), (2, "two")):
+        write_model(tmp_path / name, random_tensors(seed, around=root, size=0.7), "float32")
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": weight}} for name in ("one", "two")]
+    made = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": models, "dtype": "float32"}
+    run(json.dumps(made), tmp_path / "out")
+    assert ("may be the wrong base" in failed(tmp_path / "out", full=True).get("base", "")) is named
