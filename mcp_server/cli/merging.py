@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from mcp_server import jobs as store
@@ -24,6 +23,7 @@ from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.hub import Fetched, MadeBase
 from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, MergeResult
 from mcp_server.schemas.replies import Answers
+from mcp_server.steps.extract import extraction
 
 EXIT_INTERRUPTED = 130
 
@@ -160,24 +160,9 @@ def extract(
     json: Json = False,
 ) -> int:
     """Write what a full fine-tune changed as a LoRA adapter: a truncated SVD of every matrix's change, with its error."""
-    recipe = {
-        "merge_method": "task_arithmetic",
-        "base_model": base,
-        "models": [{"model": finetune, "parameters": {"weight": 1.0}}],
-        "dtype": dtype,
-    }
     request = MergeRequest.of(
-        {
-            "recipe": yaml.safe_dump(recipe, sort_keys=False),
-            "recipe_folder": str(Path.cwd()),
-            "out": str(out.resolve()),
-            "output": "adapter",
-            "rank": rank,
-            "whole": whole or [],
-            "threads": threads,
-            "seed": 0,
-            "overwrite": overwrite,
-        }
+        extraction(base, finetune, rank=rank, whole=whole or [], dtype=dtype)
+        | {"recipe_folder": str(Path.cwd()), "out": str(out.resolve()), "threads": threads, "overwrite": overwrite}
     )
     ended = foreground(request, "extract", quiet=json)
     if code := finish(ended):
@@ -212,6 +197,7 @@ def show_merge(result: MergeResult) -> None:
     ]
     rows += [(f"delta of {name} landed", value) for name, value in result.landed.items()]
     rows += [(f"delta of {name} lost in rounding", value) for name, value in result.rounding_loss.items()]
+    rows += [("relative error", result.relative_error)] if result.relative_error is not None else []
     rows += [("warning", warning) for warning in result.warnings]
     table("Merged", ("", ""), rows)
 

@@ -265,4 +265,5 @@ class MergeResult(Frozen):
     bytes: int | None = None
     landed: dict[str, float | None] = Field(default_factory=dict)
     rounding_loss: dict[str, float | None] = Field(default_factory=dict)
+    relative_error: float | None = Field(default=None, description="of an adapter made by truncated SVD, Frobenius norm")
     warnings: list[str] = Field(default_factory=list)

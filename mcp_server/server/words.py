@@ -18,6 +18,7 @@ CALLS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "estimate": ("estimate_ram", ("recipe",)),
     "merge": ("launch_merge", ("recipe", "out")),
     "go": ("merge_adapters", ("refs",)),
+    "extract": ("extract_adapter", ("base", "finetune", "out")),
     "compare": ("compare_models", ("base", "refs")),
     "sweep": ("sweep_merges", ("plan", "out")),
     "verify": ("verify_merge", ("out",)),

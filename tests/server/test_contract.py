@@ -14,8 +14,7 @@ READ_ONLY = {
 STARTS_WORK = {
     "compare_models", "launch_merge",
     "merge_adapters", "resume_merge", "verify_merge", "evaluate_merge", "sweep_merges", "write_report",
-    "export_merge",
-    "fetch_model",
+    "export_merge", "fetch_model", "extract_adapter",
 }  # fmt: skip
 DESTRUCTIVE = {"cancel_merge", "launch_merge"}
 

@@ -1,5 +1,7 @@
 """Work that is started by one call is watched, read, cancelled and resumed by others, in other servers."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,13 @@ async def test_one_call_prepares_asks_and_starts_a_merge(call, workspace):
     ended = data_of(await call("merge_status", job_id=started["job"]["job_id"], wait_seconds=50))
     assert (ended["state"], ended["about"]) == ("succeeded", "ties of code, chat"), ended["error"]
     assert (workspace / "once" / "plan.yaml").is_file()
+
+
+async def test_an_adapter_extracted_by_tool_is_the_command_lines(call, workspace):
+    started = data_of(await call("extract_adapter", base="./base", finetune="./code", out="./by-tool", rank=2))
+    ended = data_of(await call("merge_status", job_id=started["job_id"], wait_seconds=50))
+    assert (ended["state"], ended["result"]["relative_error"] is not None) == ("succeeded", True)
+    command = [sys.executable, "-m", "mcp_server.cli", "extract", "base", "code", "by-shell", "--rank", "2"]
+    subprocess.run(command, check=True, cwd=workspace, capture_output=True)
+    adapters = [(workspace / folder / "adapter_model.safetensors").read_bytes() for folder in ("by-tool", "by-shell")]
+    assert adapters[0] == adapters[1]

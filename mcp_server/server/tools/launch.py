@@ -32,6 +32,7 @@ from mcp_server.server.inputs import (
     Seed,
     Suites,
 )
+from mcp_server.steps.extract import extraction
 from mcp_server.steps.handles import keep_plan, kept_recipe
 from mcp_server.steps.handles import plan_file as plan_file_of
 from mcp_server.steps.prepare import prepare, scenario_of
@@ -43,6 +44,7 @@ def tools() -> list[CheckedTool]:
         checked(merge_adapters, "Merge in one call", STARTS),
         checked(compare_models, "Compare task vectors", STARTS),
         checked(launch_merge, "Start a merge", REPLACES),
+        checked(extract_adapter, "Extract an adapter from a fine-tune", STARTS),
         checked(sweep_merges, "Merge and evaluate several candidates", STARTS),
     ]
 
@@ -140,6 +142,24 @@ def launch_merge(
         "overwrite": replace,
     }
     return jobs.start_merge(MergeRequest(**request), policy=access.policy)
+
+
+def extract_adapter(
+    base: Annotated[Ref, Field(description="The model that the fine-tune began from.")],
+    finetune: Annotated[Ref, Field(description="The full fine-tune, or a merge.")],
+    out: Annotated[Out, Field(description="Folder to write; must not exist.")],
+    rank: Annotated[int, Field(ge=1, le=4096, description="Of the factors of every matrix.")] = 64,
+    whole: Annotated[
+        list[Literal["embeddings", "norms", "biases"]] | None, Field(max_length=3, description="Changed ones to store whole.")
+    ] = None,
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], Field(description="Of the factors.")] = "bfloat16",
+    threads: Annotated[int | None, Field(ge=1, le=1024, description="Never change the result.")] = None,
+) -> JobStatus:
+    """Start a job that writes what a full fine-tune changed as a LoRA adapter: a truncated SVD of every matrix's change. The
+    result has its relative error, approximation.json that of every tensor, the warnings what it leaves out."""
+    access = Access.now()
+    fields = extraction(access.ref(base), access.ref(finetune), rank=rank, whole=list(whole or []), dtype=dtype)
+    return jobs.start_merge(MergeRequest(**fields, out=str(access.output(out)), threads=threads), policy=access.policy)
 
 
 def sweep_merges(
