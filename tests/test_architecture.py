@@ -20,7 +20,7 @@ FLOORS = (
     {"engine", "recompute"},
     {"steps"},
     {"jobs", "workers", "docgen"},
-    {"server", "cli"},
+    {"server", "cli", "api"},
 )  # from the ground up; docs/architecture.md draws them
 FLOOR = {package: number for number, packages in enumerate(FLOORS) for package in packages}
 
@@ -63,7 +63,7 @@ def test_imports_go_down_only(module: str, path: Path) -> None:
     for target in {package_of(name) for name in imports_of_ours(path)} - {package, ""}:
         assert target != "workers", f"{module} imports a worker"
         assert FLOOR[target] <= FLOOR[package], f"{module} ({package}) imports {target}, which stands above it"
-        assert {package, target} != FLOORS[-1], "the two faces know each other"
+        assert not {package, target} <= FLOORS[-1], "two faces know each other"
         assert {package, target} != {"engine", "recompute"}, f"{module}: what checks the engine shares nothing with it"
 
 

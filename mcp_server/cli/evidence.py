@@ -11,7 +11,7 @@ from mcp_server.cli.console import Json, emit, say_json, stderr, table
 from mcp_server.cli.manners import starts_job, waits
 from mcp_server.cli.merging import finish, foreground, merge_folder, result_of
 from mcp_server.formats.own_data import DATA
-from mcp_server.formats.refs import anchor_ref
+from mcp_server.formats.refs import anchor_whole
 from mcp_server.formats.suites import SIDECAR, TEXTS
 from mcp_server.schemas.comparison import Comparison, PairRelation
 from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
@@ -45,16 +45,10 @@ def run_job(request: JobRequest, *, quiet: bool) -> dict[str, Any]:
     return result_of(ended)
 
 
-def anchored(ref: str) -> str:
-    """A job runs in a folder of its own, so what a person typed here is made absolute here: FOLDER, BASE+ADAPTER."""
-    parts = [ref] if Path(ref).exists() else ref.split("+")
-    return "+".join(anchor_ref(part, Path.cwd()) for part in parts)
-
-
 def anchored_pair(text: str) -> tuple[str, str]:
     """`NAME=REF`; a ref alone is called after its folder."""
     name, sign, ref = text.partition("=")
-    return (name, anchored(ref)) if sign else (Path(text.rpartition("+")[2]).name, anchored(text))
+    return (name, anchor_whole(ref)) if sign else (Path(text.rpartition("+")[2]).name, anchor_whole(text))
 
 
 def anchored_suite(name: str) -> str:
@@ -84,7 +78,7 @@ def compare(
     """Cosine, sign agreement and norm ratio of the sources' task vectors. Facts for a plan; none of them can clear a merge."""
     import json as encoder
 
-    parameters = {"base": anchored(base), "refs": [anchored(ref) for ref in refs], "sample": sample}
+    parameters = {"base": anchor_whole(base), "refs": [anchor_whole(ref) for ref in refs], "sample": sample}
     if output is not None:
         waits("--output")
         require_file(output, *COMPARISON)
@@ -120,8 +114,8 @@ def verify(
         "out": str(merge_folder(out)),
         "full": full,
         "recipe": recipe and str(recipe.resolve()),
-        "base": anchored(base) if base else None,
-        "sources": [anchored(ref) for ref in source or []],
+        "base": anchor_whole(base) if base else None,
+        "sources": [anchor_whole(ref) for ref in source or []],
     }
     found = Verification.model_validate(run_job(VerifyRequest.of(parameters), quiet=json))
     emit(found, json, lambda: show_verification(found))
@@ -177,7 +171,12 @@ def evaluate(
     }
     if endpoint:
         names = dict(pair.partition("=")[::2] for pair in served or [])
-        parameters |= {"backend": "openai", "endpoint": endpoint, "served": names, "tokenizer": tokenizer and anchored(tokenizer)}
+        parameters |= {
+            "backend": "openai",
+            "endpoint": endpoint,
+            "served": names,
+            "tokenizer": tokenizer and anchor_whole(tokenizer),
+        }
     if output is not None:
         waits("--output")
         require_file(output, *EVALUATION)

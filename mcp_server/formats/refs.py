@@ -105,6 +105,13 @@ def anchor_ref(ref: str, relative_to: Path) -> str:
     raise BadInput("an empty ref names nothing", "give a folder, or a hub id such as owner/name")
 
 
+def anchor_whole(ref: str, relative_to: Path | None = None) -> str:
+    """The same for what may name an adapter too: FOLDER, BASE+ADAPTER. Starts from the current folder unless told otherwise."""
+    start = relative_to or Path.cwd()
+    parts = [ref] if (start / ref).exists() else ref.split("+")
+    return "+".join(anchor_ref(part, start) for part in parts)
+
+
 def is_hub_id(ref: str) -> bool:
     """True for `owner/name` (or an old bare `name`) in the hub's alphabet; `./owner/name` and `/owner/name` are paths."""
     return bool(_HUB_ID.match(ref)) and ".." not in ref and "--" not in ref
