@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from mcp_server.cli.console import Json, emit, line, size, stderr
-from mcp_server.cli.evidence import anchored, run_job
+from mcp_server.cli.evidence import run_job
 from mcp_server.cli.manners import starts_job
 from mcp_server.cli.merging import merge_folder
-from mcp_server.formats.refs import demo_aliases
+from mcp_server.formats.refs import anchor_whole, demo_aliases
 from mcp_server.schemas.export import Exported
 from mcp_server.schemas.hub import Fetched, MadeBase
 from mcp_server.schemas.job import ExportRequest, FetchRequest
@@ -68,7 +68,7 @@ def export(
         "dest": str(dest.resolve()),
         "to": to,
         "quant": quant,
-        "base": anchored(base) if base else None,
+        "base": anchor_whole(base) if base else None,
         "check": check,
         "overwrite": overwrite,
         "threads": threads,

@@ -70,7 +70,8 @@ def test_both_faces_offer_the_same_fields_of_a_request(request_type: type[JobReq
     [
         (knowledge.inspect, knowledge_tools.inspect_models, set(), set()),
         (knowledge.estimate, knowledge_tools.estimate_ram, set(), set()),
-        (merging.extract, launch.extract_adapter, {"overwrite"}, set()),  # replacing is launch_merge's, which asks
+        # Replacing is launch_merge's, which asks; threads and dtype change no adapter enough to be worth every turn's tokens.
+        (merging.extract, launch.extract_adapter, {"overwrite", "threads", "dtype"}, set()),
         # The tool ends with the merge under way: measuring is its caller's next call. Replacing is launch_merge's, which asks.
         (going.go, launch.merge_adapters, {"suite", "data", "overwrite", "yes"}, {"go_on"}),
     ],

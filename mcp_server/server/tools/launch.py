@@ -145,21 +145,18 @@ def launch_merge(
 
 
 def extract_adapter(
-    base: Annotated[Ref, Field(description="The model that the fine-tune began from.")],
-    finetune: Annotated[Ref, Field(description="The full fine-tune, or a merge.")],
-    out: Annotated[Out, Field(description="Folder to write; must not exist.")],
-    rank: Annotated[int, Field(ge=1, le=4096, description="Of the factors of every matrix.")] = 64,
+    base: Annotated[str, Field(min_length=1, max_length=4096, description="What the fine-tune began from.")],
+    finetune: Annotated[str, Field(min_length=1, max_length=4096, description="The full model.")],
+    out: Annotated[str, Field(min_length=1, max_length=4096, description="Folder; must not exist.")],
+    rank: Annotated[int, Field(ge=1, le=4096, description="Per matrix.")] = 64,
     whole: Annotated[
-        list[Literal["embeddings", "norms", "biases"]] | None, Field(max_length=3, description="Changed ones to store whole.")
+        list[Literal["embeddings", "norms", "biases"]] | None, Field(max_length=3, description="Stored whole where changed.")
     ] = None,
-    dtype: Annotated[Literal["bfloat16", "float16", "float32"], Field(description="Of the factors.")] = "bfloat16",
-    threads: Annotated[int | None, Field(ge=1, le=1024, description="Never change the result.")] = None,
 ) -> JobStatus:
-    """Start a job that writes what a full fine-tune changed as a LoRA adapter: a truncated SVD of every matrix's change. The
-    result has its relative error, approximation.json that of every tensor, the warnings what it leaves out."""
+    """Start a job that writes what a full fine-tune changed as a LoRA, by truncated SVD; its result has the relative error."""
     access = Access.now()
-    fields = extraction(access.ref(base), access.ref(finetune), rank=rank, whole=list(whole or []), dtype=dtype)
-    return jobs.start_merge(MergeRequest(**fields, out=str(access.output(out)), threads=threads), policy=access.policy)
+    fields = extraction(access.ref(base), access.ref(finetune), rank=rank, whole=list(whole or []), dtype="bfloat16")
+    return jobs.start_merge(MergeRequest(**fields, out=str(access.output(out))), policy=access.policy)
 
 
 def sweep_merges(
