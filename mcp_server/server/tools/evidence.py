@@ -41,7 +41,7 @@ def verify_merge(
     ] = None,
 ) -> JobStatus:
     """Start a job that checks whether a merge, made here or elsewhere, is what its recipe says: tensors computed again from the
-    sources, structure, finite weights, rounding, loading. Verdict: verified, failed, unreadable or inconclusive.
+    sources, structure, rounding, loading. Verdict: verified, failed, unreadable or inconclusive.
     """
     access = Access.now()
     request = VerifyRequest(
@@ -64,20 +64,18 @@ def list_evaluations(out: Out) -> EvaluationList:
 def show_replies(
     out: Out,
     suite: Annotated[str | None, Field(max_length=200, description="Only this suite.")] = None,
-    only: Annotated[Outcome | None, Field(description="Only losses, wins, other words, or what is the same.")] = None,
-    find: Annotated[str | None, Field(max_length=1000, description="Text in prompt, expected answer or a reply.")] = None,
+    only: Annotated[Outcome | None, Field(description="One outcome.")] = None,
+    find: Annotated[str | None, Field(max_length=1000, description="Text in prompt or reply.")] = None,
     offset: Offset = 0,
     limit: PageSize = 5,
 ) -> ShownReplies:
-    """Show what base, sources and merge replied to the same prompts of an evaluation: first where the merge loses against the
-    suite's best source, then where it wins, then other words, then the same.
-    """
+    """Show what base, sources and merge replied to the same prompts, the merge's losses against its best source first."""
     folder = Access.now().existing_folder(out)
     return replies.show_replies(folder, suite=suite, outcome=only, find=find, offset=offset, limit=limit)
 
 
 def list_suites() -> SuiteList:
-    """List what can be measured: shipped suites with capability, metric, prompts in each split, and minutes for one model."""
+    """List the shipped suites: capability, metric, prompts in each split, minutes for one model."""
     return suite_list()
 
 
@@ -104,7 +102,7 @@ def evaluate_merge(
     tokenizer: Annotated[Ref | None, Field(description="Of the models at the endpoint.")] = None,
 ) -> JobStatus:
     """Start a job that measures merge, sources and base on the same prompts: gain recovered with intervals, perplexity, the next
-    recipe to try. Nothing else clears a merge. Takes minutes.
+    recipe to try. Nothing else clears a merge.
     """
     access = Access.now()
     if out is None and not against:

@@ -32,7 +32,7 @@ def fetch_model(
     ],
     with_base: Annotated[bool, Field(description="Also the base that an adapter names.")] = True,
 ) -> JobStatus:
-    """Start a job that downloads a model or adapter into the local cache; its id then works in every tool. Only where the
+    """Start a job that downloads a model or adapter; its id then works in every tool. Only where the
     operator allows the network.
     """
     return jobs.start(FetchRequest(ref=ref, with_base=with_base), policy=Access.now().policy)
@@ -45,9 +45,7 @@ def export_merge(
     quant: Annotated[Quant | None, Field(description="Of a GGUF. Default: 16 bits.")] = None,
     base: Annotated[Ref | None, Field(description="Of an adapter whose config names none.")] = None,
 ) -> JobStatus:
-    """Start a job that writes a merge as GGUF, with a Modelfile, or the command that serves it. A GGUF is loaded and its replies
-    compared.
-    """
+    """Start a job that writes a merge for llama.cpp, Ollama, vLLM or MLX; a GGUF's replies are compared."""
     access = Access.now()
     request = ExportRequest(
         out=str(access.existing_folder(out)),

@@ -58,10 +58,10 @@ def described(status: JobStatus) -> str:
 def list_merges(
     offset: Offset = 0,
     limit: PageSize = 10,
-    state: Annotated[JobState | None, Field(description="Only jobs in this state.")] = None,
-    kind: Annotated[JobKind | None, Field(description="Only jobs of this kind.")] = None,
+    state: Annotated[JobState | None, Field(description="In this state.")] = None,
+    kind: Annotated[JobKind | None, Field(description="Of this kind.")] = None,
 ) -> JobList:
-    """List jobs of every kind, newest first, in pages; merge_status(job_id) has the result of one."""
+    """List jobs, newest first; merge_status(job_id) has the result of one."""
     return jobs.list_jobs(offset=offset, limit=limit, state=state, kind=kind)
 
 

@@ -153,7 +153,7 @@ def extract_adapter(
         list[Literal["embeddings", "norms", "biases"]] | None, Field(max_length=3, description="Stored whole where changed.")
     ] = None,
 ) -> JobStatus:
-    """Start a job that writes what a full fine-tune changed as a LoRA, by truncated SVD; its result has the relative error."""
+    """Start a job that writes a full fine-tune's change as a LoRA, by truncated SVD, with its error."""
     access = Access.now()
     fields = extraction(access.ref(base), access.ref(finetune), rank=rank, whole=list(whole or []), dtype="bfloat16")
     return jobs.start_merge(MergeRequest(**fields, out=str(access.output(out))), policy=access.policy)
