@@ -1,7 +1,8 @@
-"""A hub on loopback: as much of the Hugging Face hub's protocol as a download needs, and its faults on demand."""
+"""A hub on loopback: as much of the Hugging Face hub's protocol as up- and downloads need, and its faults on demand."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -29,6 +31,8 @@ class Faults:
 @dataclass
 class Hub:
     repositories: dict[str, dict[str, bytes]]
+    large: dict[str, bytes] = field(default_factory=dict)
+    """Uploaded large files by SHA-256, in no repository before a commit names them."""
     faults: Faults = field(default_factory=Faults)
     requests: list[str] = field(default_factory=list)
     url: str = ""
@@ -60,6 +64,70 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
             else:
                 self._refuse(404, "EntryNotFound")
+
+        def do_POST(self) -> None:
+            path = unquote(urlsplit(self.path).path).strip("/")
+            hub.requests.append(f"POST {path}")
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if hub.faults.token and self.headers.get("Authorization") != f"Bearer {hub.faults.token}":
+                self._refuse(401, "")
+                return
+            parts = path.split("/")
+            if path == "api/validate-yaml":
+                self._answer({"errors": [], "warnings": []})
+            elif path == "api/repos/create":
+                asked = json.loads(body)
+                name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+                hub.repositories.setdefault(name, {})
+                self._answer({"url": f"{hub.url}/{name}", "id": name})
+            elif parts[:2] == ["api", "models"] and parts[4] == "preupload":
+                files = [
+                    {
+                        "path": f["path"],
+                        "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for f in json.loads(body)["files"]
+                ]
+                self._answer({"files": files})
+            elif path.endswith(".git/info/lfs/objects/batch"):
+                self._answer({"objects": [self._large(item) for item in json.loads(body)["objects"]]})
+            elif parts[:2] == ["api", "models"] and parts[4] == "commit":
+                self._commit("/".join(parts[2:4]), body)
+            else:
+                self._refuse(404, "EntryNotFound")
+
+        def do_PUT(self) -> None:
+            oid = self.path.rpartition("/")[2]
+            hub.requests.append(f"PUT {oid}")
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            if hub.faults.cut > 0:
+                hub.faults.cut -= 1
+                self._refuse(500, "")
+                return
+            hub.large[oid] = data
+            self._answer({})
+
+        def _large(self, item: dict[str, Any]) -> dict[str, Any]:
+            upload = {"actions": {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}}
+            return item | ({} if item["oid"] in hub.large else upload)
+
+        def _commit(self, name: str, body: bytes) -> None:
+            for entry in map(json.loads, body.splitlines()):
+                value = entry["value"]
+                if entry["key"] == "file":
+                    hub.repositories[name][value["path"]] = base64.b64decode(value["content"])
+                elif entry["key"] == "lfsFile":
+                    hub.repositories[name][value["path"]] = hub.large[value["oid"]]
+            self._answer({"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{name}/commit/{COMMIT}"})
+
+        def _answer(self, data: dict[str, Any]) -> None:
+            body = json.dumps(data).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
         def _refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)

@@ -1,4 +1,4 @@
-"""fetch, export: from a hub into the local cache, and from a merge to the program that runs it."""
+"""fetch, export, publish: from a hub into the local cache, from a merge to the program that runs it, and to a hub."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from mcp_server.cli.console import Json, emit, line, size, stderr
 from mcp_server.cli.evidence import run_job
 from mcp_server.cli.manners import starts_job
 from mcp_server.cli.merging import merge_folder
+from mcp_server.errors import NotAllowed
 from mcp_server.formats.refs import anchor_whole, demo_aliases
 from mcp_server.schemas.export import Exported
-from mcp_server.schemas.hub import Fetched, MadeBase
-from mcp_server.schemas.job import ExportRequest, FetchRequest
+from mcp_server.schemas.hub import Fetched, MadeBase, Published
+from mcp_server.schemas.job import ExportRequest, FetchRequest, PublishRequest
+from mcp_server.steps.publish import publication
 
 
 def register(app: typer.Typer) -> None:
     app.command()(fetch)
     app.command()(export)
+    app.command()(publish)
 
 
 @starts_job
@@ -93,3 +96,37 @@ def show_exported(found: Exported) -> None:
     for note in found.notes:
         stderr.print(note, markup=False, soft_wrap=True)
     line("next", found.command)
+
+
+@starts_job
+def publish(
+    out: Annotated[Path, typer.Argument(help="a merged model or adapter, or a job's id")],
+    repo: Annotated[str, typer.Argument(help="USER/NAME on the hub")],
+    private: Annotated[bool, typer.Option("--private", help="only you may see it")] = False,
+    licence: Annotated[str | None, typer.Option(help="of the merge, where its sources' licences leave a choice")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="upload; without it, only what would be uploaded is shown")] = False,
+    json: Json = False,
+) -> int:
+    """Upload a merge with its card, recipe and evidence. Folders of this machine become hub ids or bare names."""
+    folder = merge_folder(out)
+    if not yes:
+        planned = publication(folder, repo, private=private, licence=licence)
+        for name in sorted([*planned.files, *planned.texts]):
+            line("would send", name)
+        line("licence", planned.licence or "none")
+        for note in planned.notes:
+            stderr.print(note, markup=False, soft_wrap=True)
+        raise NotAllowed(
+            f"nothing was uploaded: {size(planned.bytes)} would go to {repo}", "look at the list, then repeat it with --yes"
+        )
+    parameters = {"out": str(folder), "repo": repo, "private": private, "licence": licence, "yes": yes}
+    found = Published.model_validate(run_job(PublishRequest.of(parameters), quiet=json))
+    emit(found, json, lambda: show_published(found))
+    return 0
+
+
+def show_published(found: Published) -> None:
+    line("published", f"{found.url}, {len(found.files)} files, {size(found.bytes)}, commit {found.commit[:12]}")
+    for note in found.notes:
+        stderr.print(note, markup=False, soft_wrap=True)
+    line("next", f"model-merging fetch {found.repo}")

@@ -5,6 +5,7 @@ What each licence asks is data (`rules/licences.yaml`). Two sources conflict whe
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from mcp_server.system import paths
 from mcp_server.system.yaml_io import load_yaml
 
 READ_BYTES: Final = 65_536
+_COMMON: Final = frozenset({"the", "license", "licence", "version", "v", "community", "agreement", "international"})
 FILES: Final = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
 
 
@@ -81,8 +83,19 @@ def _from_card(card: Path) -> str | None:
     licence, name = front.get("license"), front.get("license_name")
     chosen = name if licence == "other" and name else licence
     if isinstance(chosen, list):
-        chosen = chosen[0] if chosen else None
-    return str(chosen).strip().lower() if chosen else None
+        chosen = chosen[0] if len(chosen) == 1 else None  # several: which one holds for what, only its reader can tell
+    return normalised(chosen) if isinstance(chosen, str) and chosen.strip() else None
+
+
+def normalised(stated: str) -> str:
+    """The id of rules/licences.yaml that a spelling means ("Apache License 2.0": apache-2.0), else the spelling itself."""
+    wanted = _spelt(stated)
+    return next((licence for licence in known_licences() if _spelt(licence) == wanted), stated.strip().lower())
+
+
+def _spelt(text: str) -> str:
+    """Letters and digits, without the words that every licence has."""
+    return "".join(word for word in re.findall(r"[a-z]+|\d+", text.lower()) if word not in _COMMON)
 
 
 def _from_file(folder: Path) -> str | None:

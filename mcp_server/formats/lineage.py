@@ -13,7 +13,7 @@ from mcp_server.formats.folder import folder_of
 from mcp_server.formats.licence import read_licence
 from mcp_server.formats.provenance import SourceRecord, identify, read_provenance, read_recipe_text, weight_files
 from mcp_server.formats.recipe import MISSING, ModelRef, Recipe, as_number, read_recipe, resolve
-from mcp_server.formats.refs import is_hub_id
+from mcp_server.formats.refs import hub_id_of, is_hub_id
 from mcp_server.schemas.base import Frozen
 
 Role = Literal["base", "model", "adapter"]
@@ -56,8 +56,7 @@ def _record(
 
 def _revision(folder: Path) -> str | None:
     """The commit of a snapshot in the hub cache: …/models--ORG--NAME/snapshots/COMMIT."""
-    in_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
-    return folder.name if in_cache else None
+    return folder.name if hub_id_of(folder) else None
 
 
 def short_names(refs: Sequence[str]) -> list[str]:
@@ -83,8 +82,8 @@ def name_of_base(ref: ModelRef, configs: list[dict[str, Any]], beside: Path) -> 
     folder = Path(ref.base)
     if is_hub_id(ref.base) and not folder.exists():
         return ref.base, ref.revision
-    if commit := _revision(folder):
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), commit
+    if known := hub_id_of(folder):
+        return known, folder.name
     said = {str(config.get("base_model_name_or_path")) for config in configs}
     if len(said) == 1 and is_hub_id(name := said.pop()) and "/" in name:
         return name, None

@@ -21,6 +21,8 @@ from mcp_server.errors import Malformed, MergingError, NotAModel, NotFound
 from mcp_server.formats.folder import folder_of
 from mcp_server.formats.gguf import gguf_files, read_gguf
 from mcp_server.formats.identity import TOKENIZER_FILES
+from mcp_server.formats.licence import known_licences
+from mcp_server.formats.refs import hub_id_of, is_hub_id
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.base import EngineId, Frozen
@@ -234,23 +236,16 @@ def write_model_card(folder: Path, provenance: Provenance, name: str | None = No
 
     Folders of this machine shrink to their names. `library` is what loads the output: transformers, or peft for an adapter.
     """
-    front: dict[str, Any] = {
-        "base_model": [_public(s.ref) for s in provenance.sources],
-        "library_name": library,
-        "tags": ["merge", "mergekit", "model-merging", provenance.method],
-    }
-    licences = {s.licence for s in provenance.sources}
-    if len(licences) == 1 and None not in licences:
-        front["license"] = licences.pop()
+    front = front_matter(provenance, library)
     rows = "\n".join(
-        f"| {markdown_inline(s.name)} | {s.role} | {markdown_inline(_public(s.ref))} | "
+        f"| {markdown_inline(s.name)} | {s.role} | {markdown_inline(public_name(s.ref))} | "
         f"{markdown_inline(s.licence or 'not stated')} | "
         f"{s.identity.sha256[:16] if s.identity else 'not recorded'} |"
         for s in provenance.sources
     )
     recipe = provenance.recipe
     for source in sorted(provenance.sources, key=lambda s: -len(s.ref)):
-        recipe = recipe.replace(source.ref, _public(source.ref))
+        recipe = recipe.replace(source.ref, public_name(source.ref))
     warnings = "".join(f"\n- {markdown_inline(w)}" for w in provenance.warnings)
     text = f"""---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
@@ -279,6 +274,29 @@ A merge of {len(provenance.sources)} sources by `{provenance.method}`, made with
     return path
 
 
+def front_matter(provenance: Provenance, library: str) -> dict[str, Any]:
+    """The metadata that a hub reads. What it takes only as an id of its own (base models, licences) and has none is left out."""
+    adapter = library == "peft"
+    named = [source for source in provenance.sources if not adapter or source.role == "base"]
+    bases = list(dict.fromkeys(found for source in named if (found := source_id(source)) is not None))
+    front: dict[str, Any] = {"library_name": library, "tags": ["merge", "mergekit", "model-merging", provenance.method]}
+    if bases:
+        front = {"base_model": bases, "base_model_relation": "adapter" if adapter else "merge"} | front
+    licences = {source.licence for source in provenance.sources}
+    if len(licences) == 1 and (licence := licences.pop()) is not None:
+        front |= {"license": licence} if licence in known_licences() else {"license": "other", "license_name": licence}
+    return front
+
+
+def source_id(source: SourceRecord) -> str | None:
+    """The hub id of a source (of an adapter, its own and not its base's); None for a folder that came from nowhere known."""
+    part = source.ref.rpartition("+")[2]
+    if Path(part).is_absolute():
+        return hub_id_of(Path(part))
+    name = part.partition("@")[0]
+    return name if "/" in name and is_hub_id(name) else None
+
+
 def _landing(provenance: Provenance) -> str:
     """How much of each source's delta the output holds, where the engine counted it."""
     if provenance.relative_error is not None:
@@ -296,9 +314,10 @@ def _share(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
-def _public(ref: str) -> str:
-    """A hub id stays; a folder of this machine becomes its name, so that a card does not publish somebody's home."""
-    return "+".join(Path(part).name if Path(part).is_absolute() else part for part in ref.split("+"))
+def public_name(ref: str) -> str:
+    """A hub id stays, also where the cache's folder stands for it; any other folder of this machine becomes its name, so that a
+    card does not publish somebody's home."""
+    return "+".join(hub_id_of(Path(p)) or Path(p).name if Path(p).is_absolute() else p for p in ref.split("+"))
 
 
 def _licence_note(licences: set[str | None]) -> str:

@@ -117,6 +117,14 @@ def is_hub_id(ref: str) -> bool:
     return bool(_HUB_ID.match(ref)) and ".." not in ref and "--" not in ref
 
 
+def hub_id_of(folder: Path) -> str | None:
+    """The hub id of a snapshot in a hub cache, …/models--OWNER--NAME/snapshots/COMMIT; None for any other folder."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/")
+
+
 def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
     """The snapshot of a hub id in the local cache: of the branch, tag or whole commit that is asked for.
 

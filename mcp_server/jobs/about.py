@@ -52,6 +52,8 @@ def _described(record: Record, wanted: dict[str, Any]) -> str:
         return f"{_name(str(wanted['out']))}, its sources and base: {wanted['text']}"
     if record.kind == "export":
         return f"{_name(str(wanted['out']))} for {wanted['to']}{' as ' + wanted['quant'] if wanted.get('quant') else ''}"
+    if record.kind == "publish":
+        return f"{_name(str(wanted['out']))} as {wanted['repo']}"
     return _name(str(wanted.get("out") or wanted.get("ref") or ""))
 
 

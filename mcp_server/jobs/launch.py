@@ -29,10 +29,12 @@ from mcp_server.schemas.job import (
     MergeRequest,
     Names,
     PrepareRequest,
+    PublishRequest,
     SweepRequest,
 )
 from mcp_server.steps.export import require_exportable
 from mcp_server.steps.handles import plan_of, plan_text
+from mcp_server.steps.publish import publication
 from mcp_server.steps.validate import require_valid
 from mcp_server.system import files, policy, settings
 from mcp_server.system.machine import GIB
@@ -48,6 +50,7 @@ WORKERS: Final = {
     "prepare": "mcp_server.workers.demo_base",
     "fetch": "mcp_server.workers.fetch",
     "export": "mcp_server.workers.export",
+    "publish": "mcp_server.workers.publish",
 }
 
 
@@ -63,13 +66,18 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
         request = PrepareRequest()  # made of an installed package: no hub is asked
     rules = policy or _default_policy()
     reads, online = check_names(request, rules)
-    if isinstance(request, FetchRequest):
+    if isinstance(request, (FetchRequest, PublishRequest)):
         if rules.offline:
+            what = (
+                f"{request.ref} cannot be fetched" if isinstance(request, FetchRequest) else f"{request.repo} cannot be published"
+            )
             raise NotAllowed(
-                f"{request.ref} cannot be fetched: the network is switched off",
+                f"{what}: the network is switched off",
                 "unset HF_HUB_OFFLINE, or have the operator set offline = false",
             )
         online = True
+    if isinstance(request, PublishRequest):
+        publication(Path(request.out), request.repo, private=request.private, licence=request.licence)
     outputs = [rules.check_write(text) for role, text in request.named() if role is Names.OUTPUT]
     out = outputs[0] if outputs else None
     if isinstance(request, (EvaluateRequest, SweepRequest)):

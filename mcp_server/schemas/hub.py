@@ -1,4 +1,4 @@
-"""What was fetched from a hub, or made in its place."""
+"""What was fetched from a hub, made in its place, or published."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ class Fetched(Frozen):
     downloaded_bytes: int
     base: Fetched | None = Field(default=None, description="the base of an adapter")
     left_out: list[str] = Field(default_factory=list, description="files that no merge reads: other weight formats, originals")
+    notes: list[str] = Field(default_factory=list)
+
+
+class Published(Frozen):
+    """What was uploaded, in one commit."""
+
+    repo: str
+    url: str
+    commit: str
+    private: bool
+    files: list[str]
+    bytes: int
+    licence: str | None
+    base_models: list[str] = Field(description="hub ids of the sources that have one")
     notes: list[str] = Field(default_factory=list)
 
 

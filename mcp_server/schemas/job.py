@@ -14,7 +14,7 @@ from mcp_server.schemas.base import Engine, EngineId, Frozen
 from mcp_server.schemas.export import Quant, Target
 from mcp_server.schemas.faults import first_fault
 
-JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "ask", "prepare", "fetch", "export"]
+JobKind = Literal["merge", "compare", "verify", "evaluate", "sweep", "ask", "prepare", "fetch", "export", "publish"]
 Whole = Literal["embeddings", "norms", "biases"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
@@ -212,6 +212,18 @@ class ExportRequest(JobRequest):
     overwrite: bool = False
     threads: int | None = Field(default=None, ge=1)
     partial: str | None = Field(default=None, description="where the worker writes; set by whoever starts the job")
+
+
+class PublishRequest(JobRequest):
+    """What to upload to a hub; the same names in CLI and MCP."""
+
+    kind: ClassVar[JobKind] = "publish"
+
+    out: Annotated[str, Names.FOLDER] = Field(description="a merged model or adapter")
+    repo: str = Field(description="USER/NAME on the hub")
+    private: bool = False
+    licence: str | None = Field(default=None, description="of the merge, where its sources' leave a choice")
+    yes: bool = Field(default=False, description="the user's word, given for this upload")
 
 
 class Progress(Frozen):

@@ -67,6 +67,30 @@ def can_ask(ctx: Context) -> bool:
 LaunchConsent = Annotated[ElicitationResult[Consent], Resolve(ask_before_launch)]
 
 
+class PublishingWord(BaseModel):
+    publish: bool = Field(description="Upload it?")
+
+
+def ask_before_publishing(ctx: Context, out: str, repo: str, private: bool) -> PublishingWord | Elicit[PublishingWord]:
+    """Resolver: the user's own word each time, and no where the client cannot ask for it."""
+    if not can_ask(ctx):
+        return PublishingWord(publish=False)
+    return Elicit(f"Publish {out} as {repo}, {'for you alone' if private else 'for everybody to see'}?", PublishingWord)
+
+
+PublishConsent = Annotated[ElicitationResult[PublishingWord], Resolve(ask_before_publishing)]
+
+
+def require_publishing(consent: ElicitationResult[PublishingWord], out: str, repo: str) -> None:
+    """Raise `NotAllowed` unless the user said yes to this very upload. No argument stands in for that."""
+    if isinstance(consent, AcceptedElicitation) and consent.data.publish:
+        return
+    raise NotAllowed(
+        f"the user did not say yes to publishing {repo}; nothing was uploaded",
+        f"where this client cannot ask, the user runs it in a shell: model-merging publish {out} {repo} --yes",
+    )
+
+
 def require_consent(
     consent: ElicitationResult[Consent], out: str, overwrite: bool, verdict: Verdict | None, anyway: bool
 ) -> bool:

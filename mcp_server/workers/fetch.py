@@ -54,7 +54,7 @@ def fetch(request: FetchRequest, job: Job) -> Fetched:
     if not is_hub_id(name):
         raise NotFound(f"{request.ref!r} is not a hub id", "give owner/name, or owner/name@revision")
     api = HfApi()
-    with _explained(name, revision or "main"):
+    with explained(name, revision or "main"):
         info = api.model_info(name, revision=revision or None, files_metadata=True)
     siblings = info.siblings or []
     names = [sibling.rfilename for sibling in siblings]
@@ -122,7 +122,7 @@ def _download(name: str, info: ModelInfo, wanted: list[RepoSibling], job: Job) -
     with _watched(blobs, job, lambda: done, total, began):
         for sibling in sorted(wanted, key=lambda s: s.size or 0):
             fresh = sibling in missing
-            with _explained(name, str(info.sha)):
+            with explained(name, str(info.sha)):
                 path = Path(_with_retries(name, sibling.rfilename, str(info.sha)))
             if fresh:
                 _check_hash(path, sibling, name)
@@ -209,7 +209,7 @@ def _watched(blobs: Path, job: Job, done: Any, total: int, began: float) -> Iter
 
 
 @contextmanager
-def _explained(name: str, revision: str) -> Iterator[None]:
+def explained(name: str, revision: str) -> Iterator[None]:
     """What the hub refuses, in our errors. No message holds a token of the environment."""
     try:
         yield
@@ -236,6 +236,11 @@ def _explained(name: str, revision: str) -> Iterator[None]:
         if status == 401:
             raise NotAllowed(
                 "the hub does not accept the token", "log in again with `hf auth login`, or correct HF_TOKEN"
+            ) from error
+        if status == 403:
+            raise NotAllowed(
+                f"this account may not do that with {name}",
+                "log in with a token that may write there (`hf auth login`, HF_TOKEN)",
             ) from error
         if status == 429:
             raise RunFailed(

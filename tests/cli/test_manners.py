@@ -76,7 +76,7 @@ def test_detach_is_refused_beside_what_needs_the_result(folder: Path, capsys: py
 
 
 def test_every_command_takes_quiet_and_every_job_takes_detach(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("inspect", "merge", "compare", "verify", "evaluate", "sweep", "fetch", "export", "extract", "resume"):
+    for name in ("inspect", "merge", "compare", "verify", "evaluate", "sweep", "fetch", "export", "publish", "extract", "resume"):
         assert cli.run([name, "--help"]) == 0
         said = capsys.readouterr().out
         assert "--quiet" in said, name

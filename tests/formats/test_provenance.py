@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import yaml
 
 from mcp_server.errors import NotAModel, NotFound
+from mcp_server.formats.licence import read_licence
 from mcp_server.formats.provenance import Provenance, SourceRecord, identify, read_provenance, write_model_card, write_provenance
 from tests import tiny
 
@@ -53,6 +55,56 @@ def test_one_licence_becomes_the_cards_own_and_an_unknown_one_is_pointed_out(mod
     card = write_model_card(tmp_path, record(model, sources=unknown)).read_text(encoding="utf-8")
     assert "license:" not in card.split("---")[1]
     assert "At least one source states no licence" in card
+
+
+def front(card):
+    return yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
+
+
+def test_a_card_names_base_models_by_their_hub_ids_and_leaves_out_what_has_none(model, tmp_path):
+    snapshot = tmp_path / "hub" / "models--acme--big-base" / "snapshots" / ("0" * 40)
+    sources = [
+        SourceRecord(name="base", ref=str(snapshot), role="base", licence="apache-2.0"),
+        SourceRecord(name="persona", ref=f"{snapshot}+acme/persona@v1", role="adapter", licence="apache-2.0", base=str(snapshot)),
+        SourceRecord(name="model", ref=str(model), role="model", licence="apache-2.0"),
+    ]
+    found = front(write_model_card(tmp_path, record(model, sources=sources)))
+    assert (found["base_model"], found["base_model_relation"]) == (["acme/big-base", "acme/persona"], "merge")
+    adapter = front(write_model_card(tmp_path, record(model, sources=sources), library="peft"))
+    assert (adapter["base_model"], adapter["base_model_relation"]) == (["acme/big-base"], "adapter")
+    alone = front(write_model_card(tmp_path, record(model, sources=sources[2:])))
+    assert alone == {
+        "library_name": "transformers",
+        "tags": ["merge", "mergekit", "model-merging", "linear"],
+        "license": "apache-2.0",
+    }
+
+
+def test_a_licence_that_no_hub_knows_is_named_as_another(model, tmp_path):
+    sources = [SourceRecord(name="a", ref="o/a", role="model", licence="acme research terms")]
+    found = front(write_model_card(tmp_path, record(model, sources=sources)))
+    assert (found["license"], found["license_name"]) == ("other", "acme research terms")
+
+
+@pytest.mark.parametrize(
+    ("stated", "found"),
+    [
+        ("apache-2.0", "apache-2.0"),
+        ("Apache License 2.0", "apache-2.0"),
+        ("'The MIT License'", "mit"),
+        ("CC BY-SA 4.0", "cc-by-sa-4.0"),
+        ("Llama 3.1 Community License", "llama3.1"),
+        ("[apache-2.0]", "apache-2.0"),
+        ("[apache-2.0, mit]", None),
+        ("acme terms", "acme terms"),
+        ("{a: b}", None),
+        ("3", None),
+        ("''", None),
+    ],
+)
+def test_a_licence_is_read_by_its_spellings_and_an_unclear_one_stays_unknown(tmp_path, stated, found):
+    (tmp_path / "README.md").write_text(f"---\nlicense: {stated}\n---\n# card\n", encoding="utf-8")
+    assert read_licence(tmp_path) == found
 
 
 def test_identity_by_headers_ignores_values_and_full_identity_does_not(model):

@@ -20,6 +20,7 @@ from mcp_server.schemas.job import (
     FetchRequest,
     JobRequest,
     MergeRequest,
+    PublishRequest,
     SweepRequest,
     VerifyRequest,
 )
@@ -38,10 +39,12 @@ PAIRS: dict[type[JobRequest], tuple[Callable[..., object], Callable[..., object]
     SweepRequest: (shell_evidence.sweep, launch.sweep_merges),
     FetchRequest: (hub.fetch, hub_tools.fetch_model),
     ExportRequest: (hub.export, hub_tools.export_merge),
+    PublishRequest: (hub.publish, hub_tools.publish_merge),
 }
 ONLY_SHELL = {
     # An agent's exports are always tried, take a new folder and the machine's threads.
     ExportRequest: {"check", "overwrite", "threads"},
+    PublishRequest: {"yes", "licence"},  # an agent's user is asked, and chooses a licence for others' work in a shell
     EvaluateRequest: {"suite_folders"},  # its tasks may bring Python code, which only the operator lets run
     SweepRequest: {
         "workers",

@@ -8,16 +8,18 @@ from pydantic import Field
 
 from mcp_server import jobs
 from mcp_server.schemas.export import Quant, Target
-from mcp_server.schemas.job import ExportRequest, FetchRequest, JobStatus
+from mcp_server.schemas.job import ExportRequest, FetchRequest, JobStatus, PublishRequest
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import DOWNLOADS, STARTS, Out, Ref
+from mcp_server.server.consent import PublishConsent, require_publishing
+from mcp_server.server.inputs import DOWNLOADS, STARTS, UPLOADS, Out, Ref
 
 
 def tools() -> list[CheckedTool]:
     return [
         checked(fetch_model, "Fetch a model or adapter from the hub", DOWNLOADS),
         checked(export_merge, "Export a merge", STARTS),
+        checked(publish_merge, "Publish a merge on the hub", UPLOADS),
     ]
 
 
@@ -40,10 +42,10 @@ def fetch_model(
 
 def export_merge(
     out: Out,
-    dest: Annotated[str, Field(min_length=1, max_length=4096, description="New folder.", examples=["./merged-gguf"])],
+    dest: Annotated[str, Field(min_length=1, max_length=4096, description="New folder.")],
     to: Annotated[Target, Field(description="gguf: llama.cpp.")],
-    quant: Annotated[Quant | None, Field(description="Of a GGUF. Default: 16 bits.")] = None,
-    base: Annotated[Ref | None, Field(description="Of an adapter whose config names none.")] = None,
+    quant: Annotated[Quant | None, Field(description="Default: 16 bits.")] = None,
+    base: Annotated[Ref | None, Field(description="Of an adapter.")] = None,
 ) -> JobStatus:
     """Start a job that writes a merge for llama.cpp, Ollama, vLLM or MLX; a GGUF's replies are compared."""
     access = Access.now()
@@ -54,4 +56,18 @@ def export_merge(
         quant=quant,
         base=access.ref(base) if base else None,
     )
+    return jobs.start(request, policy=access.policy)
+
+
+def publish_merge(
+    out: Out,
+    repo: Annotated[str, Field(min_length=3, max_length=200, description="USER/NAME.")],
+    consent: PublishConsent,
+    private: Annotated[bool, Field(description="Or public.")] = True,
+) -> JobStatus:
+    """Start a job that uploads a merge with its card and evidence. The user is asked."""
+    access = Access.now()
+    folder = access.existing_folder(out)
+    require_publishing(consent, out, repo)
+    request = PublishRequest(out=str(folder), repo=repo, private=private, yes=True)
     return jobs.start(request, policy=access.policy)

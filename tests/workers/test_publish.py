@@ -1,0 +1,148 @@
+"""Publishing to a hub that serves on loopback: the same bytes come back, and nothing of this machine goes along."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mcp_server.engine.merge import merge
+from mcp_server.engine.request import Request
+from mcp_server.errors import BadInput, NotAllowed, NotFound
+from mcp_server.steps.publish import publication
+from tests.engine.synthetic import random_tensors, write_model
+from tests.hub import Hub, serving
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    """A merge of a snapshot of the hub cache and a folder of this machine, both under Apache 2.0."""
+    base = tmp_path / "hf" / "hub" / "models--acme--base" / "snapshots" / ("0" * 40)
+    tensors = random_tensors(0)
+    for folder, values in ((base, tensors), (tmp_path / "mine", random_tensors(1, around=tensors))):
+        write_model(folder, values)
+        (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
+        (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    recipe = f"merge_method: linear\nmodels:\n- model: {base}\n  parameters: {{weight: 0.5}}\n- model: {tmp_path}/mine\n"
+    recipe += "  parameters: {weight: 0.5}\ndtype: bfloat16\n"
+    out = tmp_path / "merged"
+    out.mkdir()
+    merge(Request(recipe=recipe, folder=out, journal=tmp_path / "journal", seed=0), lambda *_: None)
+    found = {"capabilities": {"tools": {"suite": "task_api_tools", "metric": "exact", "n": 24, "merged": 0.9}}}
+    (out / "evaluation.json").write_text(
+        json.dumps(found | {"models": {"merged": str(out)}, "notes": ["/home/somebody/x"]}), encoding="utf-8"
+    )
+    (out / "private-notes.txt").write_text("not for anybody", encoding="utf-8")
+    return out
+
+
+def work(kind: str, hub: Hub, folder: Path, parameters: dict[str, Any], **environment: str) -> tuple[int, dict[str, Any], str]:
+    """Exit status, result or error, and everything that was printed, of one worker."""
+    job = folder / f"job-{kind}"
+    job.mkdir(exist_ok=True)
+    (job / "request.json").write_text(json.dumps({"kind": kind, "parameters": parameters}), encoding="utf-8")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MODEL_MERGING"))}
+    ours = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / f"hf-{kind}"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "hf_" + "a" * 20,
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", f"mcp_server.workers.{kind}", str(job)],
+        env=kept | ours | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = job / ("result.json" if ended.returncode == 0 else "error.json")
+    assert told.is_file(), ended.stderr
+    return ended.returncode, json.loads(told.read_text(encoding="utf-8")), ended.stdout + ended.stderr
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving(Hub({})) as running:
+        running.faults.token = "hf_" + "a" * 20
+        yield running
+
+
+def test_what_is_published_is_fetched_again_by_its_id_with_the_same_digests(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    asked = {"out": str(merged), "repo": "me/merged", "yes": True, "private": True}
+    code, found, said = work("publish", hub, tmp_path, asked)
+    assert (code, found["licence"], found["base_models"]) == (0, "apache-2.0", ["acme/base"]), said
+    code, fetched, said = work("fetch", hub, tmp_path, {"ref": "me/merged"})
+    assert code == 0, said
+    copy = Path(fetched["folder"])
+    for name in ("model.safetensors", "tokenizer.json"):
+        digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (merged, copy)]
+        assert digests[0] == digests[1], name
+    assert set(hub.repositories["me/merged"]) == set(found["files"])
+    assert "private-notes.txt" not in found["files"]
+    everything = b"\n".join(hub.repositories["me/merged"].values())
+    assert str(tmp_path).encode() not in everything
+    assert b"/home/somebody" not in everything
+    card = hub.repositories["me/merged"]["README.md"].decode()
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["base_model"], front["base_model_relation"], front["license"]) == (["acme/base"], "merge", "apache-2.0")
+    assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.9
+
+
+def test_an_upload_that_was_cut_sends_only_what_is_missing(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    asked = {"out": str(merged), "repo": "me/merged", "yes": True}
+    oid = hashlib.sha256((merged / "model.safetensors").read_bytes()).hexdigest()
+    hub.large[oid] = (merged / "model.safetensors").read_bytes()  # sent by an earlier try, in no commit yet
+    code, _, said = work("publish", hub, tmp_path, asked)
+    assert code == 0, said
+    assert f"PUT {oid}" not in hub.requests
+    assert hub.repositories["me/merged"]["model.safetensors"] == hub.large[oid]
+
+
+def test_nothing_is_sent_without_a_yes_or_with_a_wrong_token(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    code, error, _ = work("publish", hub, tmp_path, {"out": str(merged), "repo": "me/merged"})
+    assert (code, error["type"], hub.requests) == (2, "NotAllowed", [])
+    wrong = "hf_" + "b" * 20
+    code, error, said = work("publish", hub, tmp_path, {"out": str(merged), "repo": "me/merged", "yes": True}, HF_TOKEN=wrong)
+    assert (code, error["type"], hub.repositories) == (2, "NotAllowed", {})
+    assert wrong not in json.dumps(error) + said
+
+
+@pytest.mark.parametrize(
+    ("licence", "wanted", "words"),
+    [
+        ("cc-by-nc-nd-4.0", None, "no derivative may be shared"),
+        ("", None, "no licence is known for mine"),
+        ("mit", None, "the merge needs one licence"),
+        ("llama3", "mit", "llama3 passes on to the merge"),
+    ],
+)
+def test_licences_that_leave_none_for_the_merge_stop_it(merged: Path, licence: str, wanted: str | None, words: str) -> None:
+    record = merged / "merge_provenance.json"
+    data = json.loads(record.read_text(encoding="utf-8"))
+    data["sources"][-1]["licence"] = licence or None
+    record.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(NotAllowed, match=words):
+        publication(merged, "me/merged", private=False, licence=wanted)
+
+
+def test_a_secret_in_a_text_stops_it(merged: Path) -> None:
+    with (merged / "mergekit_config.yml").open("a", encoding="utf-8") as file:
+        file.write("# hf_abcdefghijklmnopqrstuv\n")
+    with pytest.raises(NotAllowed, match="looks like a secret"):
+        publication(merged, "me/merged", private=False, licence=None)
+
+
+def test_only_a_merge_of_ours_under_a_whole_name_is_published(merged: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no merge of this tool"):
+        publication(tmp_path / "mine", "me/mine", private=False, licence=None)
+    for name in ("merged", "a/b/c", "../x/y", "./merged"):
+        with pytest.raises(BadInput, match="not the name of a repository"):
+            publication(merged, name, private=False, licence=None)
