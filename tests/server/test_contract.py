@@ -60,7 +60,7 @@ async def test_numbers_have_bounds(surface):
 
 
 async def test_the_list_of_tools_stays_affordable(surface):
-    """A client puts names, descriptions and input schemas in front of its model every turn; SmolLM2's tokenizer takes 3.76
+    """A client puts names, descriptions and input schemas in front of its model every turn; SmolLM2's tokenizer takes 3.71
     characters of them a token."""
     shown = [{key: tool[key] for key in ("name", "description", "inputSchema")} for tool in surface["tools"]]
     assert sum(len(compact(tool)) for tool in shown) / 3.7 <= 6_000
