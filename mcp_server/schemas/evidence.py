@@ -21,6 +21,7 @@ class Verification(Frozen):
     landed: dict[str, float | None] = Field(default_factory=dict, description="source → projection of merged−base on its delta")
     rounding_loss: dict[str, float | None] = Field(default_factory=dict)
     output: str = ""
+    model: str | None = Field(default=None, description="SHA-256 of the merge's files then; null: not noted")
 
 
 class Interval(Frozen):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import Malformed, NotFound
+from mcp_server.formats.content import content_hash
 from mcp_server.formats.lineage import read_lineage
 from mcp_server.schemas.evidence import Check, Verification
 from mcp_server.schemas.job import VerifyRequest
@@ -32,7 +33,9 @@ def main(job: Job) -> Verification:
     wanted = job.request(VerifyRequest)
     out = Path(wanted.out)
     job.progress("headers and weights", 0, 2, unit="steps")
+    model = content_hash(out) if out.is_dir() else None  # before the checks: what changes during them is not what was checked
     found = verify(out, full=wanted.full, recipe=_recipe_text(wanted.recipe), base=wanted.base, sources=wanted.sources)
+    found = found.model_copy(update={"model": model})
     if found.verdict != "unreadable" and wanted.load:
         job.progress("load and generate", 1, 2, unit="steps")
         found = with_check(found, _loads(out, wanted.base, job))

@@ -75,12 +75,12 @@ def test_an_exchange_that_keeps_size_and_time_is_another_model(tmp_path: Path, m
 
 
 def test_a_verification_that_failed_comes_before_advice_about_the_recipe(model: Path) -> None:
-    wrong = Check(name="values", passed=False, detail="3 numbers are not finite")
+    wrong = Check(name="loads", passed=False, detail="a shape is odd")
     (model / "verification.json").write_text(Verification(verdict="failed", checks=[wrong]).model_dump_json(), encoding="utf-8")
     found = with_causes(keep(model, run(model, "dev", 1.0)), model)
-    assert found.why[0] == "the verification beside this model failed (values: 3 numbers are not finite)"
+    assert found.why[0] == "a loader refuses the model (a shape is odd)"
     assert found.next is not None
-    assert (found.verdict, found.next["action"], found.next["cause"]) == ("adjust", "repair", "verification_failed")
+    assert (found.verdict, found.next["action"], found.next["cause"]) == ("adjust", "repair", "does_not_load")
 
 
 def test_a_base_far_worse_than_every_source_is_named() -> None:

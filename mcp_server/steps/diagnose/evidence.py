@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mcp_server.errors import MergingError, NotFound
+from mcp_server.formats.content import content_hash
 from mcp_server.formats.identity import token_ids
 from mcp_server.formats.lineage import Lineage, read_lineage
 from mcp_server.formats.provenance import Provenance, identify, read_provenance
@@ -87,6 +88,8 @@ def _read_record(known: Known) -> None:
 
 def _read_weights(known: Known) -> None:
     stored = _stored(known.folder / VERIFICATION, Verification)
+    if stored and stored.model not in (None, content_hash(known.folder, remembered=True)):
+        stored = None  # a copied folder has its files' change times in any order
     found = verify(known.folder, before=stored if stored and _newest_is_its_verification(known.folder) else None)
     checks = [*found.checks, *(check for check in (stored.checks if stored else []) if check.name == "loads")]
     known.checks = {check.name: check for check in checks}

@@ -23,7 +23,7 @@ def with_causes(found: Evaluation, out: Path) -> Evaluation:
             update={"notes": [*found.notes, f"what else lies in the folder could not be read: {error.message}"]}
         )
     if not causes:
-        causes = _failed_verification(out)
+        causes = _failed_verification(out, found.model)
     if not causes:
         return found
     first = causes[0]
@@ -33,14 +33,14 @@ def with_causes(found: Evaluation, out: Path) -> Evaluation:
     return found.model_copy(update={"why": why, "next": advice, "verdict": verdict})
 
 
-def _failed_verification(out: Path) -> list[Cause]:
-    """The verification that lies beside the model, if it failed."""
+def _failed_verification(out: Path, model: str | None) -> list[Cause]:
+    """The verification that lies beside the model, if it failed and is not known to be of other files than `model`."""
     try:
         stored = Verification.model_validate_json((out / "verification.json").read_bytes())
     except (OSError, ValueError):
         return []
     wrong = [f"{check.name}: {check.detail}" for check in stored.checks if check.passed is False]
-    if stored.verdict not in ("failed", "unreadable"):
+    if stored.verdict not in ("failed", "unreadable") or (None not in (stored.model, model) and stored.model != model):
         return []
     return [
         Cause(

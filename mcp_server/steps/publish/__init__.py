@@ -16,6 +16,7 @@ from typing import Any, Final
 import yaml
 
 from mcp_server.errors import BadInput, Malformed, NotAllowed, NotFound
+from mcp_server.formats.content import content_hash
 from mcp_server.formats.folder import classify
 from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.licence import known_licences, licence_notes
@@ -77,6 +78,7 @@ def publication(folder: Path, name: str, *, private: bool, licence: str | None) 
     record = read_provenance(folder)
     if record is None or classify(folder).kind not in ("full", "lora"):
         raise NotFound(f"{folder} is no merge of this tool: it holds no {PROVENANCE_FILE}", "name a merged model or adapter")
+    _require_own_evidence(folder)
     adapter = (folder / "adapter_config.json").is_file()
     chosen = _licence(record, licence)
     notes = [
@@ -99,6 +101,22 @@ def publication(folder: Path, name: str, *, private: bool, licence: str | None) 
         files[weights.name] = weights
     bases = [found for source in record.sources if (found := source_id(source)) is not None]
     return Publication(name, private, chosen, list(dict.fromkeys(bases)), texts, files, notes)
+
+
+def _require_own_evidence(folder: Path) -> None:
+    """Raises `NotAllowed` when a measurement or verification in the folder is of other files than would be sent."""
+    noted = {}
+    for name in ("verification.json", "evaluation.json"):
+        if (folder / name).is_file() and (model := read_json(folder / name).get("model")) is not None:
+            noted[name] = model
+    now = content_hash(folder) if noted else None
+    for name, model in noted.items():
+        if model != now:
+            command = "verify" if name == "verification.json" else "evaluate"
+            raise NotAllowed(
+                f"{name} is of other files than lie in {folder} now: the merge changed since",
+                f"run model-merging {command} {folder} again, or remove {name}",
+            )
 
 
 def _licence(record: Provenance, wanted: str | None) -> str | None:

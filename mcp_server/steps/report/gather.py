@@ -16,6 +16,7 @@ from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.inspect import SourceInfo
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.replies import ShownReplies
+from mcp_server.steps.evaluate.history import of_these_files
 from mcp_server.steps.evaluate.replies import FILE as REPLIES
 from mcp_server.steps.evaluate.replies import show_replies
 from mcp_server.steps.scenario import read_plan
@@ -118,6 +119,9 @@ class Evidence(Frozen):
     replies: ShownReplies | None = Field(default=None, description="where the merge and the best source differ, losses first")
     merge: dict[str, Any] = Field(default_factory=dict, description="the merge job's result, while the store still has it")
     left_out: list[str] = Field(default_factory=list, description="files that are not what their name says, and why")
+    current: dict[str, bool | None] = Field(
+        default_factory=dict, description="evaluation, verification → does it speak of the files that lie here now; null: unknown"
+    )
 
     @property
     def absent(self) -> dict[str, str]:
@@ -134,6 +138,8 @@ def gather(out: Path) -> Evidence:
         raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
     provenance = read_provenance(out)
     left_out: list[str] = []
+    verification = _read(out / FILES["verification"], Verification)
+    evaluation = _read(out / FILES["evaluation"], Evaluation)
     return Evidence(
         folder=str(out),
         name=out.name,
@@ -141,8 +147,9 @@ def gather(out: Path) -> Evidence:
         plan=_plan(out),
         provenance=provenance,
         sources=_sources(provenance),
-        verification=_read(out / FILES["verification"], Verification),
-        evaluation=_read(out / FILES["evaluation"], Evaluation),
+        verification=verification,
+        evaluation=evaluation,
+        current=of_these_files(out, evaluation=evaluation, verification=verification),
         replies=_replies(out, left_out),
         merge=_job_result(provenance),
         comparison=_near(out, FILES["comparison"], _Comparison, left_out) or _compared(provenance),

@@ -14,7 +14,7 @@ from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.evidence import Capability, Interval, ReportResult
 from mcp_server.steps.evaluate.verdict import load_thresholds
 from mcp_server.steps.report import charts
-from mcp_server.steps.report.gather import Evidence, gather
+from mcp_server.steps.report.gather import HOW, Evidence, gather
 from mcp_server.steps.report.markdown import model_card_section
 from mcp_server.system.outputs import require_file, write_own
 
@@ -65,9 +65,19 @@ def write_report(out: Path, output: Path | None = None) -> ReportResult:
         require_file(markdown, _is_section, "a report's Markdown")
     html = render_page(evidence)
     if evidence.evaluation is not None and markdown is not None:
-        write_own(markdown, f"{model_card_section(evidence.evaluation)}\n{_SECTION_MARK}\n", _is_section, "a report's Markdown")
+        write_own(markdown, f"{_section(evidence)}\n{_SECTION_MARK}\n", _is_section, "a report's Markdown")
     write_own(target, html, _is_report, "a report")
     return ReportResult(html=str(target), markdown=str(markdown) if markdown else None, bytes=len(html.encode()))
+
+
+def _section(evidence: Evidence) -> str:
+    """The evaluation for the model card; figures of other weights say so first."""
+    if evidence.evaluation is None:
+        return ""
+    text = model_card_section(evidence.evaluation)
+    if evidence.current.get("evaluation") is not False:
+        return text
+    return text.replace("\n\n", "\n\n**These figures are of other weights: the merge changed since it was measured.**\n\n", 1)
 
 
 def _is_report(text: str) -> bool:
@@ -94,6 +104,7 @@ def render_page(evidence: Evidence) -> str:
         panels=[panel(name, c, limits.gain_recovered_target) for name, c in evaluation.capabilities.items()]
         if evaluation
         else [],
+        how=HOW,
         limits=limits,
         contexts=_contexts(evidence),
         recipe=_recipe(evidence),
@@ -155,6 +166,8 @@ def _headline(evidence: Evidence) -> str:
     evaluation = evidence.evaluation
     if evaluation is None:
         return "Nobody has measured this merge yet."
+    if evidence.current.get("evaluation") is False:
+        return "The merge changed since it was measured: the figures below are of other weights."
     kept = [(name, c.gain_recovered) for name, c in evaluation.capabilities.items() if c.gain_recovered is not None]
     kept = [(name, gain) for name, gain in kept if "perplexity" not in evaluation.capabilities[name].metric]
     parts = [f"{name} keeps {gain:.0%} of its expert's gain" for name, gain in kept]
