@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.recompute import random
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _NEGLIGIBLE: Final = 1e-7
 CLOSE: Final = 2.0**-18
 """Magnitudes this close, relatively, may change places when they are computed in float32."""
+HELD_ELEMENTS: Final = 1 << 25
+"""One delta's magnitudes are held between passes up to this many (128 MiB); those of larger ones are computed in each pass."""
 
 
 class Sparse:
@@ -55,7 +57,8 @@ class Sparse:
         else:
             bottom = max(0, count - target - int(self.made.operands[index].settings.get("gamma", 0.01) * count))
             ranks = [count - bottom, count - bottom - target]
-        return [_cut(self.made, index, rank) for rank in ranks]
+        magnitudes = _Magnitudes(self.made, index)
+        return [_cut(magnitudes, rank) for rank in ranks]
 
     def _keeps(self, index: int, delta: Array, span: Span) -> tuple[Array, Array]:
         """(which elements are kept, which of them could be decided otherwise within rounding)."""
@@ -194,32 +197,52 @@ def _patterns(delta: Array) -> Array:
     return np.abs(delta.astype(np.float32)).ravel().view(np.uint32)
 
 
-def _cut(made: Made, index: int, rank: int) -> _Cut:
+class _Magnitudes:
+    """The bit patterns of one delta's magnitudes, in blocks, as often as they are asked for.
+
+    An adapter's delta is a product, which costs far more than counting it: it is computed once where its patterns can be held.
+    """
+
+    def __init__(self, made: Made, index: int) -> None:
+        self.made, self.index, self.count = made, index, math.prod(made.shape)
+        self.held = list(self._computed()) if self.count <= HELD_ELEMENTS else None
+
+    def __iter__(self) -> Iterator[Array]:
+        return self._computed() if self.held is None else iter(self.held)
+
+    def _computed(self) -> Iterator[Array]:
+        only = replace(self.made, operands=(self.made.operands[self.index],))
+        for span in spans(self.made.shape, full=True):
+            _, _, deltas, _ = load(only, span)
+            yield _patterns(deltas[0])
+
+
+def _cut(magnitudes: _Magnitudes, rank: int) -> _Cut:
     """Count patterns by their upper half, then by their lower half within it; then find where the last equal one lies."""
     import numpy as np
 
     if rank <= 0:
         return _Cut(0x7FFFFFFF, 0, math.inf)
 
-    def blocks() -> Iterator[Array]:
-        for span in spans(made.shape, full=True):
-            _, _, deltas, _ = load(made, span)
-            yield _patterns(deltas[index])
-
     def fall(counts: Array, left: int) -> tuple[int, int]:
         from_top = np.cumsum(counts[::-1])
         place = int(np.searchsorted(from_top, left))
         return len(counts) - 1 - place, left - (int(from_top[place - 1]) if place else 0)
 
-    high, left = fall(sum((np.bincount(b >> 16, minlength=1 << 16) for b in blocks()), np.zeros(1 << 16, np.int64)), rank)
-    lower = (np.bincount(b[b >> 16 == high] & 0xFFFF, minlength=1 << 16) for b in blocks())
-    low, left = fall(sum(lower, np.zeros(1 << 16, np.int64)), left)
-    pattern, first, position = high << 16 | low, 0, 0
-    for bits in blocks():
+    none = np.zeros(1 << 16, np.int64)
+    high, left = fall(sum((np.bincount(b >> 16, minlength=1 << 16) for b in magnitudes), none), rank)
+    within = sum((np.bincount(b[b >> 16 == high] & 0xFFFF, minlength=1 << 16) for b in magnitudes), none)
+    low, left = fall(within, left)
+    pattern = high << 16 | low
+    magnitude = float(np.array(pattern, np.uint32).view(np.float32))
+    if left == within[low]:  # all equal ones count, wherever they lie
+        return _Cut(pattern, magnitudes.count, magnitude)
+    first, position = 0, 0
+    for bits in magnitudes:
         (equal,) = np.nonzero(bits == pattern)
         if left <= equal.size:
             position = first + int(equal[left - 1]) + 1
             break
         left -= equal.size
         first += bits.size
-    return _Cut(pattern, position, float(np.array(pattern, np.uint32).view(np.float32)))
+    return _Cut(pattern, position, magnitude)
