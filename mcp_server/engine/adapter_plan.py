@@ -11,11 +11,12 @@ biases) is stored whole where that is asked for, or left out and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mcp_server.catalog import strategy
+from mcp_server.engine.adapter_keys import names_in_memory
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.memory import INTERPRETER_BYTES, peak_anon, shape_of
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
@@ -24,7 +25,7 @@ from mcp_server.errors import Malformed, Unsupported
 from mcp_server.formats.checkpoint import Checkpoint
 from mcp_server.formats.recipe import Group, ModelRef, merge_recipe
 from mcp_server.formats.tensor_names import is_before_layers, is_head, split_layer
-from mcp_server.formats.tensors import StoredTensor
+from mcp_server.formats.tensors import StoredTensor, stored_tensors
 
 OVERSAMPLING = 8
 """Columns beyond the rank in which the SVD searches (Halko, Martinsson, Tropp 2011 advise 5 to 10)."""
@@ -41,18 +42,15 @@ CONV1D_WEIGHTS: Final = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_att
 
 @dataclass(frozen=True)
 class Module:
-    """One adapted matrix: its plan, the coefficient of each input's update, and the rank that the result gets."""
+    """One adapted matrix: its name in memory, its plan, each input's coefficient, and the rank that the result gets."""
 
+    name: str
     plan: TensorPlan
     coefficients: tuple[float, ...]
     rank: int
     transposed: bool
     embedding: bool
     reads_base: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.plan.name.removesuffix(".weight")
 
     def factors(self) -> list[StoredTensor]:
         """A and B of every source that changes this matrix, as they are stored."""
@@ -79,13 +77,15 @@ class Saved:
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """`dtype` is that of every tensor of the output, as torch names it; `left_out`, what changes and is not in the output."""
+    """`dtype` is that of every tensor of the output, as torch names it; `names`, what each stored one is called in memory;
+    `left_out`, what changes and is not in the output."""
 
     merge: MergePlan
     modules: tuple[Module, ...]
     saved: tuple[Saved, ...]
     exact: bool
     dtype: str
+    names: Mapping[str, str]
     left_out: tuple[TensorPlan, ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -116,11 +116,13 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) 
     for tensor in plan.tensors:
         if tensor.how == "merged" and (place := _place(plan, tensor, whole)):
             places[place].append(tensor)
-    modules = tuple(_module(plan, tensor, None if exact else rank) for tensor in places["module"])
+    names = names_in_memory(plan, _base(plan))
+    tables = _embedding_factors(plan)
+    modules = tuple(_module(plan, tensor, names[tensor.name], None if exact else rank, tables) for tensor in places["module"])
     adapted = {module.name for module in modules}
-    saved = tuple(_saved(plan, tensor, adapted) for tensor in places["whole"])
+    saved = tuple(_saved(plan, tensor, names[tensor.name], adapted) for tensor in places["whole"])
     dtype = recipe.out_dtype or recipe.dtype or "float32"
-    return AdapterPlan(plan, modules, saved, exact, dtype, tuple(places["left out"]))
+    return AdapterPlan(plan, modules, saved, exact, dtype, names, tuple(places["left out"]))
 
 
 def _place(plan: MergePlan, tensor: TensorPlan, whole: Sequence[str]) -> str | None:
@@ -199,12 +201,24 @@ def _base(plan: MergePlan) -> Checkpoint:
     return (plan.sources[base] if base in plan.sources else next(iter(plan.sources.values()))).checkpoint
 
 
-def _saved(plan: MergePlan, tensor: TensorPlan, adapted: set[str]) -> Saved:
+def _embedding_factors(plan: MergePlan) -> set[StoredTensor]:
+    """The factors that adapters store for embeddings, whatever name the base has for these."""
+    adapters = [source.adapter for source in plan.sources.values() if source.adapter]
+    return {
+        stored
+        for adapter in adapters
+        for file, header in adapter.headers.items()
+        for key, stored in stored_tensors(file, header).items()
+        if ".lora_embedding_" in key
+    }
+
+
+def _saved(plan: MergePlan, tensor: TensorPlan, name: str, adapted: set[str]) -> Saved:
     """How a whole tensor is merged. Where the base's own value cancels out, the merge is a weighted sum that does not read it.
 
     PEFT stores the bias of a layer that has factors under `base_layer`.
     """
-    module, _, leaf = tensor.name.rpartition(".")
+    module, _, leaf = name.rpartition(".")
     key = f"base_model.model.{module}.{'base_layer.' if module in adapted else ''}{leaf}"
     base = _base(plan)
     own = base.tensors.get(tensor.name)
@@ -238,15 +252,17 @@ def _coefficients(tensor: TensorPlan) -> list[float]:
     return [lambda_ * weight for weight in weights]
 
 
-def _module(plan: MergePlan, tensor: TensorPlan, rank: int | None) -> Module:
+def _module(plan: MergePlan, tensor: TensorPlan, name: str, rank: int | None, tables: set[StoredTensor]) -> Module:
+    """`tables`: the factors that belong to embeddings."""
     updates = [entry.low_rank for entry in tensor.inputs if entry.low_rank]
     if len({update.transposed for update in updates}) > 1:
         raise Unsupported(f"{tensor.name} is adapted in two orientations", _WAY_ROUND)
     added = sum(update.rank for update in updates)
     limit = min(tensor.shape)
-    embedding = any(".lora_embedding_" in key for key in _keys(plan, tensor))
+    embedding = any(update.a in tables or update.b in tables for update in updates)
     own = _base(plan).tensors.get(tensor.name)
     return Module(
+        name.removesuffix(".weight"),
         tensor,
         tuple(_coefficients(tensor)),
         min(rank, limit) if rank else added,
@@ -260,14 +276,6 @@ def _is_conv1d(plan: MergePlan, tensor: TensorPlan) -> bool:
     """GPT-2 and its kin store the weights of their layers as (in, out)."""
     kin = _base(plan).config.get("model_type") in CONV1D_MODELS
     return kin and tensor.name.endswith(CONV1D_WEIGHTS)
-
-
-def _keys(plan: MergePlan, tensor: TensorPlan) -> Iterator[str]:
-    """The stored names of the updates of one tensor."""
-    stem = tensor.name.removesuffix(".weight")
-    for source in plan.sources.values():
-        for header in source.adapter.headers.values() if source.adapter else ():
-            yield from (key for key in header.tensors if f"{stem}.lora_" in key)
 
 
 PLAIN_INTERPRETER_BYTES: Final = 60_000_000

@@ -277,7 +277,7 @@ def _config(planned: AdapterPlan, folder: Path) -> dict[str, Any]:
         "lora_alpha": usual,
         "rank_pattern": others,
         "alpha_pattern": dict(others),
-        "target_modules": _targets(plan, modules),
+        "target_modules": _targets(planned),
         "fan_in_fan_out": bool(first.get("fan_in_fan_out")) or any(m.transposed and not m.embedding for m in modules),
         "bias": ("all" if "all" in biases or not biases else next(iter(biases))) if saves_bias else "none",
         "lora_dropout": 0.0,
@@ -300,10 +300,10 @@ def _is_named(leaf: str, modules: list[str]) -> bool:
     return any(module.rpartition(".")[2] == leaf for module in modules)
 
 
-def _targets(plan: MergePlan, modules: tuple[Module, ...]) -> list[str]:
+def _targets(planned: AdapterPlan) -> list[str]:
     """Short names where they mean exactly these modules, full names otherwise."""
-    names = {module.name for module in modules}
+    names = {module.name for module in planned.modules}
     leaves = sorted({name.rpartition(".")[2] for name in names})
-    every = {t.name.removesuffix(".weight") for t in plan.tensors if t.name.endswith(".weight")}
+    every = {name.removesuffix(".weight") for name in planned.names.values() if name.endswith(".weight")}
     meant = {name for name in every if name.rpartition(".")[2] in leaves}
     return leaves if meant == names else sorted(names)
