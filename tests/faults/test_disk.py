@@ -111,7 +111,7 @@ def test_a_partial_output_that_is_removed_during_the_merge_is_noticed(merge, tmp
     (tmp_path / "go").touch()
     ended = jobs.wait(started.job_id, 30)
     assert (ended.state, ended.error["type"]) == ("failed", "RunFailed")
-    assert "left no weights" in ended.error["message"]
+    assert "left no *.safetensors" in ended.error["message"]
     assert not (tmp_path / "out").exists()
 
 

@@ -29,14 +29,15 @@ def test_every_operation_of_every_command_and_tool(scene):
 
 
 def test_every_command_and_tool_has_a_scene():
-    """But for serve, which becomes another program, demo, which runs the steps of the rest, and export, which a job does."""
+    """But for serve, which becomes another program, demo, which runs the steps of the rest, and what a job does with a hub or
+    with llama.cpp."""
     from mcp_server.server.tools import all_tools
 
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     words = {scene.name.split()[0] for scene in SCENES}
     tools = {scene.name.split()[1] for scene in SCENES if scene.name.startswith("tool ")}
-    assert commands - words == {"serve", "demo", "export"}
-    assert {tool.name for tool in all_tools()} - tools == {"export_merge"}
+    assert commands - words == {"serve", "demo", "export", "publish"}
+    assert {tool.name for tool in all_tools()} - tools == {"export_merge", "publish_merge", "extract_adapter"}
 
 
 def test_the_counts_in_the_document_are_of_these_commands():

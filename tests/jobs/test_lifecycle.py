@@ -40,6 +40,7 @@ def test_a_merge_ends_as_a_whole_folder_and_leaves_nothing_else(merge, tmp_path)
         "bytes": 5,
         "landed": {},
         "rounding_loss": {},
+        "relative_error": None,
         "warnings": [],
     }
     assert beside(tmp_path) == ["out"]

@@ -144,7 +144,7 @@ def _structure(known: Known) -> Iterator[Cause]:
         if check.passed is False and name not in MAPPED and name != "readable":
             yield Cause(
                 code="structure_wrong",
-                cause=f"the folder's {name} do not agree with each other",
+                cause=f"the folder does not hold together: verification's check of {name} failed",
                 evidence=check.detail,
                 next=AGAIN,
             )
