@@ -32,10 +32,13 @@ def reads_whole(made: Made) -> bool:
     return made.method in WHOLE or (made.method in SPARSE and bool(made.shared.get("rescale")))
 
 
-def prepare(made: Made, seed: int | None) -> Compute:
-    """How to compute blocks of one tensor. Raises `CannotCompute` for a method or a value that has no definition here."""
+def prepare(made: Made, seed: int | None, close: float = CLOSE) -> Compute:
+    """How to compute blocks of one tensor. Raises `CannotCompute` for a method or a value that has no definition here.
+
+    `close`: how much rounding, relatively, the arithmetic that is checked adds to sums that may cancel.
+    """
     if made.method in SPARSE:
-        return Sparse(made, seed).block
+        return Sparse(made, seed, close).block
     if made.method == "sce":
         return _sce(made)
     if made.method == "nearswap":

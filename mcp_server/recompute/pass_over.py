@@ -144,8 +144,9 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
     if not readable(stored.dtype):
         raise CannotCompute(f"{stored.dtype} values are not read here")
     seed = merge.provenance.seed if merge.ours and merge.provenance else None
-    compute = prepare(made, seed)
-    tally = Tally(made.name, made.shape, _precision(merge, stored, made), [operand.label for operand in made.operands])
+    precision = _precision(merge, stored, made)
+    compute = prepare(made, seed, 2.0 ** -MANTISSA[precision.worked_in] if precision.worked_in else 0.0)
+    tally = Tally(made.name, made.shape, precision, [operand.label for operand in made.operands])
     folded = sum(abs(o.settings.get("weight", 1.0)) for o in made.operands if o.value.adapted)
     untouched = made.base is not None
     along = dict.fromkeys((operand.label for operand in made.operands if not operand.value.adapted), 0.0)

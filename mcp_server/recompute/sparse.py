@@ -32,8 +32,8 @@ HELD_ELEMENTS: Final = 1 << 25
 class Sparse:
     """Thin every delta, rescale it to its L1 norm where asked, add; with an election only what agrees with the elected sign."""
 
-    def __init__(self, made: Made, seed: int | None) -> None:
-        self.made, self.seed = made, seed
+    def __init__(self, made: Made, seed: int | None, close: float = CLOSE) -> None:
+        self.made, self.seed, self.cancels = made, seed, max(CLOSE, close)
         self.kind, self.elects = SPARSE[made.method]
         self.weights = weights_of(made)
         self.densities = [operand.settings.get("density", 1.0) for operand in made.operands]
@@ -157,7 +157,7 @@ class Sparse:
             sums = parts.sum(0)
             sign = np.where(sums >= 0, 1.0, -1.0)
             if tie:
-                sign = np.where(np.abs(sums) <= CLOSE * np.abs(parts).sum(0), float(tie), sign)
+                sign = np.where(np.abs(sums) <= self.cancels * np.abs(parts).sum(0), float(tie), sign)
             agrees = np.sign(parts) == sign
             total, divisor = (parts * agrees).sum(0), (weights * agrees).sum(0)
             divisor = np.where(divisor == 0, 1.0, divisor)
