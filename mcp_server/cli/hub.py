@@ -35,11 +35,15 @@ def fetch(
     result = run_job(FetchRequest(ref=ref, with_base=with_base), quiet=json)
     if ref in demo_aliases():
         made = MadeBase.model_validate(result)
-        emit(made, json, lambda: line("made" if made.built else "is there", made.path))
+        emit(made, json, lambda: show_made(made))
         return 0
     fetched = Fetched.model_validate(result)
     emit(fetched, json, lambda: show_fetched(fetched))
     return 0
+
+
+def show_made(made: MadeBase) -> None:
+    line("made" if made.built else "is there", made.path)
 
 
 def show_fetched(found: Fetched) -> None:
@@ -78,6 +82,11 @@ def export(
     }
     found = Exported.model_validate(run_job(ExportRequest.of(parameters), quiet=json))
     emit(found, json, lambda: show_exported(found))
+    return exit_of_export(found)
+
+
+def exit_of_export(found: Exported) -> int:
+    """1 for a file that llama.cpp does not load."""
     return 1 if found.loads is False else 0
 
 

@@ -20,7 +20,7 @@ from mcp_server.schemas.comparison import Comparison
 from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
 from mcp_server.schemas.export import Exported
 from mcp_server.schemas.faults import first_fault
-from mcp_server.schemas.hub import Fetched, MadeBase
+from mcp_server.schemas.hub import Fetched, MadeBase, Published
 from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, MergeResult
 from mcp_server.schemas.replies import Answers
 from mcp_server.steps.extract import extraction
@@ -53,7 +53,7 @@ def finish(status: JobStatus) -> int:
 
 RESULTS: dict[str, type[BaseModel]] = {
     "merge": MergeResult, "compare": Comparison, "verify": Verification, "evaluate": Evaluation, "sweep": Sweep, "fetch": Fetched,
-    "prepare": MadeBase, "ask": Answers, "export": Exported,
+    "prepare": MadeBase, "ask": Answers, "export": Exported, "publish": Published,
 }  # fmt: skip
 """Kind of job → its result model."""
 

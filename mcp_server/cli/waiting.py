@@ -17,9 +17,9 @@ from mcp_server.cli.evidence import (
     show_sweep,
     show_verification,
 )
-from mcp_server.cli.hub import show_fetched
+from mcp_server.cli.hub import exit_of_export, show_exported, show_fetched, show_made, show_published
 from mcp_server.cli.merging import RESULTS as MODELS
-from mcp_server.cli.merging import finish, result_of, show_merge, show_status
+from mcp_server.cli.merging import finish, result_of, show_merge
 from mcp_server.cli.replies import print_answers
 from mcp_server.schemas.job import JobStatus
 
@@ -39,9 +39,6 @@ def wait(job_id: Annotated[str, typer.Argument(help="as --detach printed it, or 
 
 def show_result(ended: JobStatus, as_json: bool) -> int:
     """What a job that succeeded found, as its own command shows it, and that command's exit code."""
-    if ended.kind not in RESULTS:
-        emit(ended, as_json, lambda: show_status(ended))
-        return 0
     show, code = RESULTS[ended.kind]
     found = MODELS[ended.kind].model_validate(result_of(ended))
     emit(found, as_json, lambda: show(found))
@@ -55,6 +52,9 @@ RESULTS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int]]] = {
     "evaluate": (show_evaluation, lambda found: EXIT_OF_EVALUATION[found.verdict]),
     "sweep": (show_sweep, lambda found: 0 if found.winner else 1),
     "ask": (print_answers, lambda _: 0),
+    "prepare": (show_made, lambda _: 0),
     "fetch": (show_fetched, lambda _: 0),
+    "export": (show_exported, exit_of_export),
+    "publish": (show_published, lambda _: 0),
 }
 """Kind of job → how a person sees its result, and the exit code."""

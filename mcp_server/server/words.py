@@ -31,6 +31,7 @@ CALLS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "strategies": ("list_strategies", ()),
     "fetch": ("fetch_model", ("ref",)),
     "export": ("export_merge", ("out", "dest")),
+    "publish": ("publish_merge", ("out", "repo")),
     "jobs": ("list_merges", ()),
     "status": ("merge_status", ("job_id",)),
     "wait": ("merge_status", ("job_id",)),

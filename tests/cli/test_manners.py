@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from mcp_server import cli
-from mcp_server.cli import console
+from mcp_server.cli import console, merging, waiting
 from mcp_server.cli.tables import laid_out
-from mcp_server.schemas.job import JobStatus, Progress
+from mcp_server.schemas.job import JobKind, JobStatus, Progress
 from tests.tiny import write_adapter, write_model
 
 LONG = "/a/path/that/is/longer/than/half/of/a/terminal/adapter-20261127-112957-zypt"
@@ -111,3 +112,7 @@ def test_a_missing_demo_base_is_named_with_the_command_that_makes_it(folder: Pat
         assert (code, f"model-merging fetch {demo}" in said.err) == (2, True), (command, said)
     assert cli.run(["validate", "recipe.yml"]) == 1
     assert f"model-merging fetch {demo}" in capsys.readouterr().out
+
+
+def test_the_result_of_every_kind_of_job_can_be_read_and_shown() -> None:
+    assert set(merging.RESULTS) == set(waiting.RESULTS) == set(get_args(JobKind))

@@ -146,3 +146,18 @@ def test_only_a_merge_of_ours_under_a_whole_name_is_published(merged: Path, tmp_
     for name in ("merged", "a/b/c", "../x/y", "./merged"):
         with pytest.raises(BadInput, match="not the name of a repository"):
             publication(merged, name, private=False, licence=None)
+
+
+def test_the_command_shows_what_would_go_and_with_a_yes_publishes_it(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MODEL_MERGING"))}
+    ours = {
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-cli"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_" + "a" * 20,
+        "MODEL_MERGING_HOME": str(tmp_path / "home"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "mcp_server.cli", "publish", str(merged), "me/merged", "--private"]
+    refused = subprocess.run(command, env=kept | ours, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "nothing was uploaded" in " ".join(refused.stderr.split())) == (2, True), refused.stderr
+    assert "me/merged" not in hub.repositories
+    done = subprocess.run([*command, "--yes", "--json"], env=kept | ours, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["files"]) == set(hub.repositories["me/merged"])
