@@ -25,12 +25,12 @@ from mcp_server.engine.request import Report
 from mcp_server.engine.thread_pool import ThreadPool
 from mcp_server.formats import tensor_names
 from mcp_server.formats.companions import TurnSettings
+from mcp_server.formats.dtypes import DTYPE_KEYS
 from mcp_server.formats.recipe import merge_recipe
 
 Array = np.ndarray[Any, Any]
 Take = Callable[[TensorPlan, Array], None]
 """Takes a finished tensor and its bytes (uint8, as the output would store them); called once per tensor, in the plan's order."""
-DTYPE_KEYS = frozenset({"dtype", "torch_dtype"})
 
 
 class InMemory:

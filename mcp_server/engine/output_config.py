@@ -7,11 +7,10 @@ from typing import Any
 
 from mcp_server.engine.plan import MergePlan
 from mcp_server.formats import tensor_names
+from mcp_server.formats.dtypes import DTYPE_KEYS
 from mcp_server.formats.identity import text_section
 from mcp_server.formats.quantised import without_quantisation
 from mcp_server.formats.tied import say_untied
-
-_DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def output_config(plan: MergePlan, *, own_head: bool = False) -> dict[str, Any]:
@@ -39,10 +38,10 @@ def output_config(plan: MergePlan, *, own_head: bool = False) -> dict[str, Any]:
 def name_dtypes(config: dict[str, Any], dtypes: list[str]) -> None:
     """Every dtype key names what is stored; keys of parts are left alone only where the output itself holds several dtypes."""
     main = max(set(dtypes), key=dtypes.count) if dtypes else "float32"
-    if not any(key in config for key in _DTYPE_KEYS):
+    if not any(key in config for key in DTYPE_KEYS):
         config["torch_dtype"] = main
     parts = [config, *(part for key, part in config.items() if key.endswith("config") and isinstance(part, dict))]
     for part in parts if len(set(dtypes)) == 1 else [config]:
-        for key in _DTYPE_KEYS:
+        for key in DTYPE_KEYS:
             if key in part:
                 part[key] = main

@@ -14,14 +14,14 @@ import math
 import os
 import re
 import struct
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from mcp_server.errors import Malformed, NotFound, Unsupported
 from mcp_server.formats.quantised.ggml import TYPES
-from mcp_server.formats.safetensors import MAX_ELEMENTS, REMEMBERED, SETTLED_NS, Header, TensorInfo
+from mcp_server.formats.remembered import Remembered
+from mcp_server.formats.safetensors import MAX_ELEMENTS, Header, TensorInfo
 
 MAX_ENTRIES: Final = 100_000
 MAX_ARRAY: Final = 4_000_000
@@ -50,7 +50,7 @@ class Gguf:
     metadata_end: int = 0
 
 
-_remembered: dict[tuple[int, ...], Gguf] = {}
+_remembered: Remembered[Gguf] = Remembered()
 
 
 def gguf_files(path: Path) -> list[Path]:
@@ -84,16 +84,12 @@ def read_gguf(file: Path) -> Gguf:
     try:
         with file.open("rb") as stream:
             about = os.fstat(stream.fileno())
-            key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-            if (known := _remembered.get(key)) is not None:
+            if (known := _remembered.of(about)) is not None:
                 return known
             found = _read(file, stream, about.st_size)
     except FileNotFoundError as missing:
         raise NotFound(f"{file} does not exist", "check the path, or download the file again") from missing
-    if time.time_ns() - about.st_ctime_ns > SETTLED_NS:
-        _remembered[key] = found
-        while len(_remembered) > REMEMBERED:
-            del _remembered[next(iter(_remembered))]
+    _remembered.keep(about, found)
     return found
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import Incompatible, Malformed, NotAModel, Unsupported
+from mcp_server.formats.dtypes import compute_dtype
 from mcp_server.formats.folder import GGUF_ORIGINAL
 from mcp_server.formats.gguf import Gguf, read_gguf
 from mcp_server.formats.identity import config_field
 from mcp_server.formats.quantised.ggml import Ggml
-from mcp_server.formats.quantised.part import COMPUTE_DTYPES, Part
+from mcp_server.formats.quantised.part import Part
 from mcp_server.formats.safetensors import Header
 
 _COMMON: Final = {
@@ -122,7 +123,7 @@ def _architecture(part: Gguf, config: dict[str, Any]) -> Architecture:
 
 
 def _weights(part: Gguf, known: Architecture, config: dict[str, Any]) -> Iterator[tuple[str, Ggml]]:
-    dtype = COMPUTE_DTYPES.get(str(config.get("dtype", config.get("torch_dtype", "bfloat16"))).removeprefix("torch."), "BF16")
+    dtype = compute_dtype(config)
     names = _COMMON | known.names
     for stored, info in part.header.tensors.items():
         if stored in _MADE:

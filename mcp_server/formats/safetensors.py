@@ -14,13 +14,13 @@ import json
 import math
 import os
 import stat
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import Malformed, NotFound
+from mcp_server.formats.remembered import Remembered
 
 MAX_HEADER_BYTES: Final = 100_000_000
 MAX_DIMENSIONS: Final = 16
@@ -34,12 +34,8 @@ DTYPE_BITS: Final[dict[str, int]] = {
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
 }  # fmt: skip
 
-REMEMBERED: Final = 64
 REMEMBERED_BYTES: Final = 1_000_000
-SETTLED_NS: Final = 100_000_000
-"""A file that changed less than a tenth of a second ago is read again: file systems count in ticks of up to 10 ms."""
-_remembered: dict[tuple[int, ...], Header] = {}
-"""Headers by device, inode, size and both times: a process reads the header of a file that is as it was once."""
+"""Longer headers are read again each time they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +67,9 @@ class Header:
     sha256: str
 
 
+_remembered: Remembered[Header] = Remembered()
+
+
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Parse and check the header of one safetensors file. Raises `NotFound` or `Malformed`, naming file and fault."""
     file = Path(path)
@@ -80,8 +79,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         with file.open("rb") as stream:
             about = os.fstat(stream.fileno())
             file_bytes = about.st_size
-            key = (about.st_dev, about.st_ino, file_bytes, about.st_mtime_ns, about.st_ctime_ns)
-            if (known := _remembered.get(key)) is not None:
+            if (known := _remembered.of(about)) is not None:
                 return known
             prefix = stream.read(8)
             if len(prefix) < 8:
@@ -101,10 +99,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     tensors, metadata = _parse(file, raw)
     _check_layout(file, tensors, file_bytes - 8 - length)
     header = Header(tensors, metadata, 8 + length, file_bytes, hashlib.sha256(prefix + raw).hexdigest())
-    if length <= REMEMBERED_BYTES and time.time_ns() - about.st_ctime_ns > SETTLED_NS:
-        _remembered[key] = header
-        while len(_remembered) > REMEMBERED:
-            del _remembered[next(iter(_remembered))]
+    if length <= REMEMBERED_BYTES:
+        _remembered.keep(about, header)
     return header
 
 

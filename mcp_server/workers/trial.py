@@ -112,9 +112,7 @@ def _fill(model: Any, candidate: InMemory, job: Job) -> None:
     targets = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     planned = {tensor.name: tensor.shape for tensor in candidate.plan.tensors}
     needed = {name for name, _ in model.named_parameters()}  # of weights that are tied, the one that is stored
-    if not needed <= set(planned) or any(tuple(targets[n].shape) != tuple(s) for n, s in planned.items() if n in targets):
-        raise _OtherNames
-    if set(planned) - set(targets):
+    if not needed <= set(planned) <= set(targets) or any(tuple(targets[n].shape) != tuple(s) for n, s in planned.items()):
         raise _OtherNames
 
     def take(tensor: Any, raw: Any) -> None:

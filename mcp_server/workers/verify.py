@@ -9,11 +9,8 @@ A model that does not fit in memory, or whose loader was killed, is inconclusive
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.content import content_hash
@@ -21,8 +18,8 @@ from mcp_server.formats.lineage import read_lineage
 from mcp_server.schemas.evidence import Check, Verification
 from mcp_server.schemas.job import VerifyRequest
 from mcp_server.steps.verify import verify, with_check
-from mcp_server.system.files import write_json
 from mcp_server.system.outputs import is_json_with, leave_record
+from mcp_server.workers.apart import run_apart
 from mcp_server.workers.protocol import Job, run_worker
 
 RESULT_FILE = "verification.json"
@@ -53,38 +50,23 @@ def _recipe_text(recipe: str | None) -> str | None:
 
 
 def _loads(out: Path, base: str | None, job: Job) -> Check:
-    folder = job.folder / "load"
-    folder.mkdir(exist_ok=True)
     try:
         base = base or read_lineage(out).base
     except Malformed:
         base = None
     asked = {"kind": "load_check", "parameters": {"out": str(out), "base": base}, "roots": job.roots}
-    write_json(folder / "request.json", asked)
-    with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        try:
-            ended = subprocess.run(
-                [sys.executable, "-P", "-m", "mcp_server.workers.load_check", str(folder)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-                timeout=LOAD_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            return Check(name="loads", passed=None, detail=f"loading did not end within {LOAD_SECONDS} s")
-    if ended.returncode == 0:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return Check(name="loads", passed=result["loads"], detail=result["detail"])
-    if ended.returncode < 0:
-        detail = f"the loader was ended by signal {-ended.returncode}, probably for want of memory; free some and verify again"
+    ended = run_apart("mcp_server.workers.load_check", job.folder / "load", asked, LOAD_SECONDS)
+    if ended.status is None:
+        return Check(name="loads", passed=None, detail=f"loading did not end within {LOAD_SECONDS} s")
+    if ended.status == 0:
+        return Check(name="loads", passed=ended.result["loads"], detail=ended.result["detail"])
+    if ended.status < 0:
+        detail = f"the loader was ended by signal {-ended.status}, probably for want of memory; free some and verify again"
         return Check(name="loads", passed=None, detail=detail)
-    error = folder / "error.json"
-    if error.is_file():
-        told: dict[str, Any] = json.loads(error.read_text(encoding="utf-8"))
+    if (told := ended.error) is not None:
         too_big = told.get("type") == "DoesNotFit"
         return Check(name="loads", passed=None if too_big else False, detail=f"{told['message']}; {told['next_step']}")
-    last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    return Check(name="loads", passed=False, detail=f"transformers refuses it: {last[0][:300] if last else 'no message'}")
+    return Check(name="loads", passed=False, detail=f"transformers refuses it: {ended.last_word}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mcp_server import jobs
-from mcp_server.formats import safetensors
+from mcp_server.formats import remembered, safetensors
 from mcp_server.formats.recipe import read
 from mcp_server.jobs import store as stored
 from mcp_server.schemas.job import MergeRequest
@@ -38,8 +38,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], Counte
 
     monkeypatch.setattr(read, "read_documents", parsing)
     monkeypatch.setattr(safetensors, "_parse", heading)
-    monkeypatch.setattr(safetensors, "SETTLED_NS", -(10**18))
-    monkeypatch.setattr(safetensors, "_remembered", {})
+    monkeypatch.setattr(remembered, "SETTLED_NS", -(10**18))
+    safetensors._remembered.clear()
     read._remembered.clear()
     yield texts, headers
     read._remembered.clear()

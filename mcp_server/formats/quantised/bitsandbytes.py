@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeGuard
 
 from mcp_server.errors import Malformed
-from mcp_server.formats.quantised.part import AGAIN, COMPUTE_DTYPES, SCALES, Found, Packing, Part, Stored, ceil, read_bytes
+from mcp_server.formats.dtypes import COMPUTE_DTYPES
+from mcp_server.formats.quantised.part import AGAIN, SCALES, Found, Packing, Part, Stored, ceil, read_bytes
 
 _STATE: Final = re.compile(r"(?P<weight>.+)\.quant_state\.bitsandbytes__(?P<kind>nf4|fp4)$")
 _MOST_STATE_BYTES: Final = 65_536

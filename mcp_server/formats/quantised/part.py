@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from mcp_server.errors import Malformed
+from mcp_server.formats.dtypes import compute_dtype
 from mcp_server.formats.safetensors import Header
 
-COMPUTE_DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 SCALES: Final = ("F32", "BF16", "F16")
 AGAIN: Final = "download or save the checkpoint again, or merge the unquantised model that it was made from"
 
@@ -95,8 +95,7 @@ class Stored:
     @property
     def dtype(self) -> str:
         """What the model is computed in: as config.json says, else bfloat16."""
-        named = str(self.config.get("dtype", self.config.get("torch_dtype", "bfloat16"))).removeprefix("torch.")
-        return COMPUTE_DTYPES.get(named, "BF16")
+        return compute_dtype(self.config)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from typing import Any, Final
 import yaml
 
 from mcp_server.errors import BadInput, Malformed, NotAllowed, NotFound
+from mcp_server.formats.companions import is_tokenizer_file
 from mcp_server.formats.content import content_hash
 from mcp_server.formats.folder import classify
-from mcp_server.formats.identity import TOKENIZER_FILES
 from mcp_server.formats.licence import known_licences, licence_notes
 from mcp_server.formats.provenance import (
     CARD_FILE,
@@ -41,10 +41,8 @@ _TEXTS: Final = (
     "report.html", "report.md",
 )  # fmt: skip
 _CONFIGS: Final = (
-    *TOKENIZER_FILES, "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json",
-    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.jinja",
-    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "LICENSE", "LICENSE.txt",
-    "NOTICE",
+    "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json", "preprocessor_config.json",
+    "processor_config.json", "video_preprocessor_config.json", "LICENSE", "LICENSE.txt", "NOTICE",
 )  # fmt: skip
 _LOCAL: Final = re.compile(
     r"(?<![\w:/.~-])(?:file://)?(?:/(?:home|root|Users|tmp|work|workspace|mnt|media|opt|srv|var|data|private|Volumes|scratch|content)"
@@ -85,11 +83,12 @@ def publication(folder: Path, name: str, *, private: bool, licence: str | None) 
         f"{source.name} has no hub id, so the card does not list it" for source in record.sources if source_id(source) is None
     ]
     known = _known_paths(folder, name, record)
-    texts = {file: _public_text(folder / file, known) for file in _TEXTS if (folder / file).is_file()}
+    there = [folder / file for file in _TEXTS if (folder / file).is_file()]
+    texts = {file.name: _scrubbed(file.read_text(encoding="utf-8"), known, file.name) for file in there}
     card = _card(folder, record, name, "peft" if adapter else "transformers", chosen)
     texts[CARD_FILE] = _scrubbed(card, known, CARD_FILE)
     files = {}
-    for file in sorted({entry.name for entry in folder.iterdir() if entry.is_file()} & set(_CONFIGS)):
+    for file in sorted(e.name for e in folder.iterdir() if e.is_file() and (e.name in _CONFIGS or is_tokenizer_file(e.name))):
         if file == "adapter_config.json":
             texts[file] = _adapter_config(folder / file, record)
         elif file in ("config.json", "tokenizer_config.json"):
@@ -164,10 +163,6 @@ def _known_paths(folder: Path, name: str, record: Provenance) -> dict[str, str]:
                     known[part] = public_name(part)
                     known[os.path.realpath(part)] = public_name(part)
     return dict(sorted(known.items(), key=lambda item: -len(item[0])))
-
-
-def _public_text(file: Path, known: dict[str, str]) -> str:
-    return _scrubbed(file.read_text(encoding="utf-8"), known, file.name)
 
 
 def _scrubbed(text: str, known: dict[str, str], file: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
 
+from mcp_server.formats.dtypes import named_dtype
 from mcp_server.formats.identity import config_field
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensor_names import split_layer
@@ -121,7 +121,7 @@ def _dtype(merge: Merge) -> Check:
     mixed = "" if len(counts) == 1 else f"; also {', '.join(f'{n} in {d}' for d, n in counts.most_common()[1:])}"
     if asked and DTYPES.get(asked, main) != main:
         return Check(name="dtype", passed=False, detail=f"the recipe asks for {asked}, the weights are {main}")
-    named = _named_dtype(merge.config)
+    named = named_dtype(merge.config)
     if named is not None and DTYPES.get(named, main) != main and not _base_misnames(merge):
         return Check(
             name="dtype", passed=False, detail=f"config.json says {named}, the weights are {main}: loaders would convert"
@@ -133,13 +133,8 @@ def _counts(tensors: Iterable[StoredTensor]) -> Counter[str]:
     return Counter(tensor.dtype for tensor in tensors if is_float(tensor.dtype))
 
 
-def _named_dtype(config: dict[str, Any]) -> str | None:
-    named = config.get("dtype", config.get("torch_dtype"))
-    return named.removeprefix("torch.") if isinstance(named, str) else None
-
-
 def _base_misnames(merge: Merge) -> bool:
-    if merge.base is None or (named := _named_dtype(merge.base.config)) is None:
+    if merge.base is None or (named := named_dtype(merge.base.config)) is None:
         return False
     counts = _counts(merge.base.tensors.values())
     return bool(counts) and DTYPES.get(named) not in (None, counts.most_common(1)[0][0])

@@ -11,13 +11,15 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import RunFailed, Unsupported
+from mcp_server.formats.dtypes import named_dtype
+from mcp_server.formats.identity import text_section
 from mcp_server.formats.provenance import CARD_FILE, PROVENANCE_FILE
 from mcp_server.formats.tensors import read_json
+from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job
 
 _OUTTYPES: Final = {"bfloat16": "bf16", "float16": "f16"}
@@ -44,9 +46,7 @@ def stored_type(config: dict[str, Any], quant: str | None) -> str:
     """The converter's type: as asked, else 16 bits as the weights are; float32 weights that are quantised later stay float32."""
     if quant in ("F16", "BF16"):
         return quant.lower()
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
-    dtype = config.get("dtype") or config.get("torch_dtype") or (inner or {}).get("dtype") or (inner or {}).get("torch_dtype")
-    return _OUTTYPES.get(str(dtype), "f16" if quant is None else "f32")
+    return _OUTTYPES.get(str(named_dtype(config) or named_dtype(text_section(config))), "f16" if quant is None else "f32")
 
 
 def convert(view: Path, out: Path, outtype: str, name: str, expected_bytes: int, job: Job) -> None:
@@ -55,14 +55,17 @@ def convert(view: Path, out: Path, outtype: str, name: str, expected_bytes: int,
     command = [sys.executable, "-P", "-m", "convert_hf_to_gguf", str(view), "--outfile", str(out), "--outtype", outtype]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     job.progress("convert", 0, expected_bytes, unit="bytes")
-    with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen([*command, "--model-name", name], stdout=stream, stderr=subprocess.STDOUT, env=environment)
-        while process.poll() is None:
-            done = out.stat().st_size if out.exists() else 0
-            job.progress("convert", min(done, expected_bytes), expected_bytes, unit="bytes")
-            time.sleep(0.2)
-    if process.returncode:
-        raise _explained(log.read_text(encoding="utf-8", errors="replace"), process.returncode)
+
+    def report() -> None:
+        done = out.stat().st_size if out.exists() else 0
+        job.progress("convert", min(done, expected_bytes), expected_bytes, unit="bytes")
+
+    with log.open("w", encoding="utf-8") as stream, repeating(report, 0.2):
+        ended = subprocess.run(
+            [*command, "--model-name", name], stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    if ended.returncode:
+        raise _explained(log.read_text(encoding="utf-8", errors="replace"), ended.returncode)
     job.progress("convert", expected_bytes, expected_bytes, unit="bytes")
 
 

@@ -7,17 +7,15 @@ Worker outputs  result.json: {"replies": [str]}
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import DoesNotFit, RunFailed
-from mcp_server.system.files import write_json
 from mcp_server.system.machine import available_bytes, gib
+from mcp_server.workers.apart import run_apart
 from mcp_server.workers.evaluating import models
 from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker
@@ -31,30 +29,17 @@ _CONTEXT: Final = 512
 
 def ask(job: Job, stage: str, **parameters: Any) -> list[str]:
     """Replies from a worker of its own. Raises what it reported, or `RunFailed` when it was ended."""
-    folder = job.folder / stage
-    folder.mkdir(exist_ok=True)
-    (folder / "error.json").unlink(missing_ok=True)
     asked = {"prompts": PROMPTS, "tokens": TOKENS, **parameters}
-    write_json(folder / "request.json", {"kind": "replies", "parameters": asked, "roots": job.roots})
-    with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        try:
-            ended = subprocess.run(
-                [sys.executable, "-P", "-m", "mcp_server.workers.exporting.replies", str(folder)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-                timeout=_SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RunFailed(f"no reply within {_SECONDS} s", f"see {folder / 'log.txt'}") from error
-    if ended.returncode == 0:
-        found: list[str] = json.loads((folder / "result.json").read_text(encoding="utf-8"))["replies"]
+    request = {"kind": "replies", "parameters": asked, "roots": job.roots}
+    ended = run_apart("mcp_server.workers.exporting.replies", job.folder / stage, request, _SECONDS)
+    if ended.status is None:
+        raise RunFailed(f"no reply within {_SECONDS} s", f"see {ended.folder / 'log.txt'}")
+    if ended.status == 0:
+        found: list[str] = ended.result["replies"]
         return found
-    if (folder / "error.json").is_file():
-        told = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+    if (told := ended.error) is not None:
         raise DoesNotFit(told["message"]) if told["type"] == "DoesNotFit" else RunFailed(told["message"])
-    last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    raise RunFailed(f"it ended with status {ended.returncode}: {last[0][:300] if last else 'no message'}")
+    raise RunFailed(f"it ended with status {ended.status}: {ended.last_word}")
 
 
 def main(job: Job) -> dict[str, Any]:

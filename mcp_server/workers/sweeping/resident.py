@@ -12,6 +12,11 @@ from mcp_server.system.paths import PACKAGE
 from mcp_server.workers.protocol import RUNNER_PID
 
 
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of a process that runs this package's modules and dies with this one."""
+    return {**os.environ, **environment, "PYTHONPATH": str(PACKAGE.parent), RUNNER_PID: str(os.getpid())}
+
+
 class Resident:
     """One process of `module`, which reads folders from standard input and answers with exit statuses. It is started again when
     it died; not for two threads at once."""
@@ -30,7 +35,7 @@ class Resident:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, **self._environment, "PYTHONPATH": str(PACKAGE.parent), RUNNER_PID: str(os.getpid())},
+                env=child_environment(self._environment),
             )
 
     def run(self, folder: Path) -> int:

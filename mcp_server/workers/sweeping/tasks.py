@@ -8,7 +8,6 @@ process dies with whoever started it, so that a task that runs again elsewhere h
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,9 +19,7 @@ from mcp_server.errors import MergingError, RunFailed, from_dict
 from mcp_server.formats.provenance import not_ours
 from mcp_server.system.files import write_json
 from mcp_server.system.outputs import replace_folder, require_folder
-from mcp_server.system.paths import PACKAGE
-from mcp_server.workers.protocol import RUNNER_PID
-from mcp_server.workers.sweeping.resident import Resident
+from mcp_server.workers.sweeping.resident import Resident, child_environment
 
 DONE = "task.json"
 
@@ -136,7 +133,7 @@ def _run_process(folder: Path, step: Step, environment: dict[str, str]) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
             check=False,
-            env={**os.environ, **environment, "PYTHONPATH": str(PACKAGE.parent), RUNNER_PID: str(os.getpid())},
+            env=child_environment(environment),
         )
     return ended.returncode
 
