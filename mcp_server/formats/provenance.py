@@ -209,7 +209,8 @@ def read_provenance(folder: Path) -> Provenance | None:
 def not_ours(folder: Path) -> str | None:
     """Why a folder is not a merge of ours and nothing else, or None when it is: only that is ever removed for a new one.
 
-    Its record has to name it as ours, and everything in it has to be a file that a merge or its evidence leaves there.
+    Its record has to name it as ours, and everything in it has to be a file that a merge or its evidence leaves there, or one
+    that the merge took over from a source and that is as it was written.
     """
     try:
         record = read_provenance(folder)
@@ -218,9 +219,12 @@ def not_ours(folder: Path) -> str | None:
     if record is None:
         return f"holds no {PROVENANCE_FILE} of ours (a merge of this tool has one)"
     known = _LEFT_BEHIND | {file.name for file in (record.output.files if record.output else ())}
+    taken_over = record.digests.files if record.digests else {}
     for entry in sorted(folder.iterdir()):
         weights = entry.suffix == ".safetensors" and entry.is_file()
-        if not weights and not (entry.name in known and not entry.is_dir()):
+        if weights or (entry.name in known and not entry.is_dir()):
+            continue
+        if not entry.is_file() or entry.name not in taken_over or taken_over[entry.name] != _file(entry, "full").sha256:
             return f"holds {entry.name!r}, which is not part of a merge"
     return None
 

@@ -7,7 +7,16 @@ import yaml
 
 from mcp_server.errors import NotAModel, NotFound
 from mcp_server.formats.licence import read_licence
-from mcp_server.formats.provenance import Provenance, SourceRecord, identify, read_provenance, write_model_card, write_provenance
+from mcp_server.formats.provenance import (
+    Provenance,
+    SourceRecord,
+    digests_of,
+    identify,
+    not_ours,
+    read_provenance,
+    write_model_card,
+    write_provenance,
+)
 from tests import tiny
 
 
@@ -129,3 +138,11 @@ def test_identity_needs_weights(tmp_path):
         identify(tmp_path / "nowhere")
     with pytest.raises(NotAModel):
         identify(tmp_path)
+
+
+def test_a_file_that_the_merge_took_over_is_its_own_until_somebody_changes_it(model, tmp_path):
+    (model / "SOURCE.json").write_text('{"made": "of a package"}', encoding="utf-8")
+    write_provenance(model, record(model, digests=digests_of(model)))
+    assert not_ours(model) is None
+    (model / "SOURCE.json").write_text("my own notes", encoding="utf-8")
+    assert not_ours(model) == "holds 'SOURCE.json', which is not part of a merge"
