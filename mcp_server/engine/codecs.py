@@ -17,6 +17,7 @@ from mcp_server.engine.blocks import CHUNK
 Array = np.ndarray[Any, Any]
 
 _INF = np.uint32(0x7F800000)
+_EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00}  # all of these bits set: infinite or not a number
 
 
 @njit(nogil=True, cache=True)
@@ -70,6 +71,23 @@ def count_nonfinite(bits: Array) -> int:
     for i in range(bits.size):
         found += (bits[i] & _INF) == _INF
     return found
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _count_nonfinite16(bits: Array, exponent: int) -> int:
+    found, mask = 0, np.uint16(exponent)
+    for i in range(bits.size):
+        found += (bits[i] & mask) == mask
+    return found
+
+
+def count_stored_nonfinite(raw: Array, dtype: str) -> int:
+    """How many elements of `raw`, held in `dtype` (safetensors name), are infinite or not a number."""
+    if dtype in _EXPONENT:
+        return int(_count_nonfinite16(raw.view(np.uint16), _EXPONENT[dtype]))
+    if dtype == "F64":
+        return int(raw.size // 8 - np.isfinite(raw.view(np.float64)).sum())
+    return int(count_nonfinite(raw.view(np.uint32)))
 
 
 @njit(nogil=True, cache=True)

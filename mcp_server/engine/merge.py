@@ -17,7 +17,7 @@ import numpy as np
 
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import BLOCK_ELEMENTS, Block, split
-from mcp_server.engine.codecs import count_nonfinite, decode, encode
+from mcp_server.engine.codecs import count_stored_nonfinite, decode, encode
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.evidence import TensorEvidence, digest_of, rounding_warnings, total
@@ -191,17 +191,17 @@ class Pass:
             raw = buffer[: block.count * size]
             encode(out, stored, raw)
             piece = hashlib.sha256(raw.data).digest()
+            if count := count_stored_nonfinite(raw, stored):
+                if not self.allow_nonfinite:
+                    raise _overflow(tensor, reference, deltas, out, stored)
+                bad["merged"] = count
             rounded = out
-            if stored != "F32":
+            if tensor.reference is not None and stored != "F32":
                 rounded = workspace.take("rounded", block.count)
                 decode(raw, stored, rounded)
             self.writer.write(number, block.start * size, buffer, raw.size)
             self.written += raw.size
             self.report("merge", self.written, self.layout.weight_bytes, "bytes")
-            if count := int(count_nonfinite(rounded.view(np.uint32))):
-                if not self.allow_nonfinite:
-                    raise _overflow(tensor, reference, deltas, out, rounded)
-                bad["merged"] = count
             if tensor.reference is None:
                 return [], bad, piece
             grid = reference
@@ -241,8 +241,11 @@ class Pass:
             evidence.nonfinite |= bad
 
 
-def _overflow(tensor: OpenTensor, reference: Array, deltas: Array, out: Array, rounded: Array) -> Malformed:
+def _overflow(tensor: OpenTensor, reference: Array, deltas: Array, out: Array, stored: str) -> Malformed:
     """The sources are finite and the result is not: too large for the output's dtype. Names the source that is largest there."""
+    raw, rounded = np.empty(out.size * ITEM_BYTES[stored], np.uint8), np.empty_like(out)
+    encode(out, stored, raw)
+    decode(raw, stored, rounded)
     place = int(np.flatnonzero(~np.isfinite(rounded))[0])
     values = {entry.source: float(delta[place]) for entry, delta in zip(tensor.deltas, deltas, strict=True)}
     if tensor.reference is not None:

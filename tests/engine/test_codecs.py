@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mcp_server.engine.codecs import decode, encode
+from mcp_server.engine.codecs import count_stored_nonfinite, decode, encode
 
 HALF_PATTERNS = np.arange(1 << 16, dtype=np.uint16)
 
@@ -52,3 +52,13 @@ def test_not_a_number_stays_one(dtype: str) -> None:
     encode(values, dtype, raw.view(np.uint8))
     decode(raw.view(np.uint8), dtype, back)
     assert np.isnan(back).all()
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_values_that_are_not_finite_are_counted_as_stored(dtype: str) -> None:
+    values = np.array([0.0, -1.0, np.inf, -np.inf, np.nan, 65504.0, 1e-40] * 5, np.float32)
+    raw = np.empty(values.size * {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}[dtype], np.uint8)
+    encode(values, dtype, raw)
+    assert count_stored_nonfinite(raw, dtype) == 15
+    if dtype == "F16":
+        assert count_stored_nonfinite(HALF_PATTERNS.view(np.uint8), dtype) == (~np.isfinite(HALF_PATTERNS.view(np.float16))).sum()
