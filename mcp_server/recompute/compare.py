@@ -62,6 +62,7 @@ class Tally:
     labels: Sequence[str]
     compared: int = 0
     wrong: int = 0
+    strange: int = 0
     worst: float = 0.0
     limit: float = 0.0
     first_row: int | None = None
@@ -90,9 +91,11 @@ class Tally:
             rows = np.flatnonzero(bad.any(axis=1))
             self.first_row = first + int(rows[0]) if self.first_row is None else self.first_row
             self.last_row = first + int(rows[-1])
-            error = np.where(bad, np.abs(stored - expected), 0)
-            place = np.unravel_index(int(np.nanargmax(error)) if np.isfinite(error).any() else 0, error.shape)
-            if not error[place] <= self.worst:
+            self.strange += int((bad & ~np.isfinite(stored) & np.isfinite(expected)).sum())
+            error = np.abs(stored - expected)
+            error = np.where(bad & np.isfinite(error), error, 0.0)
+            place = np.unravel_index(int(error.argmax()), error.shape)
+            if error[place] > self.worst:
                 self.worst, self.limit = float(error[place]), float(np.broadcast_to(limit, error.shape)[place])
 
     def _likeness(self, block: Block, stored: Array) -> None:
@@ -139,7 +142,6 @@ def _same_oddity(stored: Array, expected: Array) -> Array:
 
 def in_words(tally: Tally) -> str:
     """What is wrong with one tensor. The commonest mistakes have names; everything else is counted."""
-    import numpy as np
 
     for label in ("the base", *tally.labels):
         if tally.equal.get(label) and not (label != "the base" and tally.equal.get("the base")):
@@ -153,6 +155,9 @@ def in_words(tally: Tally) -> str:
     if said := _scaled(tally):
         return said
     share = f"{tally.wrong:,} of {tally.compared:,} values differ"
+    if tally.strange:
+        share = f"holds {tally.strange:,} values that are infinite or not a number where the recipe makes finite ones"
+        share += f"; {tally.wrong - tally.strange:,} others differ" if tally.wrong > tally.strange else ""
     rows = ""
     if len(tally.shape) > 1 and tally.first_row is not None and tally.wrong < tally.compared / 2:
         rows = (
@@ -162,7 +167,7 @@ def in_words(tally: Tally) -> str:
         )
     if (drift := tally.drifted()) is not None and not tally.wrong:
         return f"holds {drift:.2f} of the change that the recipe makes (wrong scale)"
-    off = f"; by up to {tally.worst:.3g} where rounding explains {tally.limit:.2g}" if np.isfinite(tally.worst) else ""
+    off = f"; by up to {tally.worst:.3g} where rounding explains {tally.limit:.2g}" if tally.worst else ""
     return f"{share}{rows}{off}"
 
 

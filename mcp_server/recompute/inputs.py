@@ -20,6 +20,8 @@ SPARSE: Final = {
     "della_linear": ("rank", False),
 }  # fmt: skip
 """Method → (how a delta is thinned, whether a sign is elected)."""
+CLOSE: Final = 2.0**-18
+"""Values this close, relatively, may change places when they are computed in float32."""
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,32 @@
 """The merge methods in float64, block by block, as mergekit 0.1.5's definitions state them.
 
-Most are sums, out = c·base + Σ f·value, whose factors follow from the recipe or from lengths and angles of the whole tensor. The
-others thin deltas first: `sparse`.
+Most are sums, out = c·base + Σ f·value, whose factors follow from the recipe or from lengths and angles of the whole tensor.
+Others thin deltas first (`sparse`), or decide for each element how much of each delta it takes (`selective`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.recompute.adapters import CannotCompute
-from mcp_server.recompute.inputs import SPARSE, Block, Made, Span, load, weights_of
-from mcp_server.recompute.reading import BLOCK_ELEMENTS, rows_of, spans
-from mcp_server.recompute.sparse import CLOSE, Sparse
+from mcp_server.recompute.inputs import CLOSE, SPARSE, Block, Made, Span, load, weights_of
+from mcp_server.recompute.reading import spans
+from mcp_server.recompute.selective import SELECTIVE, Compute
+from mcp_server.recompute.sparse import Sparse
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
 
-WHOLE: Final = frozenset({"slerp", "nuslerp", "multislerp", "model_stock", "sce", *SPARSE} - {"dare_linear", "dare_ties"})
+WHOLE: Final = frozenset(
+    {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "ramplus_tl", "arcee_fusion", *SPARSE}
+    - {"dare_linear", "dare_ties"}
+)
 """Methods whose result at one element depends on the whole tensor (DARE's does when it rescales)."""
-
-Compute = Callable[[Span], Block]
 
 
 def reads_whole(made: Made) -> bool:
@@ -39,10 +41,8 @@ def prepare(made: Made, seed: int | None, close: float = CLOSE) -> Compute:
     """
     if made.method in SPARSE:
         return Sparse(made, seed, close).block
-    if made.method == "sce":
-        return _sce(made)
-    if made.method == "nearswap":
-        return _nearswap(made)
+    if made.method in SELECTIVE:
+        return SELECTIVE[made.method](made, max(CLOSE, close))
     if made.method not in _FACTORS:
         raise CannotCompute(f"{made.method} has no definition here")
     scale, factors = _FACTORS[made.method](made)
@@ -147,6 +147,38 @@ def _multislerp(made: Made) -> Factors:
     return 1 - float(factors.sum()), [float(f) for f in factors]
 
 
+def _karcher(made: Made) -> Factors:
+    """The Karcher mean of the directions at the mean length; every vector is a sum of the inputs, so by their products."""
+    import numpy as np
+
+    count, tol = len(made.operands), made.shared["tol"]
+    if count == 1:
+        return 0.0, [1.0]
+    gram = _gram(made, deltas=True)
+    lengths = np.sqrt(gram.diagonal())
+    long = np.flatnonzero(lengths > tol)
+    if not long.size:
+        return 0.0, [0.0] * count
+    directions = np.eye(count)[long] / lengths[long, None]
+
+    def unit_of(vector: Array) -> Array:
+        return vector / math.sqrt(float(vector @ gram @ vector))
+
+    mean = directions.mean(axis=0)
+    mean = directions[0] if math.sqrt(max(float(mean @ gram @ mean), 0.0)) < tol else unit_of(mean)
+    for _ in range(int(made.shared["max_iter"])):
+        cosines = np.clip(directions @ gram @ mean, -1, 1)
+        angles = np.arccos(cosines)
+        apart = angles >= tol
+        stretch = np.where(apart, angles / np.where(apart, np.sin(angles), 1.0), 0.0)
+        tangent = (stretch[:, None] * (directions - cosines[:, None] * mean)).sum(axis=0) / len(long)
+        step = math.sqrt(max(float(tangent @ gram @ tangent), 0.0))
+        if step < tol:
+            break
+        mean = unit_of(math.cos(step) * mean + math.sin(step) / step * tangent)
+    return 0.0, [float(factor) for factor in lengths.mean() * mean]
+
+
 def _model_stock(made: Made) -> Factors:
     import numpy as np
 
@@ -165,69 +197,5 @@ def _model_stock(made: Made) -> Factors:
 
 _FACTORS: Final[dict[str, Callable[[Made], Factors]]] = {
     "linear": _linear, "passthrough": _passthrough, "kept": _kept, "task_arithmetic": _task_arithmetic, "slerp": _slerp,
-    "nuslerp": _nuslerp, "multislerp": _multislerp, "model_stock": _model_stock,
+    "nuslerp": _nuslerp, "multislerp": _multislerp, "karcher": _karcher, "model_stock": _model_stock,
 }  # fmt: skip
-
-
-# ── others ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _sce(made: Made) -> Compute:
-    """Select by variance, weigh by energy, erase minorities (needs the tensor in memory for its ranks)."""
-    import numpy as np
-
-    topk = made.shared["select_topk"]
-    if math.prod(made.shape) > 16 * BLOCK_ELEMENTS:
-        raise CannotCompute("sce ranks a tensor whole, and this one is too large to hold")
-    base, _, deltas, size = load(made, (0, rows_of(made.shape)[0]))
-    assert base is not None
-    moved = np.stack(deltas)
-    mask, loose = np.ones(base.shape, bool), np.zeros(base.shape, bool)
-    if topk < 1:
-        variance = moved.var(axis=0).astype(np.float32)
-        k = int(np.count_nonzero(variance) * topk)
-        order = np.argsort(-variance.ravel(), kind="stable")
-        mask = np.zeros(variance.size, bool)
-        mask[order[:k]] = True
-        mask = mask.reshape(variance.shape)
-        if k:
-            last = float(variance.ravel()[order[k - 1]])
-            loose = np.abs(variance - last) <= CLOSE * last
-    energy = ((moved * mask) ** 2).reshape(len(moved), -1).mean(axis=1)
-    weights = energy / energy.sum() if energy.sum() >= 1e-6 else np.full(len(moved), 1 / len(moved))
-
-    def mixed(part: slice, chosen: Array, tie: int = 0) -> Array:
-        """`tie`: the sign where the sum of the changes is zero within rounding; 0 decides as defined (plus)."""
-        own = moved[:, part] * chosen
-        total = own.sum(0)
-        sign = np.where(total >= 0, 1, -1)
-        if tie:
-            sign = np.where(np.abs(total) <= CLOSE * np.abs(own).sum(0), tie, sign)
-        kept = weights.reshape(-1, *[1] * (own.ndim - 1)) * (np.sign(own) == sign)
-        result: Array = base[part] + (own * kept).sum(0) / np.maximum(kept.sum(0), 1e-6)
-        return result
-
-    def block(span: Span) -> Block:
-        part = slice(*span)
-
-        def otherwise() -> Iterator[Array]:
-            for chosen in (mask[part], mask[part] ^ loose[part]):
-                for tie in (0, 1, -1):
-                    yield mixed(part, chosen, tie)
-
-        reach = np.abs(moved[:, part]).sum(0)
-        return Block(mixed(part, mask[part]), size[part], reach, base[part], [delta[part] for delta in deltas], otherwise)
-
-    return block
-
-
-def _nearswap(made: Made) -> Compute:
-    import numpy as np
-
-    def block(span: Span) -> Block:
-        base, _, deltas, size = load(made, span)
-        assert base is not None
-        share = np.clip(made.shared["t"] / np.maximum(np.abs(deltas[0]), 1e-6), 0, 1)
-        return Block(base + share * deltas[0], size, np.abs(share * deltas[0]), base, deltas)
-
-    return block

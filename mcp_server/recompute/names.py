@@ -37,6 +37,10 @@ METHODS: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
     "della_linear": ("base", _SPARSE | {"epsilon": 0.15}, _DELTAS | {"rescale": True}),
     "sce": ("base", {}, {"select_topk": 1.0}),
     "nearswap": ("base", {}, {"t": None}),
+    "karcher": ("input", {}, {"max_iter": 10, "tol": 1e-5}),
+    "ram": ("base", {}, {"epsilon": 1e-5}),
+    "ramplus_tl": ("base", {}, {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5}),
+    "arcee_fusion": ("base", {}, {}),
 }
 """Method → (whether the base is one of the inputs, parameters of each input, shared ones), with mergekit 0.1.5's defaults.
 
@@ -153,7 +157,7 @@ class Names:
         }
         if resolved.get("nuslerp_flatten") is False or resolved.get("nuslerp_row_wise"):
             raise CannotCompute("nuslerp row by row has no definition here")
-        if base is None and method not in ("linear", "passthrough", "nuslerp", "multislerp"):
+        if base is None and method not in ("linear", "passthrough", "nuslerp", "multislerp", "karcher"):
             raise CannotCompute(f"{method} needs a base, and the slice has none")
         if not operands:
             return Made(name, stored.shape, "kept", (Operand(self.donor.label, values[0], {}),), None, {})

@@ -161,7 +161,7 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         else:
             values = read_rows(stored, *span)
         tally.add(span[0], block, values, folded, slack)
-        _land(merge, made, block, values, found)
+        land(merge, made, block, values, found)
         untouched = untouched and not any(delta.any() for delta in block.deltas)
         if block.base is not None and len(made.shape) > 1:
             energy += float((block.base**2).sum())
@@ -218,15 +218,20 @@ def _copied(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         found.wrong[planned.name] = "is copied from no source: its values are those of none"
 
 
-def _land(merge: Merge, made: Made, block: Block, values: Any, found: Recomputed) -> None:
-    """Sums for the share of every source's delta that arrived; only matrices, which hold nearly all of it."""
+def land(merge: Merge, made: Made, block: Block, values: Any, found: Recomputed) -> None:
+    """Sums for the share of every source's delta that arrived; only matrices, which hold nearly all of it.
+
+    Values that are no numbers count as not moved.
+    """
+    import numpy as np
+
     if block.base is None:
         base, deltas = _linear_deltas(merge, made, block)
     else:
         base, deltas = block.base, {o.label: d for o, d in zip(made.operands, block.deltas, strict=True)}
     if base is None or min(rows_of(made.shape)) < 1 or len(made.shape) < 2:
         return
-    moved = values - base
+    moved = np.where(np.isfinite(values), values - base, 0.0)
     whole = {o.label for o in made.operands if not o.value.adapted}
     found.likeness.add(base, {label: delta for label, delta in deltas.items() if label in whole})
     for label, delta in deltas.items():
@@ -248,4 +253,4 @@ def _linear_deltas(merge: Merge, made: Made, block: Block) -> tuple[Any, dict[st
     return base, {label: value - base for label, value in values.items()}
 
 
-__all__ = ["Recomputed", "recompute"]
+__all__ = ["Recomputed", "land", "recompute"]

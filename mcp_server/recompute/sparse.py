@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.recompute import random
 from mcp_server.recompute.adapters import CannotCompute
-from mcp_server.recompute.inputs import SPARSE, Block, Made, Span, load, weights_of
+from mcp_server.recompute.inputs import CLOSE, SPARSE, Block, Made, Span, load, weights_of
 from mcp_server.recompute.reading import rows_of, spans
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 _NEGLIGIBLE: Final = 1e-7
-CLOSE: Final = 2.0**-18
-"""Magnitudes this close, relatively, may change places when they are computed in float32."""
 HELD_ELEMENTS: Final = 1 << 25
 """One delta's magnitudes are held between passes up to this many (128 MiB); those of larger ones are computed in each pass."""
 

@@ -15,8 +15,12 @@ MATRIX, SQUARE = "model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.
 NORM, BIAS, HEAD = "model.layers.2.input_layernorm.weight", "model.layers.1.self_attn.q_proj.bias", "lm_head.weight"
 METHODS = {
     "linear": {}, "task_arithmetic": {}, "ties": {"density": 0.5}, "dare_ties": {"density": 0.5},
-    "breadcrumbs": {"density": 0.6}, "della": {"density": 0.5},
+    "breadcrumbs": {"density": 0.6}, "della": {"density": 0.5}, "karcher": {}, "sce": {"select_topk": 0.6},
+    "ram": {"epsilon": 0.1}, "ramplus_tl": {"epsilon": 0.1}, "arcee_fusion": {}, "nearswap": {"t": 0.05},
+    "multislerp": {}, "model_stock": {},
 }  # fmt: skip
+SHARED = {"sce", "ram", "ramplus_tl", "nearswap"}
+"""Methods whose settings belong to the recipe, not to a source."""
 Change = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(merged, base, source) → damaged."""
 DAMAGE: dict[str, tuple[str, Change, str]] = {
@@ -38,10 +42,13 @@ DAMAGE: dict[str, tuple[str, Change, str]] = {
 
 
 def recipe(folder: Path, method: str) -> str:
-    settings = {"weight": 0.5} | METHODS[method]
-    names = ("base", "one", "two") if method == "linear" else ("one", "two")
-    models = [{"model": str(folder / name), "parameters": settings} for name in names]
-    return json.dumps({"merge_method": method, "base_model": str(folder / "base"), "models": models, "dtype": "float32"})
+    own = {"weight": 0.5} | ({} if method in SHARED else METHODS[method])
+    names = (
+        ("base", "one", "two") if method == "linear" else ("one",) if method in ("arcee_fusion", "nearswap") else ("one", "two")
+    )
+    models = [{"model": str(folder / name), "parameters": own} for name in names]
+    made = {"merge_method": method, "base_model": str(folder / "base"), "models": models, "dtype": "float32"}
+    return json.dumps(made | ({"parameters": METHODS[method]} if method in SHARED else {}))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from mcp_server.recompute.inputs import SPARSE, Made, Operand
 from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.methods import prepare
 from mcp_server.recompute.names import Names
+from mcp_server.recompute.pass_over import Recomputed, land
 from mcp_server.recompute.reading import MANTISSA, is_float, read_rows, spans, unit
 from mcp_server.recompute.values import Value
 from mcp_server.schemas.evidence import Check
@@ -39,8 +40,11 @@ class Statistics:
     wrong: dict[str, Any] = field(default_factory=dict)
 
 
-def statistics(merge: Merge, names: list[str], *, full: bool) -> Statistics:
-    """Judge tensors of a random method by projection. Those that cannot be judged stay in neither list."""
+def statistics(merge: Merge, names: list[str], again: Recomputed, *, full: bool) -> Statistics:
+    """Judge tensors of a random method by projection. Those that cannot be judged stay in neither list.
+
+    What arrived of each source's delta does not depend on the draw: it is added to `again`.
+    """
     assert merge.recipe is not None
     planner, found = Names(merge.recipe, merge.by_ref, merge.tensors), Statistics()
     for name in names:
@@ -48,7 +52,7 @@ def statistics(merge: Merge, names: list[str], *, full: bool) -> Statistics:
         if made is None or made.base is None or made.method not in SPARSE:
             continue
         try:
-            said = _judge(merge, made, full=full)
+            said = _judge(merge, made, again, full=full)
         except CannotCompute:
             continue
         if said:
@@ -58,12 +62,14 @@ def statistics(merge: Merge, names: list[str], *, full: bool) -> Statistics:
     return found
 
 
-def _judge(merge: Merge, made: Made, *, full: bool) -> str:
+def _judge(merge: Merge, made: Made, again: Recomputed, *, full: bool) -> str:
     """'' when the change is what the method makes on average, within its spread.
 
     The mean is the same method with every element kept; an election and normalisation move it, so for those the share may lie
     between a quarter and four times it.
     """
+    import numpy as np
+
     certain = Made(
         made.name,
         made.shape,
@@ -74,7 +80,7 @@ def _judge(merge: Merge, made: Made, *, full: bool) -> str:
     )
     compute, elects = prepare(certain, None), SPARSE[made.method][1]
     there = meant = noise = spread = 0.0
-    outside = 0
+    outside = strange = 0
     equal_base = True
     density = min(o.settings["density"] for o in made.operands)
     factor = 1.0 if made.shared["rescale"] else density
@@ -82,6 +88,8 @@ def _judge(merge: Merge, made: Made, *, full: bool) -> str:
         block = compute(span)
         assert block.base is not None
         stored = read_rows(merge.tensors[made.name], *span)
+        strange += int(np.count_nonzero(~np.isfinite(stored)))
+        land(merge, made, block, stored, again)
         change, moved = factor * (block.expected - block.base), stored - block.base
         step = unit(np_max(block.base, block.expected), _coarsest(merge, made))
         there += float((moved * change).sum())
@@ -95,8 +103,10 @@ def _judge(merge: Merge, made: Made, *, full: bool) -> str:
         return "" if equal_base else "is changed although no source changes it"
     if equal_base and meant > noise:
         return "equals the base: nothing was merged into it"
+    if strange:
+        return f"holds {strange:,} values that are infinite or not a number"
     if outside:
-        return f"has {outside} values that no draw of {made.method} can make"
+        return f"has {outside:,} values that no draw of {made.method} can make"
     share = there / meant
     slack = _SIGMAS * math.sqrt(noise + spread) / meant
     low, high = (0.25, 4.0) if elects else (1 - _SHARE, 1 + _SHARE)

@@ -98,7 +98,7 @@ def _values(merge: Merge, again: Recomputed, *, full: bool) -> Check:
     unknown = dict(again.unknown)
     said = ""
     if method in RANDOM and not merge.ours:
-        outcome = statistics(merge, list(unknown), full=full)
+        outcome = statistics(merge, list(unknown), again, full=full)
         again.wrong |= outcome.wrong
         for name in outcome.fitting:
             unknown.pop(name)
