@@ -17,6 +17,7 @@ from mcp_server.formats.folder import FolderKind, classify, folder_of
 from mcp_server.formats.gguf import gguf_files
 from mcp_server.formats.gguf_model import read_model, require_config
 from mcp_server.formats.identity import config_field
+from mcp_server.formats.memory_names import is_conv1d
 from mcp_server.formats.quantised import Packing, Stored, find_weights
 from mcp_server.formats.refs import is_hub_id, not_here, resolve_ref, split_revision
 from mcp_server.formats.safetensors import Header, read_header
@@ -85,12 +86,18 @@ def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
     config = read_json(folder / "config.json")
     headers, shadowed_by = read_headers(folder)
     try:
-        unpacked = _unpacked(_together(folder, headers), Stored.of(str(folder), headers, config))
+        unpacked = _unpacked(_together(folder, headers), Stored.of(str(folder), headers, config, _quantisation(folder)))
     except Unsupported as unread:
         raise NotAModel(unread.message, unread.next_step, ref=ref, kind="quantised") from unread
     names, wrapper = without_wrappers(unpacked)
     tensors = {names[name]: tensor for name, tensor in unpacked.items()}
     return Checkpoint(ref, folder, config, tensors, headers, wrapper, shadowed_by)
+
+
+def _quantisation(folder: Path) -> dict[str, Any]:
+    """The file that older GPTQ and AWQ models describe their packing in."""
+    files = [folder / name for name in ("quantize_config.json", "quant_config.json")]
+    return next((read_json(file) for file in files if file.is_file()), {})
 
 
 def _open_gguf(ref: str, path: Path) -> Checkpoint:
@@ -167,6 +174,12 @@ def _together(folder: Path, headers: dict[Path, Header]) -> dict[str, StoredTens
 def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, StoredTensor]:
     """The tensors that a model has, in stored order: packed weights stand where the first of their parts does."""
     weights = find_weights(stored)
+    for name in weights.packed:
+        if is_conv1d(stored.config, name.removesuffix(".weight")):
+            raise Unsupported(
+                f"{stored.where}: {name} is a Conv1D, stored as (in, out), and its packed form is turned, which is not read here",
+                "load it with transformers, model.dequantize() and save it, or merge the unquantised model",
+            )
     found: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         if (weight := weights.replaced.get(name)) is None:

@@ -17,7 +17,8 @@ from mcp_server.formats.tensors import read_json
 _SUFFIXES: Final = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".vocab", ".bpe", ".spm", ".py")
 _NOT_OURS: Final = (
     "config.json", "adapter_config.json", "merge_provenance.json", "trainer_state.json", "all_results.json", "train_results.json",
-    "eval_results.json", "training_args.json", "quantize_config.json", "requirements.txt", "dataset_infos.json", "latest.txt",
+    "eval_results.json", "training_args.json", "quantize_config.json", "quant_config.json", "requirements.txt",
+    "dataset_infos.json", "latest.txt",
 )  # fmt: skip
 _MOST_BYTES: Final = 1 << 28
 GENERATION: Final = "generation_config.json"

@@ -68,7 +68,8 @@ def _stored(part: Part, dtype: str | None = None) -> Array:
 
 
 def _codebook(packing: Codebook, element: Array) -> Array:
-    byte = _stored(packing.codes).reshape(-1)[element // 2]
+    codes = packing.codes  # two a byte, whatever dtype they are stored as
+    byte = np.memmap(codes.file, "u1", "r", codes.offset, (codes.nbytes,))[element // 2]
     code = np.where(element % 2, byte & 15, byte >> 4)
     group = element // packing.block
     absmax = _stored(packing.absmax)[group]
@@ -97,7 +98,8 @@ def _scaled(packing: Scaled, row: Array, column: Array) -> Array:
     height = packing.shape[-2]
     grid = (-1, -(-height // packing.block[0]), -(-packing.columns // packing.block[1]))
     where = (row // height, row % height // packing.block[0], column // packing.block[1])
-    scale = _stored(packing.scale).reshape(grid)[where].astype(np.float64)
+    kind = "F8_E8M0" if packing.scale.dtype == "U8" else None
+    scale = _stored(packing.scale, kind).reshape(grid)[where].astype(np.float64)
     dtype = packing.codes.dtype
     codes = _stored(packing.codes, "I8" if dtype == "I8" else "U8").reshape(-1, packing.columns)[row, column]
     if dtype != "I8":
@@ -138,8 +140,12 @@ def _ggml(packing: Ggml, first: int, last: int) -> Array:
     return values.reshape(1, -1) if vector else values[first - begin : last - begin]
 
 
-def _bits(words: Array, place: Array, bits: int) -> Array:
-    return (words.astype(np.int64) >> (place * bits)) & ((1 << bits) - 1)
+def _bits(words: Array, line: Array, number: Array, bits: int, *, down: bool) -> Array:
+    """Code `number` of a line of words: of column `line` (`down`) or of row `line`. Codes lie end to end in the words' bits."""
+    word, place = np.divmod(number * bits, 32)
+    following = np.minimum(word + 1, words.shape[0 if down else 1] - 1)
+    low, high = ((words[w, line] if down else words[line, w]).astype(np.int64) & 0xFFFFFFFF for w in (word, following))
+    return ((low >> place) | np.where(place, high << (32 - place), 0)) & ((1 << bits) - 1)
 
 
 def _group(order: Part | None, column: Array, columns: int, groups: int) -> Array:
@@ -147,26 +153,26 @@ def _group(order: Part | None, column: Array, columns: int, groups: int) -> Arra
 
 
 def _packed_rows(packing: PackedRows, row: Array, column: Array) -> Array:
-    per, middle = 32 // packing.bits, 1 << (packing.bits - 1)
+    middle = 1 << (packing.bits - 1)
     group = _group(packing.order, column, packing.columns, packing.scale.shape[1])
-    code = _bits(_stored(packing.codes)[row, column // per], column % per, packing.bits) - middle
+    code = _bits(_stored(packing.codes), row, column, packing.bits, down=False) - middle
     where = (np.minimum(row, packing.scale.shape[0] - 1), group)
     zero: Any = 0
     if packing.zero is not None and packing.zero.dtype == "I8":
         zero = _stored(packing.zero)[where].astype(np.int64)
     elif packing.zero is not None:
-        zero = _bits(_stored(packing.zero)[where[0] // per, group], where[0] % per, packing.bits) - middle
+        zero = _bits(_stored(packing.zero), group, where[0], packing.bits, down=True) - middle
     return (code - zero) * _stored(packing.scale)[where].astype(np.float64)
 
 
 def _packed_columns(packing: PackedColumns, row: Array, column: Array) -> Array:
-    per, limit = 32 // packing.bits, (1 << packing.bits) - 1
+    limit = (1 << packing.bits) - 1
     group = _group(packing.order, column, packing.columns, packing.scale.shape[0])
     if packing.interleaved:
         place = np.array([0, 4, 1, 5, 2, 6, 3, 7])[row % 8]
-        code = _bits(_stored(packing.codes)[column, row // 8], place, 4)
-        zero = _bits(_stored(packing.zero)[group, row // 8], place, 4)
+        code = _bits(_stored(packing.codes), column, row // 8 * 8 + place, 4, down=False)
+        zero = _bits(_stored(packing.zero), group, row // 8 * 8 + place, 4, down=False)
     else:
-        code = _bits(_stored(packing.codes)[column // per, row], column % per, packing.bits)
-        zero = (_bits(_stored(packing.zero)[group, row // per], row % per, packing.bits) + packing.added) & limit
+        code = _bits(_stored(packing.codes), row, column, packing.bits, down=True)
+        zero = (_bits(_stored(packing.zero), group, row, packing.bits, down=False) + packing.added) & limit
     return (code - zero) * _stored(packing.scale)[group, row].astype(np.float64)

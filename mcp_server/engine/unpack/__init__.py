@@ -21,7 +21,7 @@ from mcp_server.formats.gathered import Gathered
 from mcp_server.formats.quantised.bitsandbytes import Codebook, RowScaledInt8
 from mcp_server.formats.quantised.fp4 import UNITS_HELD, Float4, TurnedFloat4
 from mcp_server.formats.quantised.ggml import Ggml
-from mcp_server.formats.quantised.integers import WORD, PackedColumns, PackedRows
+from mcp_server.formats.quantised.integers import PackedColumns, PackedRows
 from mcp_server.formats.quantised.part import Packing, Part
 from mcp_server.formats.quantised.scaled import Scaled
 
@@ -279,9 +279,13 @@ def _rows(packing: Packing, start: int, out: Array) -> tuple[Array, int]:
 
 
 def _unpacked(words: Array, bits: int) -> Array:
-    """(rows, words) to (rows, words · 32/bits) codes, the first in the lowest bits."""
-    shifts = np.arange(0, WORD, bits, dtype=np.uint32)
-    return ((words[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)).reshape(words.shape[0], -1)
+    """(rows, words) to (rows, words · 32/bits) codes, the first in the lowest bits; a code may end in the next word."""
+    stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
+    stream = stream[:, : stream.shape[1] // bits * bits].reshape(words.shape[0], -1, bits)
+    codes = stream[:, :, 0].astype(np.uint32)
+    for place in range(1, bits):
+        codes |= stream[:, :, place].astype(np.uint32) << np.uint32(place)
+    return codes
 
 
 def _order(order: Part, groups: int, read: Read) -> Array:

@@ -113,12 +113,20 @@ def bytes_with_zero(codes: Array, zero: Array, scale: Array, first: int, size: i
 
 @njit(nogil=True, cache=True)
 def words_with_zero(words: Array, bits: int, zero: Array, scale: Array, group: Array, first: int, out: Array) -> None:
-    """(code − zero) · scale of words along the rows, whose columns may be in any order: `group` of each column."""
-    per_word, mask = 32 // bits, np.uint32((1 << bits) - 1)
+    """(code − zero) · scale of words along the rows, whose columns may be in any order: `group` of each column.
+
+    A code may begin in one word and end in the next.
+    """
+    mask = np.uint64((1 << bits) - 1)
     for r in range(out.shape[0]):
         row = 0 if scale.shape[0] == 1 else first + r
         for c in range(out.shape[1]):
-            code = np.int32((words[r, c // per_word] >> np.uint32((c % per_word) * bits)) & mask)
+            place = c * bits
+            w = place >> 5
+            both = np.uint64(words[r, w])
+            if (place & 31) + bits > 32:
+                both |= np.uint64(words[r, w + 1]) << np.uint64(32)
+            code = np.int32((both >> np.uint64(place & 31)) & mask)
             g = group[c]
             out[r, c] = np.float32(code - zero[row, g]) * scale[row, g]
 

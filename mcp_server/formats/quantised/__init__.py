@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp_server.errors import Malformed, Unsupported
-from mcp_server.formats.quantised import bitsandbytes, fp4, integers, scaled
+from mcp_server.formats.quantised import bitsandbytes, fp4, integers, scaled, torchao
 from mcp_server.formats.quantised.part import Found, Packing, Part, Stored
 
 __all__ = ["Packing", "Part", "Stored", "Weights", "find_weights", "without_quantisation"]
 
-_FORMATS: Final[tuple[Callable[[Stored], Found], ...]] = (bitsandbytes.find, fp4.find, integers.find, scaled.find)
+_FORMATS: Final[tuple[Callable[[Stored], Found], ...]] = (
+    bitsandbytes.find, fp4.find, integers.find, torchao.find, scaled.find,
+)  # fmt: skip
 _PACKED_DTYPES: Final = {"U8", "I8", "U16", "I16", "U32", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"}
 _BUFFER: Final = re.compile(
     r"(?:position_ids|token_type_ids|num_batches_tracked|relative_position_index|masked_bias|attn\.bias|attention\.bias|tid2eid|mask)$"
@@ -27,7 +29,6 @@ _UNREAD: Final = (
     (re.compile(r"\.(?:codebooks|codes)$"), "AQLM", "dequantise it with aqlm"),
     (re.compile(r"\.(?:centroids|indices|res_centroids)$"), "VPTQ", "dequantise it with vptq"),
     (re.compile(r"\.weight\._(?:data|scale|shift)$"), "optimum-quanto", "dequantise it with optimum-quanto"),
-    (re.compile(r"_weight_(?:qdata|scale|zero_point)$|:_?\w+$"), "torchao", "dequantise it with torchao"),
     (re.compile(r"\.(?:Qidxs|SU|SV|trellis)$"), "QuIP# or EXL3", "use the unquantised model"),
     (re.compile(r"\.(?:q_weight|q_scale|q_groups|q_invperm)$"), "EXL2", "use the unquantised model"),
 )
@@ -50,6 +51,7 @@ def find_weights(stored: Stored) -> Weights:
     """
     if not any(part.dtype in _PACKED_DTYPES for part in stored.parts.values()):
         return Weights({}, {}, frozenset())
+    _refuse_rotated(stored)
     packed: dict[str, Packing] = {}
     replaced: dict[str, str] = {}
     for find in _FORMATS:
@@ -74,6 +76,18 @@ def _beside(name: str, modules: set[str]) -> bool:
     """Whether a scale belongs to a packed module, or to the attention block around one (k_scale, v_scale)."""
     owner = name.rpartition(".")[0]
     return owner in modules or any(module.startswith(f"{owner}.") for module in modules)
+
+
+def _refuse_rotated(stored: Stored) -> None:
+    """Weights that were rotated before they were packed: in another basis, no difference from another model means anything."""
+    transforms = stored.settings.get("transform_config")
+    groups = transforms.get("config_groups") if isinstance(transforms, dict) else None
+    if groups or stored.settings.get("rotation_config"):
+        raise Unsupported(
+            f"{stored.where}: its weights were rotated before they were packed (transform_config), so they cannot be compared "
+            "with those of another model",
+            _UNQUANTISED,
+        )
 
 
 def _refuse(stored: Stored, part: Part) -> None:

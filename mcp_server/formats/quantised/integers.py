@@ -1,6 +1,7 @@
 """Integer codes packed into 32-bit words, with a scale and a zero point for each group of inputs: three layouts of one idea.
 
-value = (code − zero) · scale. The weight is (out, in); a word holds 32 / bits codes, the first in its lowest bits.
+value = (code − zero) · scale. The weight is (out, in); codes follow one another in the words' bits, lowest first, and where bits
+does not divide 32 some begin in one word and end in the next.
 
   compressed-tensors  weight_packed (out, in·bits/32), weight_scale (out, groups), weight_zero_point (out·bits/32, groups) packed
                       down the rows, weight_g_idx (in), weight_shape = (out, in); codes and zero points are stored plus 2^(bits−1)
@@ -9,7 +10,10 @@ value = (code − zero) · scale. The weight is (out, in); a word holds 32 / bit
   AWQ                 qweight (in, out·bits/32), scales (groups, out), qzeros (groups, out·bits/32); within a word the codes of
                       columns 0 … 7 lie at places 0, 4, 1, 5, 2, 6, 3, 7
 
-Source: compressed-tensors (pack-quantized), AutoGPTQ and GPTQModel (dequantize_weight), AutoAWQ (WQLinear_GEMM, packing order).
+Shapes do not tell GPTQ's two conventions of zero points apart: the config does, else zero points that are all in the middle.
+
+Source: compressed-tensors (pack-quantized), AutoGPTQ and GPTQModel (dequantize_weight), AutoAWQ (WQLinear_GEMM, packing order),
+auto-round (packing_format).
 """
 
 from __future__ import annotations
@@ -22,7 +26,11 @@ from mcp_server.errors import Malformed, Unsupported
 from mcp_server.formats.quantised.part import AGAIN, SCALES, Found, Packing, Part, Stored, ceil, read_bytes
 
 WORD: Final = 32
-BITS: Final = (2, 4, 8)
+BITS: Final = (2, 3, 4, 5, 6, 7, 8)
+_MOST_ZERO_BYTES: Final = 64_000_000
+_METHODS: Final = ("", "gptq", "awq", "auto-round", "intel/auto-round")
+"""What `quant_method` may say of packed columns; without a config it says nothing."""
+_TO_GPTQ: Final = "convert it to GPTQ's or AWQ's own layout with GPTQModel, or merge the unquantised model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +107,7 @@ def _rows(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
     width = declared.nbytes // 2
     raw = read_bytes(declared, 16)
     rows, columns = (int.from_bytes(raw[i * width : (i + 1) * width], "little", signed=True) for i in (0, 1))
-    fits = [bits for bits in BITS if columns > 0 and codes.shape == (rows, ceil(columns * bits, WORD))]
-    if not fits:
-        odd = [bits for bits in range(1, 9) if bits not in BITS and codes.shape == (rows, ceil(columns * bits, WORD))]
-        if odd:
-            raise Unsupported(f"{stored.where}: {codes} holds integers of {odd[0]} bits; 2, 4 and 8 are read", AGAIN)
-        raise stored.wrong(codes, f"[{rows}, columns/(32/bits)] for the {rows} × {columns} weight that {declared.name} gives")
-    bits = fits[0]
+    bits = _bits_of_rows(stored, codes, rows, columns)
     if scale.dtype not in SCALES or len(scale.shape) != 2 or scale.shape[0] not in (1, rows) or not scale.shape[1]:
         raise stored.wrong(scale, f"({rows}, groups), floating point")
     zero = stored.parts.get(f"{name}_zero_point")
@@ -151,26 +153,81 @@ def _columns(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
         raise stored.wrong(zero, f"I32 ({groups}, {out}·bits/32), one zero point for each scale of {scale}")
     bits = zero.shape[1] * WORD // out
     if bits not in BITS:
-        raise Unsupported(
-            f"{stored.where}: {codes.name} holds integers of {bits} bits; 2, 4 and 8 are read", "merge the unquantised model"
-        )
-    per_word = WORD // bits
-    if codes.shape[1] == out:
-        interleaved, columns = False, codes.shape[0] * per_word
-    elif codes.shape[1] * per_word == out and bits == 4:
+        raise stored.wrong(zero, f"I32 ({groups}, {out}·bits/32) for 2 to 8 bits")
+    method, version = _method(stored, codes)
+    if method == "awq" and version != "gemm":
+        raise Unsupported(f"{stored.where}: {codes.name} is packed by AWQ as {version!r}, and only gemm is read", _TO_GPTQ)
+    if codes.shape[1] == out and method != "awq" and codes.shape[0] * WORD % bits == 0:
+        interleaved, columns = False, codes.shape[0] * WORD // bits
+    elif codes.shape[1] * WORD == out * bits and bits == 4 and method != "gptq":
         interleaved, columns = True, codes.shape[0]
     else:
         raise stored.wrong(codes, f"(in·{bits}/32, {out}) as GPTQ has it, or (in, {out}·{bits}/32) as AWQ does")
+    if not method and codes.shape[0] == groups:
+        raise Unsupported(f"{stored.where}: {codes} has as many rows as scales, which is AWQ's gemv layout", _TO_GPTQ)
     if order is not None:
         order = _order(stored, order, columns, groups)
     if order is None and columns % groups:
         raise stored.wrong(scale, f"{columns} inputs in equal groups; {groups} does not divide it")
     if interleaved and order is not None:
         raise stored.wrong(order, "absent: AWQ's groups are in order")
-    form = stored.settings.get("checkpoint_format", "gptq")
-    if not interleaved and form not in ("gptq", "gptq_v2"):
-        raise Malformed(f"{stored.where}: checkpoint_format {form!r} is neither gptq nor gptq_v2", "save it in one of them")
-    added = 0 if interleaved or form == "gptq_v2" else 1
+    added = 0 if interleaved else _lacks(stored, zero, bits, version)
     packing = PackedColumns((out, columns), stored.dtype, bits, codes, scale, zero, order, added, interleaved)
     named = (codes, scale, zero, stored.parts.get(f"{stem}g_idx"))
     return packing, tuple(part.name for part in named if part)
+
+
+def _bits_of_rows(stored: Stored, codes: Part, rows: int, columns: int) -> int:
+    """How many bits a code of `weight_packed` has, by its shape; where several fit, by the config."""
+    fits = [bits for bits in BITS if columns > 0 and codes.shape == (rows, ceil(columns * bits, WORD))]
+    said = {weights.get("num_bits") for weights in stored.schemes()}
+    if len(fits) > 1:
+        fits = [bits for bits in fits if bits in said]
+    if len(fits) != 1:
+        raise stored.wrong(codes, f"[{rows}, columns·bits/32] for the {rows} × {columns} weight that its weight_shape gives")
+    return fits[0]
+
+
+def _method(stored: Stored, codes: Part) -> tuple[str, str]:
+    """(`gptq`, `awq` or nothing, the layout's version). Raises `Unsupported` for a method whose layout is another."""
+    settings = stored.settings
+    method = str(settings.get("quant_method", "")).lower()
+    if not method:  # a file beside the config names none
+        method = "awq" if "w_bit" in settings else "gptq" if {"desc_act", "checkpoint_format"} & set(settings) else ""
+    if method not in _METHODS:
+        raise Unsupported(f"{stored.where}: {codes.name} is packed by {method}, whose layout is not known here", _TO_GPTQ)
+    if "auto-round" in method:
+        return _auto_round(str(settings.get("packing_format", "")))
+    keys = ("version", "format") if method == "awq" else ("checkpoint_format", "format")
+    named = next((settings[key] for key in keys if settings.get(key)), "gemm" if method == "awq" else "gptq")
+    return method, str(named).lower() if method else ""
+
+
+def _auto_round(packing: str) -> tuple[str, str]:
+    if "awq" in packing:
+        return "awq", "gemm"
+    if "auto_gptq" in packing:
+        return "gptq", "gptq"
+    return "gptq", "gptq_v2" if packing in ("auto_round", "auto_round:gptqmodel") else ""
+
+
+def _lacks(stored: Stored, zero: Part, bits: int, version: str) -> int:
+    """How much smaller than the zero points GPTQ stored them: 1, or 0 in its second version."""
+    if version in ("gptq", "gptq_v2"):
+        return int(version == "gptq")
+    if version:
+        raise Unsupported(f"{stored.where}: checkpoint_format {version!r} is neither gptq nor gptq_v2", _TO_GPTQ)
+    stored_zeros = read_bytes(zero, _MOST_ZERO_BYTES)
+    for lacks in (1, 0):
+        if stored_zeros == _all((1 << (bits - 1)) - lacks, bits, zero.nbytes):
+            return lacks
+    raise Malformed(
+        f"{stored.where}: {zero.name} may hold GPTQ's zero points as they are, or less one, and no config says which",
+        "put the config.json or quantize_config.json of the quantised model into its folder",
+    )
+
+
+def _all(code: int, bits: int, nbytes: int) -> bytes:
+    """`nbytes` bytes of one code, packed."""
+    word = sum(code << (bits * place) for place in range(WORD)).to_bytes(4 * bits, "little")
+    return (word * ceil(nbytes, len(word)))[:nbytes]

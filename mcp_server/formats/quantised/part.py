@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -82,15 +82,20 @@ class Stored:
     where: str
     parts: dict[str, Part]
     config: dict[str, Any]
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The `__metadata__` of its files."""
+    beside: dict[str, Any] = field(default_factory=dict)
+    """quantize_config.json or quant_config.json, which older models have in place of a part of config.json."""
 
     @classmethod
-    def of(cls, where: str, headers: dict[Path, Header], config: dict[str, Any]) -> Stored:
+    def of(cls, where: str, headers: dict[Path, Header], config: dict[str, Any], beside: dict[str, Any] | None = None) -> Stored:
         parts = {
             name: Part(name, file, header.data_start + info.begin, info.dtype, info.shape, info.nbytes)
             for file, header in headers.items()
             for name, info in header.tensors.items()
         }
-        return cls(where, parts, config)
+        metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
+        return cls(where, parts, config, metadata, beside or {})
 
     @property
     def dtype(self) -> str:
@@ -99,13 +104,19 @@ class Stored:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The quantization_config, or an empty table."""
+        """The quantization_config, or what stands beside it, or an empty table."""
         text = self.config.get("text_config")
         for place in (self.config, text if isinstance(text, dict) else {}):
             for key in ("quantization_config", "compression_config"):
                 if isinstance(found := place.get(key), dict):
                     return found
-        return {}
+        return self.beside
+
+    def schemes(self) -> list[dict[str, Any]]:
+        """What compressed-tensors' config says of weights, for each group of layers."""
+        groups = self.settings.get("config_groups")
+        named = groups.values() if isinstance(groups, dict) else ()
+        return [group["weights"] for group in named if isinstance(group, dict) and isinstance(group.get("weights"), dict)]
 
     def need(self, name: str, why: str) -> Part:
         """The part of that name. Raises `Malformed` when it is not stored."""

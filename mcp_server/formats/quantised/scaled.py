@@ -1,17 +1,18 @@
 """FP8 with scales, and int8 with scales: one code a byte, value = code · scale (int8: (code − zero point) · scale).
 
 The scale is one for the tensor, for each row, or for each block of rows × columns: `weight_scale_inv` (DeepSeek, Qwen; despite
-its name it multiplies) and `weight_scale` (compressed-tensors, fbgemm, modelopt). A scale in F8_E8M0 is 2^(byte − 127).
+its name it multiplies) and `weight_scale` (compressed-tensors, fbgemm, modelopt). A scale in F8_E8M0, or in U8 beside FP8 codes
+(MXFP8), is 2^(byte − 127).
 
 Source: transformers.integrations.finegrained_fp8 (Fp8Dequantize), compressed-tensors (naive-quantized, float-quantized,
-int-quantized), the OCP 8-bit floating point specification.
+int-quantized, mxfp8-quantized), the OCP 8-bit floating point specification.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from mcp_server.errors import Malformed
 from mcp_server.formats.quantised.part import AGAIN, SCALES, Found, Packing, Part, Stored, ceil
@@ -57,24 +58,30 @@ def find(stored: Stored) -> Found:
         scale = next((stored.parts[name + suffix] for suffix in _SUFFIXES if name + suffix in stored.parts), None)
         if codes.dtype not in FLOAT8 and not (codes.dtype == "I8" and scale is not None and not _is_packed_fp4(codes, scale)):
             continue
-        if name.endswith(_SUFFIXES):
-            continue  # an FP8 scale of 4-bit codes
+        if name.endswith((*_SUFFIXES, "_qdata")):
+            continue  # an FP8 scale of 4-bit codes, or torchao's
         if scale is None:
             raise Malformed(
                 f"{stored.where}: {codes} has no {name}_scale or {name}_scale_inv beside it: what its codes mean is not known",
                 AGAIN,
             )
-        if scale.dtype not in (*SCALES, "F8_E8M0"):
-            raise stored.wrong(scale, f"{', '.join(SCALES)} or F8_E8M0")
         zero = stored.parts.get(f"{name}_zero_point") if codes.dtype == "I8" else None
-        if zero is not None:
-            stored.expect(zero, ("I8",), scale.shape, "one for each scale")
-        block = _block(stored, codes, scale)
-        if codes.dtype == "I8" and codes.shape[-1] % block[1]:
-            raise stored.wrong(scale, f"one for each row, or for equal groups of each row, of {codes}")
-        packing = Scaled(codes.shape, stored.dtype, codes, scale, zero, block)
+        packing = scaled(stored, codes, scale, zero)
         found[name] = (packing, tuple(part.name for part in packing.parts))
     return found
+
+
+def scaled(stored: Stored, codes: Part, scale: Part, zero: Part | None) -> Scaled:
+    """The packing of these parts. Raises `Malformed` when they do not fit together."""
+    exponents = ("F8_E8M0", "U8") if codes.dtype in FLOAT8 else ("F8_E8M0",)
+    if scale.dtype not in (*SCALES, *exponents):
+        raise stored.wrong(scale, f"{', '.join(SCALES)} or {' or '.join(exponents)}")
+    if zero is not None:
+        stored.expect(zero, ("I8",), scale.shape, "one for each scale")
+    block = _block(stored, codes, scale)
+    if codes.dtype == "I8" and codes.shape[-1] % block[1]:
+        raise stored.wrong(scale, f"one for each row, or for equal groups of each row, of {codes}")
+    return Scaled(codes.shape, stored.dtype, codes, scale, zero, block)
 
 
 def _is_packed_fp4(codes: Part, scale: Part) -> bool:
@@ -98,8 +105,7 @@ def _block(stored: Stored, codes: Part, scale: Part) -> tuple[int, int]:
         return 1, columns
     if len(shape) != len(codes.shape) or shape[:-2] != tuple(lead):
         raise stored.wrong(scale, f"one for the tensor, for each row, or for each block of {codes}")
-    declared = _declared(stored.settings)
-    choices = [declared] if declared else [(_USUAL_BLOCK, _USUAL_BLOCK), (1, columns)]
+    choices = _declared(stored) or [(_USUAL_BLOCK, _USUAL_BLOCK), (1, columns)]
     for high, wide in choices:
         if shape[-2:] == (ceil(rows, high), ceil(columns, wide)):
             return high, wide
@@ -108,8 +114,10 @@ def _block(stored: Stored, codes: Part, scale: Part) -> tuple[int, int]:
     raise stored.wrong(scale, f"as many as there are blocks in {codes}; {list(shape[-2:])} does not divide it")
 
 
-def _declared(settings: dict[str, Any]) -> tuple[int, int] | None:
-    size = settings.get("weight_block_size")
-    if isinstance(size, list) and len(size) == 2 and all(type(v) is int and v > 0 for v in size):
-        return size[0], size[1]
-    return None
+def _declared(stored: Stored) -> list[tuple[int, int]]:
+    sizes = [stored.settings.get("weight_block_size"), *(weights.get("block_structure") for weights in stored.schemes())]
+    return [
+        (size[0], size[1])
+        for size in sizes
+        if isinstance(size, list) and len(size) == 2 and all(type(v) is int and v > 0 for v in size)
+    ]
