@@ -11,10 +11,11 @@ Sums are kept per tensor and added in the order of the output, so they do not de
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from blake3 import blake3
 
 from mcp_server.catalog import threshold
 
@@ -37,8 +38,8 @@ class TensorEvidence:
 
 
 def digest_of(pieces: list[bytes], chunk_bytes: int) -> dict[str, Any]:
-    """A tensor's digest from the SHA-256 of its pieces, in order."""
-    return {"chunk_bytes": chunk_bytes, "sha256": hashlib.sha256(b"".join(pieces)).hexdigest()}
+    """A tensor's digest from the BLAKE3 digests of its pieces, in order."""
+    return {"chunk_bytes": chunk_bytes, "blake3": blake3(b"".join(pieces)).hexdigest()}
 
 
 def total(parts: Iterable[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, float | None], dict[str, int]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from blake3 import blake3
 
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import BLOCK_ELEMENTS, Block, split
@@ -162,7 +163,7 @@ class Pass:
                 if other.dtype == donor.dtype and entry.source not in differing:
                     self.reader.bytes_into(other.file, other.offset + done, theirs)
                     differing |= set() if np.array_equal(theirs, buffer[:size]) else {entry.source}
-            pieces.append(hashlib.sha256(buffer[:size].data).digest())
+            pieces.append(blake3(buffer[:size].data).digest())
             self.writer.write(number, done, buffer, size)
             done += size
             largest = max(largest, size)
@@ -190,7 +191,7 @@ class Pass:
             buffer = self.writer.buffer()
             raw = buffer[: block.count * size]
             encode(out, stored, raw)
-            piece = hashlib.sha256(raw.data).digest()
+            piece = blake3(raw.data).digest()
             if count := count_stored_nonfinite(raw, stored):
                 if not self.allow_nonfinite:
                     raise _overflow(tensor, reference, deltas, out, stored)

@@ -1,15 +1,19 @@
 """The record in an output folder, the identities in it, and the card that the world sees."""
 
+import hashlib
 import json
 
 import pytest
 import yaml
+from blake3 import blake3
+from pydantic import ValidationError
 
 from mcp_server.errors import NotAModel, NotFound
 from mcp_server.formats.licence import read_licence
 from mcp_server.formats.provenance import (
     Provenance,
     SourceRecord,
+    TensorDigest,
     digests_of,
     identify,
     not_ours,
@@ -146,3 +150,22 @@ def test_a_file_that_the_merge_took_over_is_its_own_until_somebody_changes_it(mo
     assert not_ours(model) is None
     (model / "SOURCE.json").write_text("my own notes", encoding="utf-8")
     assert not_ours(model) == "holds 'SOURCE.json', which is not part of a merge"
+
+
+@pytest.mark.parametrize("hasher", ["blake3", "sha256"])
+def test_a_tensor_has_its_digest_until_a_byte_of_it_changes(tmp_path, hasher):
+    digest = {"blake3": blake3, "sha256": hashlib.sha256}[hasher]
+    file, data = tmp_path / "weights", bytes(range(256)) * 5
+    file.write_bytes(b"before" + data + b"after")
+    pieces = b"".join(digest(data[i : i + 500]).digest() for i in range(0, len(data), 500))
+    written = TensorDigest.model_validate({"chunk_bytes": 500, hasher: digest(pieces).hexdigest()})
+    assert written.model_dump() == {"chunk_bytes": 500, hasher: digest(pieces).hexdigest()}
+    assert written.matches(file, 6, len(data))
+    file.write_bytes(b"before" + data[:-1] + b"\0after")
+    assert not written.matches(file, 6, len(data))
+
+
+@pytest.mark.parametrize("digests", [{}, {"blake3": "aa", "sha256": "bb"}])
+def test_a_digest_names_one_kind(digests):
+    with pytest.raises(ValidationError, match="one digest"):
+        TensorDigest.model_validate({"chunk_bytes": 500, **digests})
