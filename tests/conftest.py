@@ -14,6 +14,9 @@ from tests.property_bounds import pytest_runtest_call, pytest_terminal_summary
 
 __all__ = ["pytest_runtest_call", "pytest_terminal_summary"]
 
+# No test asks a hub of the internet: this port refuses at once. Tests with a hub of their own on loopback name it themselves.
+os.environ.setdefault("HF_ENDPOINT", "http://127.0.0.1:9")
+
 # A shell starts its background processes with Ctrl-C ignored, and they pass that on: tests that press Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

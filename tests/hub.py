@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -26,15 +29,35 @@ class Faults:
     wrong_bytes: bool = False
     gated: set[str] = field(default_factory=set)
     token: str | None = None
+    ignores_ranges: bool = False
+
+
+@dataclass(frozen=True)
+class Hollow:
+    """A file of any size whose first bytes alone are known; zeros follow."""
+
+    head: bytes
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        begin, end, _ = part.indices(self.size)
+        known = self.head[begin:end]
+        return known + bytes(end - begin - len(known))
 
 
 @dataclass
 class Hub:
-    repositories: dict[str, dict[str, bytes]]
+    repositories: dict[str, dict[str, Any]]
+    """By name, the files of each: bytes, or `Hollow`."""
     large: dict[str, bytes] = field(default_factory=dict)
     """Uploaded large files by SHA-256, in no repository before a commit names them."""
     faults: Faults = field(default_factory=Faults)
     requests: list[str] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)
+    """Bytes of each file that went out."""
     url: str = ""
 
     def add(self, name: str, folder: Path) -> None:
@@ -153,11 +176,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return
             siblings = []
             for file, data in hub.repositories[name].items():
-                entry = {"rfilename": file, "size": len(data), "blobId": _git_hash(data)}
+                entry = {"rfilename": file, "size": len(data), "blobId": _git_hash(_known(data))}
                 if file.endswith(".safetensors"):
-                    entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+                    entry["lfs"] = {"sha256": hashlib.sha256(_known(data)).hexdigest(), "size": len(data), "pointerSize": 134}
                 siblings.append(entry)
-            body = json.dumps({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False})
+            told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+            if card := re.match(rb"---\n(.*?)\n---\n", _known(hub.repositories[name].get("README.md", b"")), re.DOTALL):
+                told["cardData"] = yaml.safe_load(card[1])
+            body = json.dumps(told)
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -172,33 +198,44 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._refuse(404, "EntryNotFound")
                 return
             large = file.endswith(".safetensors")
-            etag = hashlib.sha256(data).hexdigest() if large else _git_hash(data)
+            etag = hashlib.sha256(_known(data)).hexdigest() if large else _git_hash(data)
             if hub.faults.wrong_bytes and large:
                 data = data[:-1] + bytes([data[-1] ^ 1])
-            wanted = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+            asked = "" if hub.faults.ignores_ranges else self.headers.get("Range", "")
+            wanted = asked.removeprefix("bytes=").partition("-")
             begin = int(wanted[0] or 0)
             end = min(int(wanted[2]) + 1 if wanted[2] else len(data), len(data))
-            body = data[begin:end]
             self.send_response(206 if wanted[1] else 200)
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{etag}"')
             self.send_header("Accept-Ranges", "bytes")
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(end - begin))
             if wanted[1]:
                 self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
             self.end_headers()
             if self.command == "HEAD":
                 return
-            if large and hub.faults.cut > 0 and len(body) > 8:
+            if large and hub.faults.cut > 0 and end - begin > 8:
                 hub.faults.cut -= 1
-                self.wfile.write(body[: len(body) // 2])
+                self.wfile.write(data[begin : begin + (end - begin) // 2])
                 self.wfile.flush()
                 self.close_connection = True
                 self.connection.close()
                 return
-            self.wfile.write(body)
+            for at in range(begin, end, 1 << 16):
+                part = data[at : min(at + (1 << 16), end)]
+                hub.sent[f"{name}/{file}"] = hub.sent.get(f"{name}/{file}", 0) + len(part)
+                try:
+                    self.wfile.write(part)
+                except ConnectionError:  # who asked has gone
+                    self.close_connection = True
+                    return
 
     return Handler
+
+
+def _known(data: bytes | Hollow) -> bytes:
+    return data.head if isinstance(data, Hollow) else data
 
 
 def _git_hash(data: bytes) -> str:

@@ -29,10 +29,11 @@ def register(app: typer.Typer) -> None:
 def fetch(
     ref: Annotated[str, typer.Argument(help="hub id: owner/name, or owner/name@revision; or demo:smollm2-135m-instruct")],
     with_base: Annotated[bool, typer.Option(help="for an adapter, also fetch the base that it names")] = True,
+    file: Annotated[str | None, typer.Option(help="of several GGUF models, the file or a part of its name: Q8_0")] = None,
     json: Json = False,
 ) -> int:
     """Download a model or adapter, resumable; a Ctrl-C or a cut connection loses nothing. Afterwards its id works everywhere."""
-    result = run_job(FetchRequest(ref=ref, with_base=with_base), quiet=json)
+    result = run_job(FetchRequest(ref=ref, with_base=with_base, file=file), quiet=json)
     if ref in demo_aliases():
         made = MadeBase.model_validate(result)
         emit(made, json, lambda: show_made(made))

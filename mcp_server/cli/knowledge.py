@@ -65,7 +65,7 @@ def write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
 
 
 def inspect(
-    refs: Annotated[list[str], typer.Argument(help="local folders or hub ids in the local cache")],
+    refs: Annotated[list[str], typer.Argument(help="folders, or hub ids, of which only headers are read")],
     base: Annotated[str | None, typer.Option(help="the base model, if it is not one of the sources")] = None,
     json: Json = False,
 ) -> int:
@@ -91,6 +91,9 @@ def show_inspection(found: Inspection) -> None:
     for source in found.sources:
         if source.detail:
             line("note", f"{source.ref}: {source.detail}")
+    for source in found.sources:
+        if source.revision:
+            line("on the hub", f"{source.ref} at {source.revision[:12]}: only headers were read")
     for note in found.licences:
         line("licence", note)
     answer = {True: "yes", False: "no", None: "unknown"}[found.compatible]

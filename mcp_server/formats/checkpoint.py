@@ -16,6 +16,7 @@ from mcp_server.errors import Malformed, NotAModel, NotFound, Unsupported
 from mcp_server.formats.folder import FolderKind, classify, folder_of
 from mcp_server.formats.gguf import gguf_files
 from mcp_server.formats.gguf_model import read_model, require_config
+from mcp_server.formats.hub.headers import header_copy
 from mcp_server.formats.identity import config_field
 from mcp_server.formats.memory_names import is_conv1d
 from mcp_server.formats.quantised import Packing, Stored, find_weights
@@ -62,11 +63,16 @@ class Checkpoint:
 
 
 def locate(ref: str, relative_to: Path | None = None) -> Path:
-    """The local path of a ref without adapter part. Raises `NotFound` for a missing path or a hub id that is not cached."""
+    """The local path of a ref without adapter part. Raises `NotFound` for a missing path or a hub id that is not cached.
+
+    While hub ids may be judged by their headers, one that is not cached is the copy of these; what the hub refuses is raised.
+    """
     start = relative_to or Path.cwd()
     name, revision = split_revision(ref, start)
     resolved = resolve_ref(name, start, revision)
     path = Path(resolved)
+    if is_hub_id(resolved) and (copy := header_copy(resolved, revision)) is not None:
+        return copy
     if is_hub_id(resolved) or not path.exists():
         raise not_here(ref, resolved, revision, path)
     return path

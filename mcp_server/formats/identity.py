@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from mcp_server.formats.hub.copies import is_copy, listing_of
+from mcp_server.formats.hub.headers import bring
 from mcp_server.formats.tensors import StoredTensor, read_json
 
 FIELDS: Final[dict[str, tuple[str, ...]]] = {
@@ -60,7 +62,15 @@ def architecture_hash(config: dict[str, Any], tensors: dict[str, StoredTensor]) 
 
 
 def tokenizer_hash(folder: Path) -> str | None:
-    """Hash of the tokenizer's files, or None when the folder has none. Equal means equal ids; unequal needs `token_ids`."""
+    """Hash of the tokenizer's files, or None when the folder has none. Equal means equal ids; unequal needs `token_ids`.
+
+    Of a copy of headers it is a hash of what the hub lists, until the files are here.
+    """
+    if is_copy(folder):
+        blobs = listing_of(folder).blobs
+        named = [name for name in VOCABULARY_FILES if name in blobs]
+        if not all((folder / name).is_file() for name in named[:1]):
+            return _digest(json.dumps([blobs[name] for name in named[: 1 if named[0] == "tokenizer.json" else None]]).encode())
     digest = hashlib.sha256()
     found = False
     for name in VOCABULARY_FILES:
@@ -73,9 +83,16 @@ def tokenizer_hash(folder: Path) -> str | None:
     return digest.hexdigest()[:HASH_CHARACTERS] if found else None
 
 
+def unread_tokenizer(folder: Path) -> bool:
+    """Whether a copy of headers has its tokenizer only in its listing so far."""
+    return is_copy(folder) and "tokenizer.json" in listing_of(folder).sizes and not (folder / "tokenizer.json").is_file()
+
+
 def token_ids(folder: Path) -> dict[str, int] | None:
     """Token → id from tokenizer.json, or None when it is absent or of another form (a plain SentencePiece file)."""
     path = folder / "tokenizer.json"
+    if is_copy(folder):
+        bring(folder, VOCABULARY_FILES)
     if not path.is_file():
         return None
     data = read_json(path)

@@ -152,4 +152,5 @@ def _commits(folder: Path, revision: str | None) -> Iterator[str]:
 
 
 def _usable(snapshot: Path) -> bool:
-    return any((snapshot / name).is_file() for name in ("config.json", "adapter_config.json"))
+    named = any((snapshot / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return named or (snapshot.is_dir() and any(snapshot.glob("*.gguf")))

@@ -1,4 +1,4 @@
-"""Describe one source from its headers and JSON files. No weight is read, nothing is downloaded.
+"""Describe one source from its headers and JSON files. No weight is read or downloaded.
 
 `inspect_source` answers for anything that exists, including what cannot be merged (`kind` and `detail` say why); callers
 that need a model or an adapter open it with `open_checkpoint` or `open_adapter_folder`, which raise otherwise.
@@ -14,6 +14,7 @@ from mcp_server.formats.adapter_folder import AdapterFolder, open_adapter_folder
 from mcp_server.formats.adapter_info import describe_adapter
 from mcp_server.formats.checkpoint import Checkpoint, locate, open_checkpoint, read_headers
 from mcp_server.formats.folder import classify
+from mcp_server.formats.hub.copies import is_copy, listing_of
 from mcp_server.formats.identity import architecture_hash, architecture_name, chat_template_hash, config_field, tokenizer_hash
 from mcp_server.formats.licence import read_licence
 from mcp_server.formats.recipe.refs import parse_ref
@@ -68,6 +69,7 @@ def _model_source(model: Checkpoint, path: Path) -> SourceInfo:
         tokenizer_hash=tokenizer_hash(folder),
         chat_template_hash=chat_template_hash(folder),
         licence=read_licence(folder),
+        revision=_commit(folder),
     )
 
 
@@ -84,8 +86,13 @@ def _adapter_source(ref: str, adapter: AdapterFolder, base: Checkpoint | None) -
         tokenizer_hash=tokenizer_hash(adapter.folder) or (tokenizer_hash(base.folder) if base else None),
         chat_template_hash=chat_template_hash(adapter.folder) or (chat_template_hash(base.folder) if base else None),
         licence=read_licence(adapter.folder),
+        revision=_commit(adapter.folder),
         adapter=describe_adapter(adapter.config, adapter.tensors),
     )
+
+
+def _commit(folder: Path) -> str | None:
+    return listing_of(folder).commit if is_copy(folder) else None
 
 
 def _shape(config: dict[str, Any]) -> dict[str, Any]:

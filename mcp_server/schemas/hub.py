@@ -13,7 +13,7 @@ class Fetched(Frozen):
     ref: str
     revision: str = Field(description="the commit, which a later fetch of the same branch may no longer be")
     folder: str
-    kind: str = Field(description="model or adapter")
+    kind: str = Field(description="model, adapter or gguf")
     files: int
     bytes: int = Field(description="of all files, those included that were here already")
     downloaded_bytes: int

@@ -26,6 +26,7 @@ class AdapterInfo(Frozen):
 class SourceInfo(Frozen):
     ref: str
     path: str | None = None
+    revision: str | None = Field(default=None, description="the commit on the hub, where only headers were read, from there")
     kind: Kind
     detail: str = Field(default="", description="why it is not a plain model, and what to do")
     architecture: str | None = None

@@ -196,6 +196,7 @@ class FetchRequest(JobRequest):
 
     ref: str = Field(description="hub id: owner/name, or owner/name@revision")
     with_base: bool = Field(default=True, description="also fetch the base that an adapter's config names")
+    file: str | None = Field(default=None, description="of several GGUF models, the file or a part of its name, such as Q8_0")
 
 
 class ExportRequest(JobRequest):

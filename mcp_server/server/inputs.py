@@ -16,7 +16,7 @@ Ref = Annotated[
     Field(
         min_length=1,
         max_length=4096,
-        description="Model or adapter: folder, hub id in the local cache, or demo:smollm2-135m-instruct.",
+        description="Model or adapter: folder, hub id, or demo:smollm2-135m-instruct.",
         examples=["./persona_adapter", "meta-llama/Llama-3.2-3B-Instruct"],
     ),
 ]
@@ -74,6 +74,8 @@ PlanTable = Annotated[
 PlanFile = Annotated[str | None, Field(max_length=4096, description="Path of a saved plan, instead.")]
 
 
+LOOKS = ToolAnnotations(read_only_hint=True, open_world_hint=True)
+"""Reads headers of hub ids, where the operator allows the network."""
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 STARTS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
 DOWNLOADS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mcp_server.errors import NotFound
 from mcp_server.formats.checkpoint import locate
+from mcp_server.formats.hub.copies import looking
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref, split_revision, unmade_demo
 from mcp_server.schemas.go import Prepared
@@ -74,8 +75,10 @@ def prepare(scenario: Scenario, *, ram_gib: float | None = None, out: Path | Non
     )
 
 
+@looking()
 def require_sources(scenario: Scenario) -> None:
-    """Raise `NotFound` for a path with nothing at its end; what can still be fetched or made is left to `absent_from`."""
+    """Raise `NotFound` for a path with nothing at its end, or what a hub refuses; what can still be fetched or made is left to
+    `absent_from`."""
     for ref in filter(None, (scenario.base_model, *(source.ref for source in scenario.sources or []))):
         for part in [] if ref.lower() == "none" else [ref] if Path(ref).exists() else ref.split("+"):
             try:

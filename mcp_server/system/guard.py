@@ -51,6 +51,16 @@ def enforced(policy: Policy) -> Iterator[None]:
         _call.reset(token)
 
 
+@contextmanager
+def own_files() -> Iterator[None]:
+    """For what a library opens by itself, such as the user's hub token: no name that a caller gave may be opened in here."""
+    token = _call.set(None)
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
 def enforce(policy: Policy) -> None:
     """Hold this policy in the whole process, for good."""
     global _process  # noqa: PLW0603 - a process has one policy

@@ -4,16 +4,16 @@ in    request.json: kind "fetch", parameters of `FetchRequest`
 out   result.json: `Fetched`
 
 huggingface_hub resumes files that were cut short. Everything that can be known from the listing is checked before the first byte:
-that there are safetensors, that the disk holds them. Files with a SHA-256 in the listing are hashed after the download.
+that there are safetensors or GGUF, that the disk holds them. Files with a SHA-256 in the listing are hashed after the download.
+Of a repository with nothing but GGUF one model is fetched: the one that was named, else the most precise.
 
-Not covered: pickle, GGUF, ONNX and TensorFlow files (no merge reads them), data sets, spaces.
+Not covered: pickle, ONNX and TensorFlow files (no merge reads them), data sets, spaces.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -27,17 +27,17 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-from mcp_server.errors import DiskFull, Malformed, NotAllowed, NotAModel, NotFound, RunFailed
+from mcp_server.errors import BadInput, DiskFull, Malformed, NotAllowed, NotAModel, NotFound
+from mcp_server.formats.folder import GGUF_ORIGINAL
+from mcp_server.formats.hub.listing import chosen_gguf, holding_of, is_wanted, models_in_gguf
+from mcp_server.formats.hub.refusals import explained
 from mcp_server.formats.refs import is_hub_id
 from mcp_server.schemas.hub import Fetched
 from mcp_server.schemas.job import FetchRequest
 from mcp_server.system import paths
-from mcp_server.system.redaction import redact, secrets_of
 from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job, run_worker
 
-KEPT_SUFFIXES: Final = {".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md", ".vocab", ".bpe"}
-KEPT_NAMES: Final = {"LICENSE", "LICENCE", "NOTICE", "USE_POLICY"}
 QUANTISED_SUFFIXES: Final = ("-unsloth-bnb-4bit", "-bnb-4bit", "-bnb-8bit", "-GPTQ", "-AWQ", "-FP8")
 SPARE_BYTES: Final = 200_000_000
 """Left free on the disk of the cache, so that other programs keep working."""
@@ -58,10 +58,16 @@ def fetch(request: FetchRequest, job: Job) -> Fetched:
         info = api.model_info(name, revision=revision or None, files_metadata=True)
     siblings = info.siblings or []
     names = [sibling.rfilename for sibling in siblings]
-    kind = _kind(name, names)
-    wanted = [sibling for sibling in siblings if _is_wanted(sibling.rfilename, names)]
+    kind = holding_of(name, names)
+    weights = chosen_gguf(name, names, request.file) if kind == "gguf" else []
+    if request.file is not None and kind != "gguf":
+        raise BadInput(f"{name} holds {kind} files in safetensors, of which all are needed", "leave the name of a file out")
+    wanted = [s for s in siblings if is_wanted(s.rfilename, names) or s.rfilename in weights]
     folder, downloaded = _download(name, info, wanted, job)
     base, notes = None, _notes(name, folder)
+    if kind == "gguf":
+        notes += _gguf_notes(info, names, weights, folder)
+        folder = (folder / weights[0]).parent
     if kind == "adapter" and request.with_base:
         base, more = _base_of(name, folder, job)
         notes += more
@@ -77,35 +83,6 @@ def fetch(request: FetchRequest, job: Job) -> Fetched:
         left_out=sorted(set(names) - {sibling.rfilename for sibling in wanted} - {".gitattributes"}),
         notes=notes,
     )
-
-
-def _kind(name: str, names: list[str]) -> str:
-    """'model' or 'adapter'. Raises `NotAModel` when no merge can read what the repository holds, and says what to do instead."""
-    if "adapter_config.json" in names and "adapter_model.safetensors" in names:
-        return "adapter"
-    if any(n.endswith(".safetensors") and "/" not in n for n in names) and "config.json" in names:
-        return "model"
-    if any(n.endswith(".gguf") for n in names):
-        raise NotAModel(f"{name} holds only GGUF, a format for inference", "fetch the original that it was converted from")
-    if any(n.endswith((".bin", ".pt", ".pth")) for n in names):
-        raise NotAModel(
-            f"{name} holds only pickle weights, which can run code when they are opened",
-            "look for a branch or a copy with safetensors (many have the revision refs/pr/1), or convert it where you trust it",
-        )
-    raise NotAModel(f"{name} holds no config.json with safetensors", f"it has {', '.join(sorted(names)[:8]) or 'no files'}")
-
-
-def _is_wanted(file: str, names: list[str]) -> bool:
-    """What a merge, a tokenizer or a card reads. Of two sets of weights (shards and `consolidated`), transformers' own."""
-    path = Path(file)
-    if path.suffix == ".safetensors":
-        if path.parent != Path():
-            return False  # originals and variants in folders of their own
-        transformers_names = [n for n in names if n.startswith(("model", "adapter_model")) and n.endswith(".safetensors")]
-        return file in transformers_names or not transformers_names
-    if path.parts[0] in {"original", "onnx", "metal", "checkpoint"} or path.parts[0].startswith("."):
-        return False
-    return path.suffix in KEPT_SUFFIXES or path.stem in KEPT_NAMES
 
 
 def _download(name: str, info: ModelInfo, wanted: list[RepoSibling], job: Job) -> tuple[Path, int]:
@@ -208,56 +185,6 @@ def _watched(blobs: Path, job: Job, done: Any, total: int, began: float) -> Iter
         job.progress("download", done(), total, unit="bytes")
 
 
-@contextmanager
-def explained(name: str, revision: str) -> Iterator[None]:
-    """What the hub refuses, in our errors. No message holds a token of the environment."""
-    try:
-        yield
-    except hub_errors.GatedRepoError as error:
-        raise NotAllowed(
-            f"{name} is gated: its owner asks you to accept a licence first",
-            f"accept it on the hub's page of {name}, then log in with `hf auth login` or set HF_TOKEN",
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise NotFound(
-            f"{name} has no revision {revision!r}", "leave it out for the newest, or name a branch, tag or commit"
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise NotFound(
-            f"the hub knows no repository {name}, or it is private and this account may not see it",
-            "check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN",
-        ) from error
-    except hub_errors.OfflineModeIsEnabled as error:
-        raise NotAllowed(
-            f"{name} is not here and the network is switched off", "unset HF_HUB_OFFLINE, or ask the operator"
-        ) from error
-    except hub_errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if status == 401:
-            raise NotAllowed(
-                "the hub does not accept the token", "log in again with `hf auth login`, or correct HF_TOKEN"
-            ) from error
-        if status == 403:
-            raise NotAllowed(
-                f"this account may not do that with {name}",
-                "log in with a token that may write there (`hf auth login`, HF_TOKEN)",
-            ) from error
-        if status == 429:
-            raise RunFailed(
-                f"the hub asks for fewer requests (429) while reading {name}", "wait some minutes and resume the job"
-            ) from error
-        raise RunFailed(f"the hub answered {status} for {name}", "try again later; what was downloaded is kept") from error
-    except httpx.TransportError as error:
-        raise RunFailed(
-            f"the connection to the hub failed while reading {name}: {_without_secrets(str(error))}",
-            "check the network, then resume the job: what was downloaded is kept",
-        ) from error
-
-
-def _without_secrets(text: str) -> str:
-    return redact(text, secrets_of(os.environ))
-
-
 def _base_of(name: str, folder: Path, job: Job) -> tuple[Fetched | None, list[str]]:
     """The base that the adapter's config names, fetched too; a note when that fails: the adapter itself is here."""
     named = str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
@@ -267,6 +194,20 @@ def _base_of(name: str, folder: Path, job: Job) -> tuple[Fetched | None, list[st
         return fetch(FetchRequest(ref=named, with_base=False), job), []
     except (NotFound, NotAllowed, NotAModel) as error:
         return None, [f"the base {named} was not fetched: {error.message}"]
+
+
+def _gguf_notes(info: ModelInfo, names: list[str], weights: list[str], folder: Path) -> list[str]:
+    """Which of several files this is, what lies beside it, and which original a merge would rather have."""
+    found, models = [], models_in_gguf(names)
+    if len(models) > 1:
+        found.append(f"of {len(models)} GGUF models {weights[0]} was fetched; name another with --file")
+    if not (folder / weights[0]).parent.joinpath("config.json").is_file():
+        found.append(f"to merge it, {GGUF_ORIGINAL}")
+    named = info.card_data.get("base_model") if info.card_data else None
+    original = named[0] if isinstance(named, list) and named else named
+    if isinstance(original, str) and is_hub_id(original) and original != info.id:
+        found.append(f"its card names {original} as the original, which loses less: model-merging fetch {original}")
+    return found
 
 
 def _notes(name: str, folder: Path) -> list[str]:

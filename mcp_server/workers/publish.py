@@ -14,10 +14,10 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from mcp_server.errors import NotAllowed
+from mcp_server.formats.hub.refusals import explained
 from mcp_server.schemas.hub import Published
 from mcp_server.schemas.job import PublishRequest
 from mcp_server.steps.publish import publication
-from mcp_server.workers.fetch import explained
 from mcp_server.workers.protocol import Job, run_worker
 
 

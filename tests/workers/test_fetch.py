@@ -34,11 +34,11 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield hub
 
 
-def fetch(hub: Hub, folder: Path, ref: str, **environment: str) -> tuple[int, dict[str, Any], str]:
+def fetch(hub: Hub, folder: Path, ref: str, *, file: str | None = None, **environment: str) -> tuple[int, dict[str, Any], str]:
     """Exit status, result or error, and everything that was printed."""
     job = folder / "job"
     job.mkdir(exist_ok=True)
-    (job / "request.json").write_text(json.dumps({"kind": "fetch", "parameters": {"ref": ref}}), encoding="utf-8")
+    (job / "request.json").write_text(json.dumps({"kind": "fetch", "parameters": {"ref": ref, "file": file}}), encoding="utf-8")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MODEL_MERGING"))}
     ended = subprocess.run(
         [sys.executable, "-m", "mcp_server.workers.fetch", str(job)],
@@ -96,7 +96,7 @@ def test_a_file_that_is_not_what_the_hub_lists_is_refused_and_removed(hub: Hub, 
         ("acme/base@v9", "NotFound", "no revision 'v9'"),
         ("acme/gated", "NotAllowed", "accept a licence"),
         ("acme/pickle", "NotAModel", "only pickle"),
-        ("acme/gguf", "NotAModel", "only GGUF"),
+        ("acme/projector", "NotAModel", "no config.json"),
         ("not an id", "NotFound", "not a hub id"),
     ],
 )
@@ -106,7 +106,7 @@ def test_what_cannot_be_fetched_is_said_before_anything_is_written(
     hub.repositories |= {
         "acme/gated": {},
         "acme/pickle": {"config.json": b"{}", "pytorch_model.bin": b"x"},
-        "acme/gguf": {"model.Q4_K_M.gguf": b"x"},
+        "acme/projector": {"mmproj-F16.gguf": b"x"},
     }
     hub.faults.gated = {"acme/gated"}
     code, error, _ = fetch(hub, tmp_path, ref)
@@ -114,6 +114,33 @@ def test_what_cannot_be_fetched_is_said_before_anything_is_written(
     assert words in error["message"]
     assert error["next_step"]
     assert list((tmp_path / "hf").rglob("snapshots")) == []
+
+
+GGUF = ("m-Q4_K_M.gguf", "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "mmproj-F16.gguf")
+
+
+@pytest.mark.parametrize(("file", "fetched"), [(None, GGUF[1:3]), ("q4_k_m", GGUF[:1]), (GGUF[2], GGUF[1:3])])
+def test_of_several_gguf_models_one_is_fetched(hub: Hub, tmp_path: Path, file: str | None, fetched: tuple[str, ...]) -> None:
+    card = b"---\nbase_model: acme/base\n---\n"
+    hub.repositories["acme/gguf"] = {name: name.encode() for name in GGUF} | {"README.md": card}
+    code, found, said = fetch(hub, tmp_path, "acme/gguf", file=file)
+    assert (code, found["kind"]) == (0, "gguf"), said
+    folder = Path(found["folder"])
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*fetched, "README.md"])
+    assert found["left_out"] == sorted(set(GGUF) - set(fetched))
+    assert ["config.json" in note or "--file" in note or "acme/base" in note for note in found["notes"]] == [True] * 3
+
+
+def test_a_gguf_file_that_is_not_there_is_answered_with_those_that_are(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["acme/gguf"] = dict.fromkeys(GGUF, b"x")
+    for ref, file, kind, words in (
+        ("acme/gguf", "Q5", "NotFound", "m-Q4_K_M.gguf"), ("acme/gguf", "m-", "NotFound", "2 (m-"),
+        ("acme/base", "Q8_0", "BadInput", "safetensors"),
+    ):  # fmt: skip
+        code, error, _ = fetch(hub, tmp_path, ref, file=file)
+        assert (code, error["type"]) == (2, kind)
+        assert words in error["message"] + error["next_step"]
+    assert list((tmp_path / "hf").rglob("*.gguf")) == []
 
 
 def test_a_token_is_sent_and_never_told(hub: Hub, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from mcp_server.errors import Malformed
+from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.dtypes import compute_dtype
+from mcp_server.formats.hub.copies import is_copy, listing_of
 from mcp_server.formats.safetensors import Header
 
 SCALES: Final = ("F32", "BF16", "F16")
@@ -135,9 +136,16 @@ class Stored:
 
 
 def read_bytes(part: Part, most: int) -> bytes:
-    """The bytes of a small part. Raises `Malformed` when it is larger than `most`."""
+    """The bytes of a small part. Raises `Malformed` when it is larger than `most`, `NotFound` where only headers are here."""
     if part.nbytes > most:
         raise Malformed(f"{part} has {part.nbytes} bytes, {most} is the most that it may have", AGAIN)
+    if is_copy(part.file):
+        listing = listing_of(part.file.parent)
+        raise NotFound(
+            f"how the weights of {listing.hub_id} are packed stands among them, and only its headers were read",
+            f"download it first: model-merging fetch {listing.hub_id}",
+            hub_id=True,
+        )
     with part.file.open("rb") as stream:
         stream.seek(part.offset)
         return stream.read(part.nbytes)

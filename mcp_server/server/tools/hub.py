@@ -33,11 +33,12 @@ def fetch_model(
         ),
     ],
     with_base: Annotated[bool, Field(description="Also the base that an adapter names.")] = True,
+    file: Annotated[str | None, Field(max_length=300, description="Of several GGUF: Q8_0.")] = None,
 ) -> JobStatus:
     """Start a job that downloads a model or adapter; its id then works in every tool. Only where the
     operator allows the network.
     """
-    return jobs.start(FetchRequest(ref=ref, with_base=with_base), policy=Access.now().policy)
+    return jobs.start(FetchRequest(ref=ref, with_base=with_base, file=file), policy=Access.now().policy)
 
 
 def export_merge(

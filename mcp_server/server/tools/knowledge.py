@@ -1,4 +1,4 @@
-"""The tools that only look: sources, strategy, recipe, findings, cost. No process is started and nothing is written."""
+"""The tools that only look: sources, strategy, recipe, findings, cost. No process is started, no model downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mcp_server.schemas.scenario import Scenario
 from mcp_server.schemas.validation import Validation
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import READS, Offset, Out, Output, PageSize, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref
+from mcp_server.server.inputs import LOOKS, READS, Offset, Out, Output, PageSize, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref
 from mcp_server.steps.estimate import estimate
 from mcp_server.steps.handles import keep_plan, keep_recipe
 from mcp_server.steps.inspect import inspect_models as inspect_checkpoints
@@ -30,12 +30,12 @@ from mcp_server.steps.validate import validate
 
 def tools() -> list[CheckedTool]:
     return [
-        checked(inspect_models, "Inspect models and adapters", READS),
-        checked(recommend_strategy, "Recommend merge, retrain or route", READS),
+        checked(inspect_models, "Inspect models and adapters", LOOKS),
+        checked(recommend_strategy, "Recommend merge, retrain or route", LOOKS),
         checked(list_strategies, "List merge strategies", READS),
         checked(render_config, "Render the merge recipe", READS),
-        checked(validate_config, "Validate a merge recipe", READS),
-        checked(estimate_ram, "Estimate memory, disk and time", READS),
+        checked(validate_config, "Validate a merge recipe", LOOKS),
+        checked(estimate_ram, "Estimate memory, disk and time", LOOKS),
         checked(diagnose_merge, "Find out why a merge is bad", READS),
     ]
 
@@ -43,7 +43,7 @@ def tools() -> list[CheckedTool]:
 def inspect_models(
     refs: Annotated[
         list[Ref],
-        Field(min_length=1, max_length=12, description="The sources: folders, hub ids in the local cache, demo:…, BASE+ADAPTER."),
+        Field(min_length=1, max_length=12, description="The sources: folders, hub ids, demo:…, BASE+ADAPTER."),
     ],
     base: Annotated[Ref | None, Field(description="The base, when it is not among them.")] = None,
 ) -> Inspection:

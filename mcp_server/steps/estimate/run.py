@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
 from mcp_server.engine.coverage import covers
-from mcp_server.errors import MergingError
+from mcp_server.errors import MergingError, NotFound
+from mcp_server.formats.hub.copies import looking
 from mcp_server.formats.recipe import Recipe, read_recipe
-from mcp_server.formats.refs import is_hub_id, resolve_ref
+from mcp_server.formats.refs import resolve_ref
 from mcp_server.schemas.base import EngineId
 from mcp_server.schemas.estimate import EngineEstimate, Estimate, Seconds
 from mcp_server.steps.estimate import mergekit, stream
@@ -28,6 +30,7 @@ from mcp_server.system.machine import GIB, gib
 SHARD_SIZE: Final = 5_000_000_000
 
 
+@looking()
 def estimate(
     text: str,
     *,
@@ -126,10 +129,11 @@ def stream_gaps(recipe: Recipe, text: str, folder: Path | None) -> list[str]:
         return [f"{recipe.kind} recipes are run by mergekit only"]
     names = {part for ref in recipe.references() for part in (ref.base, ref.adapter) if part}
     resolved = {name: resolve_ref(name, folder or Path.cwd()) for name in names}
-    here = all(not is_hub_id(path) for path in resolved.values())
     absolute = all(name == path for name, path in resolved.items())
     try:
-        return covers(text, headers=here and absolute)
+        with suppress(NotFound):  # a model that is neither here nor can be asked for on a hub
+            return covers(text, headers=absolute)
+        return covers(text, headers=False)
     except MergingError as error:
         return [error.message]
 

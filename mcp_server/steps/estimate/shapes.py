@@ -12,8 +12,9 @@ from typing import Final
 
 from pydantic import Field
 
-from mcp_server.errors import NotFound
+from mcp_server.errors import NotAllowed, NotFound
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
+from mcp_server.formats.hub.copies import is_copy
 from mcp_server.formats.quantised import Packing
 from mcp_server.schemas.base import Frozen
 from mcp_server.system import paths
@@ -78,7 +79,9 @@ def model_shape(ref: str, folder: Path | None = None) -> ModelShape:
     """The tensors of a full model. Raises `NotFound` when it is neither here nor in the table, or `NotAModel`."""
     try:
         return from_checkpoint(open_checkpoint(ref, folder))
-    except NotFound as missing:
+    except (NotFound, NotAllowed) as missing:
+        if isinstance(missing, NotAllowed) and not missing.details.get("hub_id"):
+            raise
         if known := known_shape(ref):
             return ModelShape(tuple(_tensors(known)), f"the table of well-known shapes ({known.source})")
         raise NotFound(
@@ -90,7 +93,8 @@ def model_shape(ref: str, folder: Path | None = None) -> ModelShape:
 
 def from_checkpoint(model: Checkpoint) -> ModelShape:
     sizes = tuple(TensorSize(name, tensor.shape, tensor.number_bytes) for name, tensor in model.tensors.items())
-    return ModelShape(sizes, "headers", model.folder, model.packings)
+    origin = "headers on the hub" if is_copy(model.folder) else "headers"
+    return ModelShape(sizes, origin, model.folder, model.packings)
 
 
 def known_shape(name: str) -> KnownShape | None:

@@ -15,6 +15,7 @@ from mcp_server.catalog.signals.bases import same_name
 from mcp_server.errors import MergingError
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.folder import folder_of
+from mcp_server.formats.hub.copies import is_copy
 from mcp_server.formats.refs import is_hub_id, resolve_ref
 from mcp_server.formats.tensor_names import is_before_layers, vocabulary_tensor
 from mcp_server.formats.tensors import FLOATS, StoredTensor, read_json
@@ -50,7 +51,7 @@ def is_base(named: str, base: SourceInfo) -> bool | None:
     if same_name(named) in {same_name(name) for name in names_of(base)}:
         return True
     folder = local_folder(named)
-    if folder is not None and base.path:
+    if folder is not None and base.path and not base.revision:
         if folder.resolve() == Path(base.path).resolve():
             return True
         return equal_weights(folder, Path(base.path))
@@ -125,7 +126,9 @@ def unrelated_weights(models: list[SourceInfo]) -> list[Difference]:
 
 
 def tensors_of(folder: Path) -> dict[str, StoredTensor] | None:
-    """Where a model's tensors lie; None for what the engine cannot read (the inspection says why)."""
+    """Where a model's tensors lie; None for what the engine cannot read (the inspection says why), and for headers alone."""
+    if is_copy(folder):
+        return None
     try:
         return open_checkpoint(str(folder)).tensors
     except MergingError:

@@ -16,7 +16,8 @@ from mcp_server.errors import MergingError, NotFound
 from mcp_server.formats.behaviour import WHY, differing
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.folder import folder_of
-from mcp_server.formats.identity import token_ids
+from mcp_server.formats.hub.copies import looking
+from mcp_server.formats.identity import token_ids, tokenizer_hash
 from mcp_server.formats.licence import licence_notes
 from mcp_server.formats.lora import open_adapter
 from mcp_server.formats.source import inspect_source
@@ -38,11 +39,12 @@ FATAL: Final = {
 }
 
 
+@looking()
 def inspect_models(refs: list[str], base: str | None = None, relative_to: Path | None = None) -> Inspection:
     """Inspect `refs` (and `base`), and compare them. A bare adapter is compared through `base`, or the base its config names.
 
     `compatible` is null when something that decides it is unknown: an adapter's base that is not here, an unreadable shape.
-    Raises as `inspect_source` does.
+    Hub ids that are not in the local cache are judged by their headers on the hub. Raises as `inspect_source` does.
     """
     sources = [inspect_source(ref, relative_to) for ref in dict.fromkeys(refs)]
     if base and base not in refs:
@@ -52,7 +54,7 @@ def inspect_models(refs: list[str], base: str | None = None, relative_to: Path |
     differences = _differences(seen, named)
     licences = {source.ref: source.licence for source in sources}
     return Inspection(
-        sources=seen,
+        sources=[source.model_copy(update={"path": None}) if source.revision else source for source in seen],
         compatible=_verdict(seen, differences),
         differences=differences,
         licences=licence_notes(licences) if sources else [],
@@ -145,6 +147,11 @@ def _tokens(sources: list[SourceInfo]) -> list[Difference]:
     if hashes is None:
         return found
     tables = [ids for source in sources if source.tokenizer_hash and (ids := _token_table(source)) is not None]
+    if any(source.revision for source in sources):  # their files are here now, and may be the very same
+        read = [source.model_copy(update={"tokenizer_hash": _read_hash(source)}) for source in sources]
+        hashes = _field(read, "tokenizer_hash", "harmless", "", getattr_of("tokenizer_hash"))
+        if hashes is None:
+            return found
     clash = _clash(tables)
     if clash:
         text = f"the same id means different tokens ({clash}); add 'tokenizer: {{source: base}}' (or union) to the recipe"
@@ -160,6 +167,10 @@ def _tokens(sources: list[SourceInfo]) -> list[Difference]:
 
 def _token_table(source: SourceInfo) -> dict[str, int] | None:
     return token_ids(folder_of(source.path)) if source.path else None
+
+
+def _read_hash(source: SourceInfo) -> str | None:
+    return tokenizer_hash(folder_of(source.path)) or source.tokenizer_hash if source.path else source.tokenizer_hash
 
 
 def _clash(tables: list[dict[str, int]]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from mcp_server import catalog
 from mcp_server.catalog.models import Catalog, Rule, Strategy
 from mcp_server.catalog.signals import Facts, SeenScenario, favoured, read_facts, trained
+from mcp_server.formats.hub.copies import looking
 from mcp_server.schemas.base import Message
 from mcp_server.schemas.plan import EngineChoice, EvaluationStep, Plan, RunnerUp, StrategyChoice
 from mcp_server.schemas.scenario import Scenario
@@ -29,6 +30,7 @@ from mcp_server.system.machine import GIB
 __all__ = ["advise", "comparison_for", "plan_for", "read_scenario", "recommend", "recommend_file"]
 
 
+@looking()
 def recommend(scenario: Scenario, figures: Figures | None = None) -> Plan:
     """The plan for a scenario and for what its files say. Raises `NotFound` when it asks for a strategy that does not exist.
 

@@ -1,7 +1,8 @@
 """Look before speaking: what the sources' and the base's files say, added to what the scenario says.
 
-Headers, configs and small samples of the weights, as `inspect` reads them: milliseconds, no network. What is not on this machine
-stays unknown. Where a file contradicts the scenario the file is believed, and the plan says so.
+Headers, configs and small samples of the weights, as `inspect` reads them: milliseconds; of a hub id that is not on this machine
+headers only, from the hub. What cannot be reached stays unknown. Where a file contradicts the scenario the file is believed, and
+the plan says so.
 """
 
 from __future__ import annotations
@@ -28,11 +29,17 @@ def look(scenario: Scenario, figures: Figures | None = None) -> SeenScenario:
     """The scenario with what its files say. `figures` are a comparison's, and win over what is sampled here."""
     given = SeenScenario(**{name: getattr(scenario, name) for name in Scenario.model_fields})
     names = source_names(scenario)
-    found = {name: info for name, s in zip(names, scenario.sources or [], strict=True) if s.ref and (info := _open(s.ref))}
+    refused: dict[str, str] = {}
+    found = {
+        name: info
+        for name, s in zip(names, scenario.sources or [], strict=True)
+        if s.ref and (info := _open(s.ref, name, refused))
+    }
     named = scenario.base_model if scenario.base_model and scenario.base_model.lower() != "none" else None
-    base = _open(named) if named else None
+    base = _open(named, f"the base {named}", refused) if named else None
     absent = [name for name, s in zip(names, scenario.sources or [], strict=True) if s.ref and name not in found]
     absent += [f"the base {named}"] if named and base is None else []
+    absent = [f"{name} ({refused[name]})" if name in refused else name for name in absent]
     if not found:
         nothing_named = not any(source.ref for source in scenario.sources or [])
         return given if nothing_named else given.model_copy(update={"observed": Observed(unreachable=_joined(absent))})
@@ -59,11 +66,13 @@ def look(scenario: Scenario, figures: Figures | None = None) -> SeenScenario:
     return given.model_copy(update={"sources": sources, "relations": relations, "observed": observed})
 
 
-def _open(ref: str) -> SourceInfo | None:
-    """What a ref is, or None when it is not here, or no path at all."""
+def _open(ref: str, name: str, refused: dict[str, str]) -> SourceInfo | None:
+    """What a ref is, or None when it is not here, or no path at all. Adds what a hub refused to `refused`, by name."""
     try:
         return inspect_source(ref)
-    except MergingError:
+    except MergingError as error:
+        if error.details.get("on_hub"):
+            refused[name] = error.message
         return None
 
 

@@ -8,7 +8,7 @@ from mcp_server.engine.coverage import covers
 from mcp_server.errors import MergingError
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.recipe.rewrite import rewrite_refs
-from mcp_server.formats.refs import resolve_ref
+from mcp_server.formats.refs import is_hub_id, resolve_ref
 from mcp_server.formats.tensor_names import main_stack, stacks
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.registry import Found, check
@@ -56,6 +56,10 @@ def plan_of(context: Context) -> list[str] | MergingError:
 
 
 def _local(ref: ModelRef, context: Context) -> ModelRef:
-    base = resolve_ref(ref.base, context.folder, ref.revision)
-    adapter = resolve_ref(ref.adapter, context.folder, ref.adapter_revision) if ref.adapter else None
-    return ref.model_copy(update={"base": base, "revision": None, "adapter": adapter, "adapter_revision": None})
+    found: dict[str, str | None] = {}
+    for name, part, pinned in (("base", ref.base, "revision"), ("adapter", ref.adapter, "adapter_revision")):
+        if part is not None:
+            found[name] = place = resolve_ref(part, context.folder, getattr(ref, pinned))
+            if not is_hub_id(place):
+                found[pinned] = None  # the folder is that revision's
+    return ref.model_copy(update=found)

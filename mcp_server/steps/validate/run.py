@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.errors import BadInput, Incompatible, Malformed, NotAModel, NotFound
+from mcp_server.formats.hub.copies import looking
 from mcp_server.formats.recipe import Read, read_text
 from mcp_server.formats.recipe.places import place_of
 from mcp_server.schemas.validation import Finding, Validation
@@ -38,6 +39,7 @@ PLANS = ("MM330", "MM331")
 """Asked last, and only when nothing else is wrong: they say in other words what the other checks have said."""
 
 
+@looking()
 def validate(
     text: str,
     *,

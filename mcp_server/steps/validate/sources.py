@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcp_server.errors import Malformed, NotAModel, NotFound
+from mcp_server.errors import Malformed, NotAllowed, NotAModel, NotFound
 from mcp_server.steps.validate.context import Context, absent
 from mcp_server.steps.validate.form import PLACEHOLDER, WINDOWS
 from mcp_server.steps.validate.registry import Found, check
@@ -19,13 +19,13 @@ def source_exists(context: Context) -> Iterator[Found]:
             continue
         seen.add(ref.base_ref)
         found = context.probe(ref)
-        if isinstance(found, NotFound) and not absent(found):
+        if isinstance(found, NotFound | NotAllowed) and not absent(found):
             yield Found(found.message, where, found.next_step)
     for where, ref in context.named():
         if ref.adapter_ref and ref.adapter_ref not in seen:
             seen.add(ref.adapter_ref)
             adapter = context.probe_adapter(ref.adapter_ref)
-            if isinstance(adapter, NotFound) and not absent(adapter):
+            if isinstance(adapter, NotFound | NotAllowed) and not absent(adapter):
                 yield Found(adapter.message, where, adapter.next_step)
 
 

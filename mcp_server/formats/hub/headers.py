@@ -1,0 +1,267 @@
+"""A model of a hub judged before a byte of its weights is downloaded: JSON files and headers by range request, kept in the store.
+
+An 8 B model costs nine requests and 150 kB. Tokenizer files, which are megabytes, are fetched only when ids must be
+compared; equal files are told by the hashes that the hub lists. Copies are kept by commit, so the second look asks for the commit
+alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp_server.errors import MergingError, NotFound, RunFailed, from_dict
+from mcp_server.formats.hub import copies
+from mcp_server.formats.hub.copies import Listing
+from mcp_server.formats.hub.listing import holding_of
+from mcp_server.formats.hub.refusals import explained
+from mcp_server.formats.refs import not_here
+from mcp_server.formats.safetensors import MAX_HEADER_BYTES
+from mcp_server.system import guard
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+JSON_FILES: Final = (
+    "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "chat_template.jinja",
+    "model.safetensors.index.json",
+)  # fmt: skip
+CARDS: Final = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+"""Only their heads are read."""
+CARD_BYTES: Final = 65_536
+JSON_BYTES: Final = 16_000_000
+TOKENIZER_BYTES: Final = 64_000_000
+FIRST_BYTES: Final = 32_768
+"""Of a weight file, in the first request: the header of a shard of an 8 B model is shorter."""
+REQUESTS: Final = 8
+TRIES: Final = 3
+TIMEOUT_S: Final = 10.0
+MOST_WAIT_S: Final = 5.0
+KEPT: Final = 200
+"""Copies in the store; beyond that the oldest are removed."""
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
+_PLAIN: Final = re.compile(r"[\w][\w.+-]*(/[\w][\w.+-]*)*\Z")
+"""Names that lead nowhere else; others are nothing that a model is read from."""
+KNOWN_S: Final = 300.0
+REFUSED_S: Final = 20.0
+
+
+@dataclass
+class _Known:
+    """What this process has asked: answers hold for minutes, refusals and silence for seconds (somebody may log in meanwhile)."""
+
+    found: dict[tuple[str, str, str], tuple[float, Path]] = field(default_factory=dict)
+    refused: dict[tuple[str, str, str], tuple[float, dict[str, Any]]] = field(default_factory=dict)
+    silent: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """Endpoint → why it did not answer: the next ids need not wait for it again."""
+
+
+_known = _Known()
+
+
+def header_copy(hub_id: str, revision: str | None = None) -> Path | None:
+    """The folder with the headers of a hub id; None where no hub is asked: outside `looking()`, offline, or a name without owner.
+
+    Raises `NotFound`, `NotAllowed` or `NotAModel` as the hub or its listing says, with `on_hub` in the details; a hub that does
+    not answer is a `NotFound` whose details hold `hub_id`, as of any model that is not here: unknown, not wrong.
+    """
+    if not copies.is_looking() or "/" not in hub_id or _is_offline():
+        return None
+    endpoint = _endpoint()
+    key, now = (endpoint, hub_id, revision or ""), time.monotonic()
+    if (silence := _known.silent.get(endpoint)) is not None and now - silence[0] < REFUSED_S:
+        raise _unknown(hub_id, revision, silence[1])
+    if (refusal := _known.refused.get(key)) is not None and now - refusal[0] < REFUSED_S:
+        raise from_dict(refusal[1])
+    if (known := _known.found.get(key)) is not None and now - known[0] < KNOWN_S and known[1].is_dir():
+        return known[1]
+    try:
+        with guard.own_files():
+            folder = _copied(hub_id, revision)
+    except RunFailed as failed:
+        if failed.details.get("silent"):
+            _known.silent[endpoint] = (time.monotonic(), failed.message)
+        raise _unknown(hub_id, revision, failed.message) from failed
+    except MergingError as refused:
+        refused.details.setdefault("on_hub", True)
+        if isinstance(refused, NotFound) and not refused.details.get("hub_id"):
+            refused = NotFound(f"{hub_id} is not a folder here, and {refused.message}", refused.next_step, **refused.details)
+        _known.refused[key] = (time.monotonic(), refused.as_dict())
+        raise refused from None
+    _known.found[key] = (time.monotonic(), folder)
+    return folder
+
+
+def _unknown(hub_id: str, revision: str | None, why: str) -> NotFound:
+    absent = not_here(hub_id, hub_id, revision, Path(hub_id))
+    return NotFound(f"{absent.message}, and {why}", absent.next_step, **absent.details)
+
+
+def bring(folder: Path, names: Iterable[str]) -> bool:
+    """Fetch further small files of a copy, where the repository has them. False when one could not be had."""
+    listing = copies.listing_of(folder)
+    wanted = [name for name in names if name in listing.sizes and not (folder / name).is_file()]
+    if any(listing.sizes[name] > TOKENIZER_BYTES for name in wanted):
+        return False
+    try:
+        with guard.own_files(), explained(listing.hub_id, listing.commit):
+            for name in wanted:
+                _write(folder, name, _read(_url(listing, name), 0, listing.sizes[name]))
+    except MergingError:
+        return False
+    return True
+
+
+def _is_offline() -> bool:
+    from mcp_server.system import settings  # pydantic-settings costs a worker a fifth of its start
+
+    return settings.load().is_offline
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def _copied(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi
+
+    with explained(hub_id, revision or "main"):
+        info = HfApi(endpoint=_endpoint()).model_info(hub_id, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
+        listing = _listing(hub_id, info)
+        holding = holding_of(hub_id, list(listing.sizes))
+        if holding == "gguf":
+            raise NotFound(
+                f"{hub_id} holds GGUF, whose header lies behind megabytes of vocabulary and is not read from the hub",
+                f"download it first: model-merging fetch {hub_id}",
+                hub_id=True,
+            )
+        folder = copies.root() / hub_id.replace("/", "--") / listing.commit
+        if not folder.is_dir():
+            _make(folder, listing)
+    return folder
+
+
+def _listing(hub_id: str, info: ModelInfo) -> Listing:
+    siblings = info.siblings or []
+    commit = str(info.sha)
+    if not _COMMIT.match(commit):
+        raise RunFailed(f"the hub names {commit[:80]!r} as the commit of {hub_id}, which is none", "check HF_ENDPOINT")
+    blobs = {s.rfilename: str(s.lfs.sha256 if s.lfs else s.blob_id) for s in siblings}
+    return Listing(hub_id, commit, {s.rfilename: s.size or 0 for s in siblings if _PLAIN.match(s.rfilename)}, blobs)
+
+
+def _make(folder: Path, listing: Listing) -> None:
+    """All files into a new folder, which is renamed into place: a copy is whole or not there."""
+    _make_room()
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    part.mkdir(parents=True)
+    try:
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            small = [(n, JSON_BYTES) for n in JSON_FILES] + [(n, CARD_BYTES) for n in CARDS]
+            texts = [(n, min(most, listing.sizes[n])) for n, most in small if n in listing.sizes]
+            list(pool.map(lambda one: _write(part, one[0], _read(_url(listing, one[0]), 0, one[1])), texts))
+            list(
+                pool.map(
+                    lambda name: _write(part, name, _header(_url(listing, name), listing.sizes[name])), _weights(part, listing)
+                )
+            )
+        copies.keep_listing(part, listing)
+        with suppress(OSError):  # another process was faster
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _make_room() -> None:
+    kept = sorted(copies.root().glob("*/*"), key=lambda path: path.stat().st_mtime)
+    for old in kept[: max(0, len(kept) - KEPT)]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _weights(folder: Path, listing: Listing) -> list[str]:
+    """The weight files that a checkpoint of this folder would read."""
+    index = folder / "model.safetensors.index.json"
+    named: list[str] = []
+    if index.is_file():
+        with suppress(ValueError, AttributeError, TypeError):  # whoever opens the copy says what is wrong with its index
+            named = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    everything = [*named, "model.safetensors", "adapter_model.safetensors"]
+    return [name for name in dict.fromkeys(everything) if name in listing.sizes and "/" not in name]
+
+
+def _header(url: str, size: int) -> bytes:
+    """The first bytes of a safetensors file, up to the end of its header."""
+    first = _read(url, 0, min(FIRST_BYTES, size))
+    length = int.from_bytes(first[:8], "little")
+    if len(first) < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
+        return first  # whoever opens the copy says what is wrong with it
+    return first[: 8 + length] + _read(url, len(first), 8 + length - len(first))
+
+
+def _url(listing: Listing, name: str) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(listing.hub_id, name, revision=listing.commit, endpoint=_endpoint())
+
+
+def _read(url: str, begin: int, count: int) -> bytes:
+    """`count` bytes from `begin`. What a cut connection has brought is kept; a server that sends more is not listened to."""
+    import httpx2 as httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found = bytearray()
+    for attempt in range(1, TRIES + 1):
+        if len(found) >= count:
+            break
+        try:
+            _append(found, url, begin, count)
+        except (httpx.TransportError, HfHubHTTPError) as error:
+            response = getattr(error, "response", None)
+            if attempt == TRIES or (response is not None and response.status_code != 429 and response.status_code < 500):
+                raise
+            time.sleep(_wait(response, attempt))
+    if len(found) < count:
+        raise httpx.ReadError(f"{url} ended after {begin + len(found)} bytes")
+    return bytes(found)
+
+
+def _append(found: bytearray, url: str, begin: int, count: int) -> None:
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+    first = begin + len(found)
+    headers = build_hf_headers() | {"Range": f"bytes={first}-{begin + count - 1}", "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
+        if response.status_code >= 400:
+            response.read()
+            hf_raise_for_status(response)
+        skipped = 0 if response.status_code == 206 else first  # the whole file comes where ranges are ignored
+        for chunk in response.iter_bytes():
+            rest = chunk[skipped:]
+            skipped -= len(chunk) - len(rest)
+            found += rest[: count - len(found)]
+            if len(found) >= count:
+                return
+
+
+def _wait(response: Any, attempt: int) -> float:
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(asked) if asked.isdigit() else 0.25 * 2**attempt, MOST_WAIT_S)
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    """Appears whole or not at all: another process may be reading this folder."""
+    part = folder / f".{name}.{secrets.token_hex(4)}"
+    part.write_bytes(data)
+    part.replace(folder / name)

@@ -1,0 +1,102 @@
+"""What a repository holds, told from the names of its files, and which of them a merge reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final, Literal
+
+from mcp_server.errors import NotAModel, NotFound, did_you_mean
+
+KEPT_SUFFIXES: Final = {".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md", ".vocab", ".bpe"}
+KEPT_NAMES: Final = {"LICENSE", "LICENCE", "NOTICE", "USE_POLICY"}
+PRECISE: Final = (
+    "BF16",
+    "F32",
+    "F16",
+    "Q8_0",
+    "Q6_K",
+    "Q5_K",
+    "Q5_",
+    "Q4_K",
+    "Q4_",
+    "IQ4",
+    "MXFP4",
+    "Q3_K",
+    "IQ3",
+    "Q2_K",
+    "IQ2",
+)
+"""Of several GGUF files the one that lost least; float32 after bfloat16, of which it is a copy nearly always."""
+_PART: Final = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.IGNORECASE)
+_LOOSE: Final = re.compile(r"(^|/)(mmproj|imatrix)|[-.]imatrix", re.IGNORECASE)
+"""GGUF files that are no language model: image projectors and statistics of a quantisation."""
+
+Holding = Literal["adapter", "model", "gguf"]
+
+
+def holding_of(name: str, files: list[str]) -> Holding:
+    """Raises `NotAModel` when no merge can read what the repository holds, and says what to do instead."""
+    if "adapter_config.json" in files and "adapter_model.safetensors" in files:
+        return "adapter"
+    if any(n.endswith(".safetensors") and "/" not in n for n in files) and "config.json" in files:
+        return "model"
+    if models_in_gguf(files):
+        return "gguf"
+    if any(n.endswith((".bin", ".pt", ".pth")) for n in files):
+        raise NotAModel(
+            f"{name} holds only pickle weights, which can run code when they are opened",
+            "look for a branch or a copy with safetensors (many have the revision refs/pr/1), or convert it where you trust it",
+            kind="pickle",
+        )
+    raise NotAModel(
+        f"{name} holds no config.json with safetensors",
+        f"name another repository; it has {', '.join(sorted(files)[:8]) or 'no files'}",
+        kind="not_a_model",
+    )
+
+
+def models_in_gguf(files: list[str]) -> dict[str, list[str]]:
+    """Models in GGUF: a name without part numbers → its files."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(files):
+        if file.lower().endswith(".gguf") and not _LOOSE.search(file):
+            found.setdefault(_PART.sub("", file), []).append(file)
+    return found
+
+
+def chosen_gguf(name: str, files: list[str], wanted: str | None) -> list[str]:
+    """The files of the GGUF that is named (whole, or a part of its name such as Q8_0), else of the most precise one.
+
+    Raises `NotFound` for a name that no file or several files carry.
+    """
+    models = models_in_gguf(files)
+    if wanted is None:
+        return models[min(models, key=lambda model: (_precision(model), model))]
+    hits = [model for model in models if model == wanted or wanted in models[model]]
+    hits = hits or [model for model in models if wanted.lower() in model.lower()]
+    if len(hits) != 1:
+        found = "none" if not hits else f"{len(hits)} ({', '.join(hits[:4])})"
+        listed = ", ".join(list(models)[:12])
+        raise NotFound(
+            f"of the GGUF files of {name} {found} carry {wanted!r}.{did_you_mean(wanted, models)}", f"name one of {listed}"
+        )
+    return models[hits[0]]
+
+
+def _precision(model: str) -> int:
+    stem = model.upper()
+    return next((n for n, kind in enumerate(PRECISE) if re.search(rf"(^|[-_./]){kind}", stem)), len(PRECISE))
+
+
+def is_wanted(file: str, files: list[str]) -> bool:
+    """What a merge, a tokenizer or a card reads. Of two sets of weights (shards and `consolidated`), transformers' own."""
+    path = Path(file)
+    if path.suffix == ".safetensors":
+        if path.parent != Path():
+            return False  # originals and variants in folders of their own
+        transformers_names = [n for n in files if n.startswith(("model", "adapter_model")) and n.endswith(".safetensors")]
+        return file in transformers_names or not transformers_names
+    if path.parts[0] in {"original", "onnx", "metal", "checkpoint"} or path.parts[0].startswith("."):
+        return False
+    return path.suffix in KEPT_SUFFIXES or path.stem in KEPT_NAMES
