@@ -108,7 +108,20 @@ def facts(name: str, model_type: str) -> dict[str, Any] | None:
     }
     if orders := sorted({tuple(names) for names in stacks.values() if len(names) > 1}):
         found["stacks"] = orders
-    return found
+    return found | prefix(model)
+
+
+def prefix(model: Any) -> dict[str, Any]:
+    """The name of the model under its head, and how names begin in the class: at its top, and under that name.
+
+    transformers puts the prefix before a stored name, or takes it off, where the class then has a tensor of that name.
+    """
+    inner, names = model.base_model_prefix, list(model.state_dict())
+    if not inner or not names:
+        return {}
+    under = {name.split(".")[1] for name in names if name.startswith(f"{inner}.")}
+    own = {name.split(".")[0] for name in names}
+    return {"prefix": inner, "own": sorted(own)} | ({"inside": sorted(under)} if under else {})
 
 
 def ties(model: Any) -> dict[str, str]:
@@ -122,7 +135,7 @@ def ties(model: Any) -> dict[str, str]:
 
 def plain_ties(part: Any) -> dict[str, str]:
     tied = getattr(part, "_tied_weights_keys", None)
-    every = tied.items() if isinstance(tied, dict) else ()
+    every = [(a.removesuffix("$"), b.removesuffix("$")) for a, b in (tied.items() if isinstance(tied, dict) else ())]
     return {a: b for a, b in every if all(re.fullmatch(r"[\w.]+\.(weight|bias)", text) for text in (a, b))}
 
 

@@ -190,6 +190,8 @@ def judge(
         return "runs", f"as PEFT runs it; with {KEEPS_TIES} {other or 'as it merges it'}"
     if running is None and not other:
         return "runs", f"with {KEEPS_TIES} as PEFT merges it; not run here"
+    if not other and not differ(apart(cls, recipe, place), out):
+        return "merges", "as PEFT merges it into the untied class; running, the class does not read an adapted module as a module"
     return "wrong", f"{fault}; with {KEEPS_TIES}: {other or 'as merged'}"
 
 
@@ -199,6 +201,18 @@ def said(cls: Any, folder: Path) -> torch.Tensor | None:
         return outputs(cls.from_pretrained(folder).eval())
     except RuntimeError:
         return None
+
+
+def apart(cls: Any, recipe: str, place: Path) -> dict[str, torch.Tensor]:
+    """PEFT's merge into the same model with its tied weights taken apart, as it is stored."""
+    model = cls.from_pretrained(recipe.partition("model: ")[2].partition("+")[0])
+    for name in getattr(model, "_tied_weights_keys", None) or {}:
+        module, _, leaf = name.rpartition(".")
+        parent = model.get_submodule(module)
+        setattr(parent, leaf, torch.nn.Parameter(getattr(parent, leaf).detach().clone()))
+    model.config.tie_word_embeddings = False
+    peft.PeftModel.from_pretrained(model, place / "one").merge_and_unload().save_pretrained(place / "apart")
+    return tensors(place / "apart")
 
 
 def merged_alike(recipe: str, place: Path) -> Path:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mcp_server.catalog import strategy
+from mcp_server.engine.adapter_copies import base_tensors, without_copies
 from mcp_server.engine.adapter_keys import names_in_memory
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.memory import INTERPRETER_BYTES, peak_anon, shape_of
@@ -23,6 +24,7 @@ from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.sources import open_sources
 from mcp_server.errors import Malformed, Unsupported
 from mcp_server.formats.checkpoint import Checkpoint
+from mcp_server.formats.class_facts import is_conv1d
 from mcp_server.formats.recipe import Group, ModelRef, merge_recipe
 from mcp_server.formats.tensor_names import is_before_layers, is_head, split_layer
 from mcp_server.formats.tensors import StoredTensor, stored_tensors
@@ -36,8 +38,6 @@ _WAY_ROUND = "use --output model"
 _OF_VALUES: Final = ("slerp", "passthrough", "karcher", "arcee_fusion")
 """Methods whose result depends on the base's own values."""
 WHOLE: Final = ("embeddings", "norms", "biases")
-CONV1D_MODELS: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-CONV1D_WEIGHTS: Final = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) 
     recipe = merge_recipe(recipe_text)
     require_coverage(recipe)
     plan = make_plan(recipe, open_sources(recipe, base_may_be_absent=True))
+    base = base_tensors(plan, _base(plan))
+    plan = without_copies(plan, base) if _base(plan).headers else plan
     full = next((ref for ref in recipe.references() if ref.adapter is None and ref != recipe.base), None)
     _check(plan, full, rank)
     exact = strategy(recipe.method).adapter_space and full is None
@@ -114,8 +116,10 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) 
         )
     places: dict[str, list[TensorPlan]] = {"module": [], "whole": [], "left out": []}
     for tensor in plan.tensors:
-        if tensor.how == "merged" and (place := _place(plan, tensor, whole)):
+        if tensor.how == "merged" and (place := _place(plan, tensor, base.get(tensor.name), whole)):
             places[place].append(tensor)
+            if place == "whole" and tensor.name not in _base(plan).tensors:
+                raise Unsupported(f"{tensor.name} becomes a tensor of its own, which the base ties to its embedding", _WAY_ROUND)
     names = names_in_memory(plan, _base(plan))
     tables = _embedding_factors(plan)
     modules = tuple(_module(plan, tensor, names[tensor.name], None if exact else rank, tables) for tensor in places["module"])
@@ -125,11 +129,11 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) 
     return AdapterPlan(plan, modules, saved, exact, dtype, names, tuple(places["left out"]))
 
 
-def _place(plan: MergePlan, tensor: TensorPlan, whole: Sequence[str]) -> str | None:
+def _place(plan: MergePlan, tensor: TensorPlan, own: StoredTensor | None, whole: Sequence[str]) -> str | None:
     """Where a tensor's change goes: into factors, stored whole, or left out; None when no source changes it."""
-    if any(s.adapter and (c := s.adapter.changes.get(tensor.name)) and c.replacement for s in plan.sources.values()):
+    held = {c.replacement for s in plan.sources.values() if s.adapter and (c := s.adapter.changes.get(tensor.name))}
+    if any(entry.stored != own and entry.stored in held for entry in tensor.inputs):
         return "whole"
-    own = _base(plan).tensors.get(tensor.name)
     if all(entry.stored == own for entry in tensor.inputs):
         return "module" if any(entry.low_rank for entry in tensor.inputs) else None
     in_layer = split_layer(tensor.name) is not None or is_head(tensor.name)
@@ -169,8 +173,8 @@ def _check(plan: MergePlan, full: ModelRef | None, rank: int | None) -> None:
         for name, change in source.adapter.changes.items() if source.adapter else ():
             if change.updates and change.low_rank is None:
                 raise Unsupported(f"{ref} changes {name} by more than one plain low-rank product", _WAY_ROUND)
-        if source.adapter and (source.adapter.untied or source.adapter.vocabulary is not None):
-            raise Unsupported(f"{ref} unties the head of its base or resizes its vocabulary", _WAY_ROUND)
+        if source.adapter and source.adapter.vocabulary is not None:
+            raise Unsupported(f"{ref} resizes the vocabulary of its base", _WAY_ROUND)
     if recipe.method == "linear":
         for tensor in (tensor for tensor in plan.tensors if tensor.how == "merged"):
             total = sum(values["weight"] for values in tensor.per_source)
@@ -266,16 +270,10 @@ def _module(plan: MergePlan, tensor: TensorPlan, name: str, rank: int | None, ta
         tensor,
         tuple(_coefficients(tensor)),
         min(rank, limit) if rank else added,
-        updates[0].transposed if updates else _is_conv1d(plan, tensor),
+        updates[0].transposed if updates else is_conv1d(_base(plan).config, name.removesuffix(".weight")) is True,
         embedding,
         any(entry.stored != own for entry in tensor.inputs),
     )
-
-
-def _is_conv1d(plan: MergePlan, tensor: TensorPlan) -> bool:
-    """GPT-2 and its kin store the weights of their layers as (in, out)."""
-    kin = _base(plan).config.get("model_type") in CONV1D_MODELS
-    return kin and tensor.name.endswith(CONV1D_WEIGHTS)
 
 
 PLAIN_INTERPRETER_BYTES: Final = 60_000_000

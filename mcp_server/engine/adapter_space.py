@@ -46,6 +46,8 @@ from mcp_server.formats.lineage import name_of_base
 from mcp_server.formats.tensors import ITEM_BYTES, STORED
 
 Array = np.ndarray[Any, Any]
+NO_MODULES = "dummy-target-modules"
+"""`peft.utils.constants.DUMMY_TARGET_MODULES`, without which PEFT refuses a config that names no module."""
 
 
 def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
@@ -300,8 +302,10 @@ def _is_named(leaf: str, modules: list[str]) -> bool:
     return any(module.rpartition(".")[2] == leaf for module in modules)
 
 
-def _targets(planned: AdapterPlan) -> list[str]:
-    """Short names where they mean exactly these modules, full names otherwise."""
+def _targets(planned: AdapterPlan) -> list[str] | str:
+    """Short names where they mean exactly these modules, full names otherwise; PEFT's word for none where all is stored whole."""
+    if not planned.modules:
+        return NO_MODULES
     names = {module.name for module in planned.modules}
     leaves = sorted({name.rpartition(".")[2] for name in names})
     every = {name.removesuffix(".weight") for name in planned.names.values() if name.endswith(".weight")}

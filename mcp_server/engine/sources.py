@@ -134,6 +134,8 @@ def open_sources(recipe: Recipe, *, base_may_be_absent: bool = False) -> dict[Mo
         base = checkpoints[ref.base_ref]
         merged = keeps_ties(recipe.groups(), ref)
         adapter = open_adapter(ref.adapter_ref, base.tensors, base.config, as_merged=merged) if ref.adapter_ref else None
+        if adapter and not base.headers:  # whether a base ties its head cannot be told while it is not here
+            adapter = replace(adapter, added={}, untied=False)
         notes = (said[ref.base_ref],) if ref.base_ref in said else ()
         sources[ref] = Source(str(ref), with_adapter(base, adapter) if adapter else base, adapter, notes=notes)
     return sources

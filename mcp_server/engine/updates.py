@@ -86,7 +86,7 @@ class _Sum:
     def low_rank(cls, update: LowRank, shape: tuple[int, ...], reader: Reader) -> _Sum:
         a, b = reader.whole(update.a), reader.whole(update.b)
         b *= np.float32(update.scale)
-        a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
+        a, b = (x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in (a, b))
         if update.experts > 1:
             right = a.reshape(update.experts, update.rank, -1)
             left = b.reshape(b.shape[0], update.rank, update.experts).transpose(2, 0, 1)

@@ -10,7 +10,7 @@ from mcp_server.errors import Incompatible, Malformed, Unsupported
 from mcp_server.formats.adapter_file import Module
 from mcp_server.formats.adapter_kinds import MERGE_FIRST
 from mcp_server.formats.adapter_patterns import Scales
-from mcp_server.formats.memory_names import is_conv1d
+from mcp_server.formats.class_facts import is_conv1d
 from mcp_server.formats.updates import LowRank
 
 _DEFAULT_RANK: Final = 8
@@ -42,7 +42,7 @@ def low_rank(
         )
     a, b = (parts[part] for part in wanted)
     experts = shape[0] if len(shape) == 3 and len(a.shape) == 2 else 1
-    if len(a.shape) < 2 or len(b.shape) < 2 or 0 in (*a.shape, *b.shape):
+    if len(a.shape) < 2 or len(b.shape) < 2 or (0 in (*a.shape, *b.shape) and 0 not in shape):
         raise Malformed(
             f"{module.stem} of {ref}: A is {list(a.shape)}, B is {list(b.shape)}: its weights were sharded when it was saved",
             "gather them first (FSDP summon_full_params, DeepSpeed GatheredParameters), then save it again",

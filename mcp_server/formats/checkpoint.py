@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import Malformed, NotAModel, NotFound, Unsupported
+from mcp_server.formats.class_facts import is_conv1d
 from mcp_server.formats.folder import FolderKind, classify, folder_of
 from mcp_server.formats.gguf import gguf_files
 from mcp_server.formats.gguf_model import read_model, require_config
 from mcp_server.formats.hub.headers import header_copy
 from mcp_server.formats.identity import config_field
-from mcp_server.formats.memory_names import is_conv1d
 from mcp_server.formats.quantised import Packing, Stored, find_weights
 from mcp_server.formats.refs import is_hub_id, not_here, resolve_ref, split_revision
 from mcp_server.formats.safetensors import Header, read_header

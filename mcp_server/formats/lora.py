@@ -24,7 +24,8 @@ from mcp_server.formats.adapter_lora import low_rank, other_shape, token_indices
 from mcp_server.formats.adapter_names import Wanted
 from mcp_server.formats.adapter_patterns import Scales
 from mcp_server.formats.adapter_vocabulary import check_rows, untie
-from mcp_server.formats.memory_names import Held, Names, Shaped, as_stored, expert_by_expert, facts_of, in_memory, is_conv1d
+from mcp_server.formats.class_facts import facts_of, is_conv1d
+from mcp_server.formats.memory_names import Held, Names, Shaped, as_stored, expert_by_expert, in_memory
 from mcp_server.formats.safetensors import Header
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.formats.tied import say_untied

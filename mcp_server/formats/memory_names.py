@@ -1,21 +1,18 @@
 """The names that a model's tensors have in memory, and where each is stored.
 
 transformers 5 renames and fuses tensors when it loads them: towers move, experts that are stored one by one become one stack.
-PEFT saves adapters under the names in memory. The conversions are transformers' own (`transformers.conversion_mapping`), copied
-by `scripts/memory_names.py` into memory_names.json for every class that has any; run it again after an update of transformers.
+PEFT saves adapters under the names in memory. The conversions are transformers' own (`formats.class_facts`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from typing import Any, Protocol
 
-from mcp_server.formats.identity import architectures
+from mcp_server.formats.class_facts import facts_of, layerless
 from mcp_server.formats.updates import Region
 
 
@@ -47,42 +44,6 @@ class Held:
 Names = dict[str, Held]
 
 
-@dataclass(frozen=True)
-class ClassFacts:
-    """What transformers says of one model class: conversions, Conv1D modules, which weight a tied one follows, and stacks."""
-
-    known: bool = False
-    rules: tuple[dict[str, Any], ...] = ()
-    conv1d: tuple[str, ...] = ()
-    transposed_experts: tuple[str, ...] = ()
-    tied: tuple[tuple[str, str], ...] = ()
-    stacks: tuple[tuple[str, ...], ...] = ()
-    """Parameters of single modules that are stacks of matrices, in the order in which the modules define them."""
-
-
-@cache
-def _table() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads(resources.files("mcp_server.formats").joinpath("memory_names.json").read_text("utf-8"))
-    return table
-
-
-def facts_of(config: Mapping[str, Any]) -> ClassFacts:
-    """By the class that the config names, else by its model_type."""
-    table = _table()
-    names = [*architectures(config), str(table["types"].get(str(config.get("model_type")), ""))]
-    found = next((table["classes"][name] for name in names if name in table["classes"]), None)
-    if found is None:
-        return ClassFacts()
-    return ClassFacts(
-        True,
-        tuple(table["rules"][number] for number in found.get("rules", ())),
-        tuple(found.get("conv1d", ())),
-        tuple(found.get("transposed", ())),
-        tuple((str(a), str(b)) for a, b in found.get("tied", {}).items()),
-        tuple(tuple(map(str, names)) for names in found.get("stacks", ())),
-    )
-
-
 def as_stored(tensors: Mapping[str, Shaped]) -> Names:
     """The stored names themselves."""
     return {name: Held(tuple(tensor.shape), (Piece(name),)) for name, tensor in tensors.items()}
@@ -90,9 +51,10 @@ def as_stored(tensors: Mapping[str, Shaped]) -> Names:
 
 def in_memory(config: Mapping[str, Any], tensors: Mapping[str, Shaped]) -> Names:
     """The names that transformers gives the stored tensors of this config's class when it loads them."""
-    rules = facts_of(config).rules
+    facts = facts_of(config)
+    rules = facts.rules
     renames, converters = [r for r in rules if not r["ops"]], [r for r in rules if r["ops"]]
-    if not rules:
+    if not facts.known:
         return as_stored(tensors)
     names: Names = {}
     groups: dict[tuple[str, int], dict[int, list[str]]] = {}
@@ -104,10 +66,11 @@ def in_memory(config: Mapping[str, Any], tensors: Mapping[str, Shaped]) -> Names
         for number, rule in enumerate(converters):
             renamed, source = _rename(now, rule, active, -1)
             if source is not None:
+                renamed = facts.with_prefix(renamed)
                 groups.setdefault((renamed, number), {}).setdefault(source, []).append(name)
                 break
         else:
-            names[now] = Held(tuple(tensors[name].shape), (Piece(name),))
+            names[facts.with_prefix(now)] = Held(tuple(tensors[name].shape), (Piece(name),))
     for (target, number), sources in groups.items():
         names |= _converted(target, converters[number], sources, tensors)
     return names
@@ -260,7 +223,7 @@ def expert_by_expert(names: Names, wanted: Iterable[str], config: Mapping[str, A
         if fused is None or len(fused.shape) != 3 or expert >= fused.shape[0] or fused.pieces[0].region is not None:
             continue
         stored = fused.pieces[0].name
-        transposed = any(_pattern_of(stem).endswith(p) for p in facts_of(config).transposed_experts)
+        transposed = any(layerless(stem).endswith(p) for p in facts_of(config).transposed_experts)
         rows, columns = fused.shape[1:]
         if transposed:
             continue
@@ -268,17 +231,3 @@ def expert_by_expert(names: Names, wanted: Iterable[str], config: Mapping[str, A
         start = expert * rows + (0 if half is None else half * size)
         found[name] = Held((size, columns), (Piece(stored, Region(at=start)),))
     return found
-
-
-def _pattern_of(name: str) -> str:
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1N", name)
-
-
-def is_conv1d(config: Mapping[str, Any], module: str, *, experts: bool = False) -> bool | None:
-    """Whether transformers stores this module's weight (by its name in memory) as (in, out); None if its class is not known."""
-    facts = facts_of(config)
-    if not facts.known:
-        return None
-    name = _pattern_of(module)
-    entries = facts.transposed_experts if experts else facts.conv1d
-    return any(name.endswith(entry) or entry.endswith(name) for entry in entries)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mcp_server.formats.memory_names import Names, Shaped, facts_of, in_memory
+from mcp_server.formats.class_facts import facts_of
+from mcp_server.formats.memory_names import Shaped, in_memory
 from mcp_server.formats.tensor_names import EMBEDDINGS, HEADS, is_head, is_word_embedding
 from mcp_server.formats.tied import keeps_flag, tied
 
@@ -47,8 +48,8 @@ def find_ties(config: Mapping[str, Any], tensors: Mapping[str, Shaped]) -> Ties 
     for name, source in pairs:
         members.setdefault(source, [source]).append(name)
     holders: dict[str, str] = {}
-    for source, names in members.items():
-        stored = {name: _stored(name, memory, tensors, also_short=name == source) for name in names}
+    for names in members.values():
+        stored = {name: memory[name].pieces[0].name if name in memory else None for name in names}
         holder = next((found for found in stored.values() if found is not None), None)
         if holder is None:
             continue
@@ -61,13 +62,6 @@ def find_ties(config: Mapping[str, Any], tensors: Mapping[str, Shaped]) -> Ties 
     head = head or next(filter(is_head, weights), weights[0])
     flag, kept = tied(dict(config)), keeps_flag(config)
     return Ties(holders, head, holders[head], flag is True or (head not in tensors and (flag is None or kept)), kept)
-
-
-def _stored(name: str, memory: Names, tensors: Mapping[str, Shaped], *, also_short: bool) -> str | None:
-    """The stored name of a tensor that the class calls `name`; checkpoints may lack the class's prefix."""
-    if (held := memory.get(name)) is not None:
-        return held.pieces[0].name
-    return next((n for n in tensors if name.endswith(f".{n}") and is_word_embedding(n)), None) if also_short else None
 
 
 def _name_of(config: Mapping[str, Any], name: str, tensor: Shaped) -> str:

@@ -32,6 +32,8 @@ def test_a_tiny_model_of_the_class_is_merged_right(kind: str, name: str) -> None
         ("bert", "BertLMHeadModel", {"default": "right", "embeddings": "runs", "saved": "right"}),
         ("t5", "T5ForConditionalGeneration", {"embeddings": "runs", "saved": "right"}),
         ("nemotron_h", "NemotronHForCausalLM", {"experts": "right"}),
+        ("ibert", "IBertForMaskedLM", {"embeddings": "runs"}),
+        ("mobilebert", "MobileBertForMaskedLM", {"all-linear": "right", "embeddings": "merges"}),
         pytest.param(
             "switch_transformers", "SwitchTransformersForConditionalGeneration", {"saved": "right"}, marks=pytest.mark.slow
         ),
