@@ -7,8 +7,8 @@ from pathlib import Path
 from mcp_server.errors import NotFound
 from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.hub.copies import looking
-from mcp_server.formats.recipe import read_recipe
-from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref, split_revision, unmade_demo
+from mcp_server.formats.recipe.absent import absent_from
+from mcp_server.formats.refs import demo_aliases
 from mcp_server.schemas.go import Prepared
 from mcp_server.schemas.scenario import Scenario, ScenarioSource
 from mcp_server.steps.estimate import estimate
@@ -86,17 +86,3 @@ def require_sources(scenario: Scenario) -> None:
             except NotFound as missing:
                 if not missing.details.get("hub_id") and part not in demo_aliases():
                     raise
-
-
-def absent_from(recipe: str) -> list[str]:
-    """What a recipe names that is to be made (`demo:…`) or fetched (a hub's id) first; a wrong path is the linter's to name."""
-    found: dict[str, None] = {}
-    for ref in read_recipe(recipe).references():
-        for part in filter(None, (ref.base_ref, ref.adapter_ref)):
-            name, revision = split_revision(part, Path.cwd())
-            resolved = resolve_ref(name, Path.cwd(), revision)
-            if is_hub_id(resolved):
-                found[part] = None
-            elif (alias := unmade_demo(Path(resolved))) is not None:
-                found[alias] = None
-    return list(found)

@@ -36,7 +36,7 @@ from mcp_server.system.os_errors import FULL, refusal
 from mcp_server.system.policy import Policy
 from mcp_server.system.redaction import redact, redact_all, secrets_of
 
-__all__ = ["EXIT_BUG", "Job", "die_with_parent", "run_worker", "tie_to_runner", "write_json"]
+__all__ = ["EXIT_BUG", "Job", "die_with_parent", "online", "run_worker", "tie_to_runner", "write_json"]
 
 EXIT_BUG: Final = 70
 _EVENTS_BYTES: Final = 4_000_000
@@ -105,6 +105,11 @@ class Job:
             return
         self._last = now
         self.event("progress", stage=stage, done=done, total=total, unit=unit, message=message)
+
+
+def online() -> bool:
+    """Whether the job layer lets this worker ask a hub: its recipe names an id that is not here, and the operator allows it."""
+    return os.environ.get("HF_HUB_OFFLINE") != "1"
 
 
 def die_with_parent() -> None:

@@ -3,6 +3,7 @@
 in    request.json: kind "merge", parameters recipe (text), out, partial (the folder to fill), seed, threads, shard_size,
       allow_nonfinite, hash, output (model | adapter), rank,
       whole
+      hub ids that are not in the local cache are fetched first, where the operator allows the network
 out   the folder `partial`, complete and synced; result.json; progress in events.jsonl; journal.jsonl (a rerun continues it)
 
 Not covered: locking OUT, renaming the folder, cancelling: the job layer's. Recipes outside `engine.coverage` are refused.
@@ -29,15 +30,21 @@ from mcp_server.engine.adapter_space import merge_adapters  # noqa: E402
 from mcp_server.engine.merge import merge  # noqa: E402
 from mcp_server.engine.request import Request  # noqa: E402
 from mcp_server.formats.provenance import read_provenance  # noqa: E402
-from mcp_server.workers.protocol import Job, run_worker  # noqa: E402
+from mcp_server.workers.protocol import Job, online, run_worker  # noqa: E402
 
 gc.freeze()  # the collection at exit need not look at all this either
 
 
 def main(job: Job) -> dict[str, Any]:
     parameters = job.parameters
+    adapter = parameters.get("output") == "adapter"
+    recipe = parameters["recipe"]
+    if online():
+        from mcp_server.workers.fetch import with_sources  # the hub's client costs more than the rest of the start
+
+        recipe = with_sources(job, recipe, bases=not adapter)
     request = Request(
-        recipe=parameters["recipe"],
+        recipe=recipe,
         folder=Path(parameters["partial"]),
         journal=job.folder / "journal.jsonl",
         seed=parameters.get("seed"),
@@ -54,7 +61,7 @@ def main(job: Job) -> dict[str, Any]:
     def report(stage: str, done: float, total: float, unit: str) -> None:
         job.progress(stage, done, total, unit=unit)
 
-    work = merge_adapters if parameters.get("output") == "adapter" else merge
+    work = merge_adapters if adapter else merge
     measured = work(request, report)
     if record := read_provenance(request.folder):
         measured |= {"landed": record.landed, "rounding_loss": record.rounding_loss, "nonfinite": record.nonfinite}

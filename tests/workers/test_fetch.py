@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from mcp_server import jobs
+from mcp_server.formats.provenance import read_provenance
 from mcp_server.formats.refs import cached_snapshot
+from mcp_server.schemas.job import MergeRequest
 from tests.engine.synthetic import low_rank, random_tensors, write_adapter, write_model
 from tests.hub import COMMIT, Hub, serving
 
@@ -150,6 +153,27 @@ def test_a_token_is_sent_and_never_told(hub: Hub, tmp_path: Path) -> None:
     code, error, said = fetch(hub, tmp_path, "acme/persona", HF_TOKEN="hf_wrong_token_of_the_owner")
     assert code == 2
     assert "hf_wrong" not in json.dumps(error) + said
+
+
+def test_a_merge_fetches_its_sources_by_id(hub: Hub, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "MODEL_MERGING_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    recipe = (
+        "merge_method: task_arithmetic\ndtype: float32\nbase_model: {base}\nmodels:\n"
+        "  - {{model: {base}+{persona}, parameters: {{weight: 1.0}}}}\n"
+    )
+    ended = []
+    for out, folder in (("by_id", "acme"), ("by_path", str(tmp_path))):
+        text = recipe.format(base=f"{folder}/base", persona=f"{folder}/persona")
+        started = jobs.start_merge(MergeRequest(recipe=text, out=str(tmp_path / out)))
+        ended.append(jobs.wait(started.job_id, 120))
+    assert [job.state for job in ended] == ["succeeded", "succeeded"], [jobs.logs(job.job_id).text for job in ended]
+    assert (tmp_path / "by_id" / "model.safetensors").read_bytes() == (tmp_path / "by_path" / "model.safetensors").read_bytes()
+    record = read_provenance(tmp_path / "by_id")
+    assert record is not None
+    assert {source.revision for source in record.sources} == {COMMIT}
 
 
 def test_a_disk_without_room_is_refused_before_the_first_byte(hub: Hub, tmp_path: Path) -> None:
