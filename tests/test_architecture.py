@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mcp_server"
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
-HEAVY = {"torch", "transformers", "mergekit", "lm_eval", "ray", "peft", "datasets", "accelerate"}
+HEAVY = {"torch", "transformers", "mergekit", "lm_eval", "ray", "peft", "datasets", "accelerate", "optuna"}
 FLOORS = (
     {"errors", "schemas"},
     {"system"},

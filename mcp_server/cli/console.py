@@ -13,10 +13,13 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from mcp_server.cli.tables import labelled, laid_out
+from mcp_server.schemas.estimate import duration
 from mcp_server.schemas.job import JobStatus
 from mcp_server.schemas.job import Progress as JobProgress
 from mcp_server.system.plain_text import json_printable, one_line, printable
@@ -133,11 +136,14 @@ class _PlainProgress:
             return
         self.stage, self.said = step.stage, now
         text = f"{self.title}: {step.stage} {_detail(step)}".rstrip()
-        stderr.print(one_line(text), markup=False, soft_wrap=True)
+        for line in (text, *(f"  {leader}" for leader in step.leaders)):
+            stderr.print(one_line(line), markup=False, soft_wrap=True)
 
 
 def _detail(step: JobProgress) -> str:
-    return step.message or (f"{step.done:g}/{step.total:g} {step.unit}".rstrip() if step.total else "")
+    done = f"{step.done:g}/{step.total:g} {step.unit}".rstrip() if step.total else ""
+    left = f"{duration(step.left_seconds)} left" if step.left_seconds is not None else ""
+    return ", ".join(filter(None, (step.message or done, left)))
 
 
 @contextmanager
@@ -148,15 +154,14 @@ def _bar(title: str) -> Iterator[Callable[[JobStatus], None]]:
         BarColumn(),
         TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
-        console=stderr,
-        transient=True,
     )
-    with bar:
-        task = bar.add_task(title, total=None, detail="")
+    task = bar.add_task(title, total=None, detail="")
+    with Live(bar, console=stderr, transient=True) as live:
 
         def follow(status: JobStatus) -> None:
             if step := status.progress:
                 stage = one_line(f"{title}: {step.stage}")
                 bar.update(task, description=stage, total=step.total, completed=step.done, detail=one_line(_detail(step)))
+                live.update(Group(bar, Text("\n".join(one_line(leader) for leader in step.leaders))) if step.leaders else bar)
 
         yield follow

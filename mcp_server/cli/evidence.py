@@ -228,6 +228,9 @@ def sweep(
     data: Annotated[list[str] | None, typer.Option(help="your own .jsonl: prompt and expected a line; repeat for more")] = None,
     grid: Annotated[list[str] | None, typer.Option(help="KEY=V1,V2,… ; default: the plan's shortlist")] = None,
     try_: Annotated[list[str] | None, typer.Option("--try", help="one candidate: 'KEY=VALUE KEY=VALUE'; repeat for more")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="search for so long, begun with the shortlist (or the grid), and take the best")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="prompts per suite for the full measurement")] = None,
     quick_limit: Annotated[int, typer.Option(min=1, help="prompts per suite for the first look at every candidate")] = 20,
     workers: Annotated[int, typer.Option(min=1, help="candidates at once on this machine")] = 1,
@@ -246,6 +249,7 @@ def sweep(
         "data": [str(expanded(file).resolve()) for file in data or []],
         "grid": grid or [],
         "tries": try_ or [],
+        "minutes": minutes,
         "limit": limit,
         "quick_limit": quick_limit,
         "workers": workers,

@@ -320,6 +320,7 @@ def public(folder: Path, record: Record, *, with_result: bool = True) -> JobStat
         output=about.subject(folder, record),
         about=about.about(folder, record),
         engine=record.engine,
+        takes=record.takes.in_words() if record.takes else "",
         progress=last_progress(folder),
         error=record.error,
         exit_code=record.exit_code,

@@ -20,6 +20,7 @@ from mcp_server.jobs import engines, publish, queue, store
 from mcp_server.jobs import locks as claims
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
+from mcp_server.schemas.estimate import Seconds
 from mcp_server.schemas.job import (
     EvaluateRequest,
     ExportRequest,
@@ -32,6 +33,8 @@ from mcp_server.schemas.job import (
     PublishRequest,
     SweepRequest,
 )
+from mcp_server.steps.estimate.of_job import takes
+from mcp_server.steps.evaluate.line_up import distinct
 from mcp_server.steps.export import require_exportable
 from mcp_server.steps.handles import plan_of, plan_text
 from mcp_server.steps.publish import publication
@@ -80,11 +83,13 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
         publication(Path(request.out), request.repo, private=request.private, licence=request.licence)
     outputs = [rules.check_write(text) for role, text in request.named() if role is Names.OUTPUT]
     out = outputs[0] if outputs else None
-    if isinstance(request, (EvaluateRequest, SweepRequest)):
-        for name in (*request.suites, *request.data):
-            find_suite(name, request.suite_folders)
+    seconds: Seconds | None = None
+    if isinstance(request, EvaluateRequest):
+        distinct(find_suite(name, request.suite_folders) for name in (*request.suites, *request.data))
+        seconds = takes(request)
     if isinstance(request, SweepRequest):
-        check_sweep(request, rules, reads)
+        distinct(find_suite(name, request.suite_folders) for name in (*request.suites, *request.data))
+        request, seconds = check_sweep(request, rules, reads)
     if out is not None:
         keep_off(out, reads)
         require_place(out)
@@ -105,6 +110,7 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
             created=store.now(),
             output=out and str(out),
             partial=partial,
+            takes=seconds,
         )
         store.write(new, record)
         folder = store.settle(new)
@@ -161,18 +167,28 @@ def check_suite(text: str, rules: Policy) -> None:
         )
 
 
-def check_sweep(request: SweepRequest, rules: Policy, reads: set[str]) -> None:
+def check_sweep(request: SweepRequest, rules: Policy, reads: set[str]) -> tuple[SweepRequest, Seconds | None]:
     """Every model of every candidate, whether the plan or the grid names it, and the folder that the sweep is written to.
 
-    Adds what the candidates read to `reads`.
+    Returns the request with the prompts that its minutes allow, and how long it takes. Adds what the candidates read to `reads`.
     """
     from mcp_server.steps.sweep import from_grid, opened_plan, require_sweep_place  # only sweeps pay for rendering
+    from mcp_server.steps.sweep.cost import takes as sweep_takes
+    from mcp_server.steps.sweep.cost import within
+    from mcp_server.steps.sweep.place import lineage_of_plan
 
     plan, near = opened_plan(request)
-    for candidate in from_grid(plan, request.grid, near, request.tries):
+    candidates = from_grid(plan, request.grid, near, request.tries)
+    for candidate in candidates:
         recipe, _ = resolve(candidate.recipe, near, rules)
         reads.update(os.path.realpath(folder) for folder in local_sources(recipe))
     require_sweep_place(Path(request.out).resolve())
+    lineage = lineage_of_plan(plan, near, candidates[0].recipe)
+    try:
+        request = within(request, lineage)
+        return request, sweep_takes(request, lineage, len(candidates))
+    except NotFound:
+        return request, None  # what is on a hub has no headers here
 
 
 def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: str | None = None) -> JobStatus:

@@ -27,6 +27,7 @@ from mcp_server.errors import DiskFull, Malformed, NotFound, RunFailed, did_you_
 from mcp_server.jobs.locks import is_held, try_lock
 from mcp_server.jobs.process import ProcessId
 from mcp_server.schemas.base import EngineId, Frozen
+from mcp_server.schemas.estimate import Seconds
 from mcp_server.schemas.job import JobKind, JobState
 from mcp_server.system import files, paths
 from mcp_server.system.files import lock_folder, remove_abandoned
@@ -58,6 +59,7 @@ class Record(Frozen):
     seed: int | None = None
     estimate_bytes: int | None = Field(default=None, description="upper bound of the worker's memory that cannot be reclaimed")
     budget_bytes: int | None = Field(default=None, description="what the user gave this job")
+    takes: Seconds | None = Field(default=None, description="how long it takes, estimated at the start")
     runner: ProcessId | None = None
     worker: ProcessId | None = None
     error: dict[str, Any] | None = None

@@ -11,6 +11,19 @@ class Seconds(Frozen):
     low: float
     high: float
 
+    def in_words(self) -> str:
+        """ "2 to 7 min"."""
+        low, high = duration(self.low), duration(self.high)
+        (first, unit), other = low.split(), high.split()[1]
+        return low if low == high else f"{first} to {high}" if unit == other else f"{low} to {high}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "40 s", "3 min", "1.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
 
 class EngineEstimate(Frozen):
     peak_anon_bytes: int = Field(description="upper bound of memory that cannot be reclaimed")

@@ -162,6 +162,8 @@ class Sweep(Frozen):
     path: str | None = None
     executor: str = "local"
     workers: int = 1
+    minutes: float | None = Field(default=None, description="that it was given; null: it tried a list")
+    limit: int | None = Field(default=None, description="prompts per suite of the whole measurement; null: all")
     seconds: float | None = None
 
 

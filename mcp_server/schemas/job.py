@@ -171,6 +171,9 @@ class SweepRequest(JobRequest):
     suite_folders: list[Annotated[str, Names.SUITES]] = Field(default_factory=list)
     grid: list[str] = Field(default_factory=list, description="KEY=V1,V2 axes; default: the shortlist")
     tries: list[str] = Field(default_factory=list, description="single candidates: KEY=VALUE KEY=VALUE")
+    minutes: float | None = Field(
+        default=None, gt=0, le=100_000, description="search for so long, begun with the grid or the shortlist; null: only these"
+    )
     limit: int | None = Field(default=None, ge=1, description="prompts per suite for the full measurement")
     quick_limit: int = Field(default=20, ge=1, description="for the first look")
     workers: int = Field(default=1, ge=1)
@@ -233,6 +236,8 @@ class Progress(Frozen):
     total: float | None = None
     unit: str = ""
     message: str = ""
+    left_seconds: float | None = Field(default=None, description="until the job ends")
+    leaders: list[str] = Field(default_factory=list, description="best candidates so far")
 
 
 class JobStatus(Frozen):
@@ -245,6 +250,7 @@ class JobStatus(Frozen):
     output: str | None = Field(default=None, description="the folder that it writes, or looks at")
     about: str = Field(default="", description="what it works on: method and sources, suites, base")
     engine: EngineId | None = None
+    takes: str = Field(default="", description="about how long; empty: unknown")
     progress: Progress | None = None
     error: dict[str, Any] | None = None
     exit_code: int | None = None

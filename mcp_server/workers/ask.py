@@ -15,7 +15,7 @@ from mcp_server.formats.lineage import read_lineage
 from mcp_server.formats.own_data import Message
 from mcp_server.schemas.job import AskRequest
 from mcp_server.schemas.replies import Answers
-from mcp_server.workers.evaluating.line_up import models_of, require_models
+from mcp_server.steps.evaluate.line_up import models_of, require_models
 from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker
 

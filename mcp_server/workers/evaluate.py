@@ -19,31 +19,30 @@ Not covered     multimodal suites, sampling (answers are greedy), suites that ex
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import BadInput
+from mcp_server.errors import MergingError
 from mcp_server.formats.lineage import Lineage, read_lineage
-from mcp_server.formats.suites import DEFAULT_SPLIT, Suite, find_suite, list_suites
+from mcp_server.formats.suites import DEFAULT_SPLIT, Suite
 from mcp_server.schemas.evidence import Evaluation, Generation
 from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.steps.diagnose.skills import FAR_ABOVE
+from mcp_server.steps.estimate.minutes import note_rate, parameters_of, prompts_of, rate_of
 from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
 from mcp_server.steps.evaluate.assemble import Measured, assemble
 from mcp_server.steps.evaluate.causes import base_note, with_causes
 from mcp_server.steps.evaluate.history import keep
+from mcp_server.steps.evaluate.line_up import limit_of, models_of, require_models, suites_of
 from mcp_server.steps.evaluate.replies import keep_replies, side_by_side
-from mcp_server.workers.evaluating.line_up import models_of, require_models
+from mcp_server.workers.evaluating.remaining import Remaining
 from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker, write_json
-
-NEUTRAL = "refusals"
-"""Plain prompts that no source was trained for: where the cross-context check looks for leaks into anything."""
 
 
 def main(job: Job) -> Evaluation:
@@ -75,8 +74,8 @@ class Measuring:
         self.refs = models_of(lineage, out=request.out, base=request.base, sources=request.sources, against=request.against)
         if not request.endpoint:
             require_models(self.refs)
-        self.suites = _suites(request, list(self.refs))
-        self.limits = {suite.name: _limit(request, suite) for suite in self.suites}
+        self.suites = suites_of(request, self.refs)
+        self.limits = {suite.name: limit_of(request, suite) for suite in self.suites}
         self.samples: dict[str, dict[str, SuiteSamples]] = {suite.name: {} for suite in self.suites}
         job.progress("starting", 0, 1, message="loading lm-eval and the tasks")
         quiet(request.offline)
@@ -102,15 +101,22 @@ class Measuring:
         known, keys = known if known is not None else {}, keys or {}
         speeds: dict[str, Generation] = {}
         notes = [f"{s.title} was measured whole" for s in self.suites if (s.data or s.text) and self.request.split is None]
+        remaining = Remaining(self._weights(), models)
         for number, (label, opened) in enumerate(models.items()):
             model_start = time.monotonic()
             model = opened.model
             for suite in self.suites:
                 by = self.samples[suite.name]
-                model.told = _teller(self.job, f"{label}: {suite.title or suite.name}", number, len(models))
+                model.told = self._teller(label, suite, f"model {number + 1} of {len(models)}", remaining)
                 model.drafts = [models[name].model.store for name in _best_first(by, label)]
                 key = keys.get((suite.name, label))
+                before, loaded = model.computed, model.load_seconds
+                remaining.begin()
+                suite_start = time.monotonic()
                 by[label] = known[key] if key in known else self.harness.run(suite, model)
+                taken = time.monotonic() - suite_start - (model.load_seconds - loaded)
+                remaining.end(label, suite.name, model.computed > before)
+                self._note(suite, label, opened, taken, model.computed - before)
                 if key is not None:
                     known[key] = by[label]
             speeds[label] = Generation(
@@ -128,6 +134,29 @@ class Measuring:
             {suite: {label: one.model_dump(mode="json") for label, one in by.items()} for suite, by in self.samples.items()},
         )
         return self._scored(models, speeds, notes)
+
+    def _weights(self) -> dict[str, float]:
+        """What each suite's prompts are expected to take, in no unit; one that cannot be counted weighs as much as the others."""
+        asked = {suite.name: prompts_of(suite, self.request.split, self.limits[suite.name]) for suite in self.suites}
+        rates = {suite.name: rate_of(suite, self.request.dtype).seconds for suite in self.suites}
+        known = [count * rates[name] for name, count in asked.items() if count]
+        usual = sum(known) / len(known) if known else 1.0
+        return {name: count * rates[name] if count else usual for name, count in asked.items()}
+
+    def _note(self, suite: Suite, label: str, opened: Any, seconds: float, prompts: int) -> None:
+        """Remember the speed of a model that answered in this process, for the next estimate."""
+        if opened.content is not None and label in self.refs:
+            with contextlib.suppress(MergingError, OSError):
+                note_rate(suite, self.request.dtype, seconds, prompts, parameters_of(self.refs[label]))
+
+    def _teller(self, label: str, suite: Suite, which: str, remaining: Remaining) -> Callable[[int, int, str], None]:
+        stage = f"{label}: {suite.title or suite.name}"
+
+        def tell(done: int, total: int, kind: str) -> None:
+            left = remaining.seconds(label, suite.name, done, total)
+            self.job.progress(stage, done, total, unit="prompts", message=f"{which}, {kind}", left_seconds=left)
+
+        return tell
 
     def _scored(self, models: Mapping[str, Any], speeds: dict[str, Generation], notes: list[str]) -> Evaluation:
         from mcp_server.workers.evaluating.harness import behaviour
@@ -170,28 +199,6 @@ def _sources(request: EvaluateRequest, lineage: Lineage, refs: dict[str, str]) -
     """The labels that count as sources. Where nothing says which they are, every named model but base and merge does."""
     named = set(request.sources if request.sources is not None else lineage.sources)
     return [name for name in refs if name not in ("base", "merged") and (not named or name in named)]
-
-
-def _suites(request: EvaluateRequest, labels: list[str]) -> list[Suite]:
-    if asked := [*request.suites, *request.data]:
-        found = [find_suite(name, request.suite_folders) for name in asked]
-        if twice := [name for name, count in Counter(suite.name for suite in found).items() if count > 1]:
-            raise BadInput(f"two suites or files are called {twice[0].removeprefix('data_')!r}", "rename one, or leave it out")
-        return found
-    known = list_suites(request.suite_folders)
-    wanted = {"perplexity", *labels} | ({NEUTRAL} if request.cross else set())
-    return [suite for suite in known.values() if suite.name in wanted or suite.capability in wanted]
-
-
-def _limit(request: EvaluateRequest, suite: Suite) -> int | None:
-    return request.limit or (suite.demo_limit if request.quick else None)
-
-
-def _teller(job: Job, stage: str, done_models: int, models: int) -> Any:
-    def tell(done: int, total: int, kind: str) -> None:
-        job.progress(stage, done, total, unit="prompts", message=f"model {done_models + 1} of {models}, {kind}")
-
-    return tell
 
 
 def _peak_rss_bytes() -> int:

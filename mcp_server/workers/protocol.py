@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -98,13 +98,18 @@ class Job:
         unit: str = "",
         message: str = "",
         every_seconds: float = 0.25,
+        left_seconds: float | None = None,
+        leaders: Sequence[str] = (),
     ) -> None:
         """Report progress, at most once per `every_seconds` except at the end of a stage."""
         now = time.monotonic()
         if now - self._last < every_seconds and done not in (0, total):
             return
         self._last = now
-        self.event("progress", stage=stage, done=done, total=total, unit=unit, message=message)
+        more: dict[str, Any] = {} if left_seconds is None else {"left_seconds": round(left_seconds, 1)}
+        if leaders:
+            more["leaders"] = list(leaders)
+        self.event("progress", stage=stage, done=done, total=total, unit=unit, message=message, **more)
 
 
 def online() -> bool:

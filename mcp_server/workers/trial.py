@@ -73,7 +73,10 @@ def _in_memory(candidate: InMemory, request: EvaluateRequest, job: Job) -> Evalu
         if _models["donor"] is None:
             tokenizer = loading.load_tokenizer(donor)
             _models["donor"] = local.load(loading.ModelRef(donor), dtype, request.threads, tokenizer, request.batch_size)
-        _fill(_models["donor"].model, candidate, job)
+        if _models.get("filled") != name:
+            _models["filled"] = None
+            _fill(_models["donor"].model, candidate, job)
+            _models["filled"] = name
         return _models["donor"]
 
     store = responses.ResponseStore(local.store_file(name, numerics.partition(",")[0]))

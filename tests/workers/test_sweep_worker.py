@@ -110,3 +110,40 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(place: Path, tmp_path: Path
     assert (killed / "merged" / "model.safetensors").read_bytes() == (
         undisturbed / "sweep" / "merged" / "model.safetensors"
     ).read_bytes()
+
+
+def test_a_search_uses_its_minutes_and_goes_on_where_it_was_killed(place: Path, tmp_path: Path) -> None:
+    """kill -9 once the plan is measured to the end: the same request keeps what was tried, and spends only what is left."""
+    out, home, folder = tmp_path / "searched", tmp_path / "home", tmp_path / "one"
+    wanted = parameters_of(place, out) | {"minutes": 1.5, "workers": 1, "grid": [], "quick_limit": 4}
+    folder.mkdir()
+    (folder / "request.json").write_text(json.dumps({"kind": "sweep", "parameters": wanted}), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mcp_server.workers.sweep", str(folder)],
+        env={**os.environ, "MODEL_MERGING_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not list(out.glob("work/*/whole/task.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    journal = out / "work" / "search.jsonl"
+    tried = [line["settings"] for line in map(json.loads, journal.read_text(encoding="utf-8").splitlines()) if "settings" in line]
+    measured = {file: file.stat().st_mtime_ns for file in out.glob("work/*/*/task.json")}
+    status, result = run("sweep", tmp_path / "two", home, **wanted)
+    assert status == 0
+    found = Sweep.model_validate(result)
+    assert [candidate.settings for candidate in found.candidates][: len(tried)] == tried
+    assert {file: file.stat().st_mtime_ns for file in measured} == measured
+    assert (found.minutes, found.limit) == (1.5, 6)
+    assert found.winner in {candidate.name for candidate in found.candidates if candidate.stopped is None}
+    assert "within" in found.why
+    assert found.test is not None
+    assert found.test.limit == 6
+    events = [json.loads(line) for line in (tmp_path / "two" / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [event for event in events if event.get("leaders")]
+    assert told
+    assert all(0 <= event["left_seconds"] <= 90 for event in told)

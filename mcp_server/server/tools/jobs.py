@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Annotated
 
 import anyio.to_thread
@@ -15,6 +16,7 @@ from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.inputs import ENDS, MAX_WAIT_SECONDS, READS, REPEATABLE, JobId, Offset, PageSize
 
 POLL_SECONDS = 0.25
+STILL_HERE = 0.001
 RUNNING = frozenset({"queued", "running"})
 PAGE_CHARACTERS = 6_000
 
@@ -37,13 +39,23 @@ async def merge_status(
     """State, progress, result or error of a job of any kind, with the next step. Use wait_seconds=50 and call again while it
     runs.
     """
-    begin = time.monotonic()
+    begin, percent = time.monotonic(), 0.0
     status = await anyio.to_thread.run_sync(jobs.status, job_id)
     while status.state in RUNNING and (waited := time.monotonic() - begin) < wait_seconds:
-        await ctx.report_progress(round(waited, 1), wait_seconds, described(status))
+        share = share_done(status)
+        percent = max(percent + STILL_HERE, 100 * (share or 0.0))  # the protocol wants every number above the one before
+        await ctx.report_progress(round(percent, 3), None if share is None else 100, described(status))
         await anyio.sleep(min(POLL_SECONDS, wait_seconds - waited))
         status = await anyio.to_thread.run_sync(jobs.status, job_id)
     return status
+
+
+def share_done(status: JobStatus) -> float | None:
+    """How far the whole job is, from 0 to 1; None where it does not say how long it still takes."""
+    if status.started is None or status.progress is None or (left := status.progress.left_seconds) is None:
+        return None
+    spent = (datetime.now(UTC) - datetime.fromisoformat(status.started)).total_seconds()
+    return spent / (spent + left) if spent > 0 else None
 
 
 def described(status: JobStatus) -> str:
@@ -52,7 +64,8 @@ def described(status: JobStatus) -> str:
     if (progress := status.progress) is None:
         return line
     total = f"/{progress.total:g}" if progress.total is not None else ""
-    return f"{line}: {progress.stage} {progress.done:g}{total} {progress.unit}".rstrip()
+    left = f", {progress.left_seconds:.0f} s left" if progress.left_seconds is not None else ""
+    return f"{line}: {progress.stage} {progress.done:g}{total} {progress.unit}".rstrip() + left
 
 
 def list_merges(

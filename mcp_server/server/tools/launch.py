@@ -176,6 +176,9 @@ def sweep_merges(
     tries: Annotated[
         list[dict[str, Any]] | None, Field(max_length=24, description="Single candidates: their changes by dotted name.")
     ] = None,
+    minutes: Annotated[
+        float | None, Field(gt=0, le=100_000, description="Search for so long, begun with the shortlist or the grid.")
+    ] = None,
     limit: Limit = None,
     quick_limit: Annotated[int, Field(ge=1, le=100_000, description="Prompts for the first look.")] = 20,
     seed: Seed = None,
@@ -194,6 +197,7 @@ def sweep_merges(
         data=access.data(data),
         grid=[f"{name}={','.join(values)}" for name, values in axes.items()],
         tries=[shlex.join(f"{name}={access.grid_value(name, value)}" for name, value in one.items()) for one in tries or []],
+        minutes=minutes,
         limit=limit,
         quick_limit=quick_limit,
         seed=seed or 0,

@@ -65,6 +65,11 @@ class EvidenceCosts(Frozen):
     window_tokens: int = Field(description="tokens of a text that are scored at once, at least")
     bytes_per_score: int = Field(description="per token and vocabulary entry while a window is scored")
     generation_tokens: int = Field(description="prompts generated at once, times their length")
+    usual_prompts: int = Field(description="what an evaluation is estimated for where its suites are not known")
+    start_seconds: float = Field(description="imports and opening the tasks")
+    load_seconds_per_billion: float = Field(description="of a billion parameters, from a disk that is not in a hurry")
+    probe_gflops: float = Field(description="how fast the machine multiplied float32 when the seconds were measured")
+    seconds_per_prompt_and_billion: dict[str, float] = Field(description="dtype of the arithmetic → seconds")
 
 
 class Costs(Frozen):

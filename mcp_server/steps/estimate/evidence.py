@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 from mcp_server.formats.tensor_names import vocabulary_tensor
-from mcp_server.schemas.estimate import EngineEstimate, Seconds
+from mcp_server.schemas.estimate import EngineEstimate
 from mcp_server.steps.estimate.costs import EvidenceCosts, costs
+from mcp_server.steps.estimate.minutes import general_rate, spent
 from mcp_server.steps.estimate.work import Work
 from mcp_server.system.machine import multiplies_bfloat16
 
@@ -39,12 +40,13 @@ def _loaded(work: Work, ram_bytes: float | None, constants: EvidenceCosts, model
     if scores:
         parts["scores"] = scores
     total = sum(parts.values())
-    per_model = work.out_bytes / costs().disk.slow_bytes_per_second
+    prompts = constants.usual_prompts if scores else 1
+    seconds = spent([work.elements] * models, prompts * general_rate("auto").seconds, sure=False)
     return EngineEstimate(
         peak_anon_bytes=total,
         page_cache_bytes=work.out_bytes,
         disk_bytes=0,
-        seconds=Seconds(low=5.0 * models, high=round(models * (120 + per_model), 1)),
+        seconds=seconds,
         fits=None if ram_bytes is None else total <= ram_bytes,
         breakdown=parts,
     )

@@ -58,6 +58,11 @@ def shortlist(plan: Plan, relative_to: Path | None = None) -> list[Candidate]:
     return _render(plan, wanted, relative_to, skip_illegal=True)
 
 
+def candidate_of(plan: Plan, settings: dict[str, str], relative_to: Path | None = None) -> Candidate:
+    """One candidate. Raises `BadInput` for settings that its method refuses."""
+    return _render(plan, [settings], relative_to)[0]
+
+
 def _render(plan: Plan, wanted: list[dict[str, str]], relative_to: Path | None, *, skip_illegal: bool = False) -> list[Candidate]:
     """One candidate per distinct recipe, in order; the shortlist leaves out what a strategy cannot take (a λ, an input count)."""
     found: dict[str, Candidate] = {}

@@ -78,6 +78,7 @@ class RememberingLM(LM):
         self.store = store
         self.tokenizer = tokenizer
         self.generation_seconds = 0.0
+        self.load_seconds = 0.0
         self.generated_tokens = 0
         self.asked = 0
         self.computed = 0
@@ -176,6 +177,7 @@ class RememberingLM(LM):
             start = time.monotonic()
             self._inner = self._load()
             self._inner.set_cache_hook(_Hook(self))
+            self.load_seconds += time.monotonic() - start
             self.generation_seconds -= time.monotonic() - start
         return self._inner
 

@@ -7,6 +7,7 @@ reading serves both executors.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +26,30 @@ class Progress:
 
     def __init__(self, job: Job, every_s: float = EVERY_S) -> None:
         self._job, self._every_s = job, every_s
-        self._now: tuple[str, int, int] = ("starting", 0, 1)
+        self._now: tuple[str, int, int | None] = ("starting", 0, 1)
+        self._ends: float | None = None
+        self._leaders: Sequence[str] = ()
 
-    def tell(self, stage: str, done: int, total: int, message: str = "") -> None:
-        self._now = (stage, done, total)
-        self._job.progress(stage, done, total, unit="candidates", message=message, every_seconds=0.0)
+    def tell(
+        self,
+        stage: str,
+        done: int,
+        total: int | None,
+        message: str = "",
+        *,
+        left: float | None = None,
+        leaders: Sequence[str] = (),
+    ) -> None:
+        """`left`: seconds until the sweep ends; `leaders`: the best so far, one a line."""
+        self._now, self._leaders = (stage, done, total or None), leaders
+        self._ends = None if left is None else time.monotonic() + left
+        self._say(message)
+
+    def _say(self, message: str) -> None:
+        left = None if self._ends is None else max(self._ends - time.monotonic(), 0.0)
+        self._job.progress(
+            *self._now, unit="candidates", message=message, every_seconds=0.0, left_seconds=left, leaders=self._leaders
+        )
 
     @contextmanager
     def following(self, tasks: Sequence[Task]) -> Iterator[None]:
@@ -40,7 +60,7 @@ class Progress:
             nonlocal last
             if (word := newest_word(tasks)) and word != last:
                 last = word
-                self._job.progress(*self._now, unit="candidates", message=word, every_seconds=0.0)
+                self._say(word)
 
         with repeating(follow, self._every_s):
             yield

@@ -1,13 +1,23 @@
-"""Which models are asked: base, sources, others, and the merge last."""
+"""What an evaluation measures: which models (base, sources, others, and the merge last), by which suites, on how many prompts.
+
+Whatever can be wrong with that is refused here, before a job starts and before anything is loaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 from mcp_server.errors import BadInput, NotAModel
 from mcp_server.formats.lineage import Lineage
+from mcp_server.formats.suites import Suite, find_suite, list_suites
+from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.steps.inspect import inspect_source
+
+NEUTRAL: Final = "refusals"
+"""Plain prompts that no source was trained for: where the cross-context check looks for leaks into anything."""
 
 
 def models_of(
@@ -49,3 +59,25 @@ def _with_base(ref: str, base: str | None) -> str:
     if base and "+" not in ref and Path(ref).joinpath("adapter_config.json").is_file():
         return f"{base}+{ref}"
     return ref
+
+
+def suites_of(request: EvaluateRequest, labels: Iterable[str]) -> list[Suite]:
+    """The suites that are asked for, else those about the models called `labels`. Raises `NotFound`, `Malformed`, `BadInput`."""
+    if asked := [*request.suites, *request.data]:
+        return distinct(find_suite(name, request.suite_folders) for name in asked)
+    known = list_suites(request.suite_folders)
+    wanted = {"perplexity", *labels} | ({NEUTRAL} if request.cross else set())
+    return [suite for suite in known.values() if suite.name in wanted or suite.capability in wanted]
+
+
+def distinct(suites: Iterable[Suite]) -> list[Suite]:
+    """Raises `BadInput` where two have one name: their figures could not be told apart."""
+    found = list(suites)
+    if twice := [name for name, count in Counter(suite.name for suite in found).items() if count > 1]:
+        raise BadInput(f"two suites or files are called {twice[0].removeprefix('data_')!r}", "rename one, or leave it out")
+    return found
+
+
+def limit_of(request: EvaluateRequest, suite: Suite) -> int | None:
+    """The most prompts that are asked of a suite; null: all of its split."""
+    return request.limit or (suite.demo_limit if request.quick else None)

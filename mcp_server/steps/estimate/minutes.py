@@ -1,0 +1,165 @@
+"""How long evaluations and sweeps will take, before they start.
+
+The work is prompts times parameters. What a prompt and a billion parameters cost is remembered for every suite and dtype that was
+measured on this machine (`note_rate`); for other suites it is rules/costs.yaml's figure, taken at a known speed of multiplying
+matrices, times how fast this machine multiplies them now: a probe of hundredths of a second, which sees a busy machine too.
+Replies that are remembered cost nothing and are not known here, so an evaluation can end sooner than its low figure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.own_data import Split, of_split, read_data
+from mcp_server.formats.suites import DEFAULT_SPLIT, Suite, content_hash
+from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.estimate import Seconds
+from mcp_server.steps.estimate.costs import costs
+from mcp_server.steps.evaluate.listing import count_prompts
+from mcp_server.system import paths
+from mcp_server.system.files import private_folder, write_json
+from mcp_server.system.machine import multiplies_bfloat16
+
+KEPT_RATES: Final = 12
+FEWEST: Final = 4
+"""Prompts that a rate is taken from at least; fewer are mostly start-up."""
+UNSURE: Final = 2.0
+"""A figure that was not measured here may be off by this factor in either direction."""
+PROBE_ROWS: Final = 512
+
+
+class Rate(Frozen):
+    """Seconds for a prompt and a billion parameters. `here`: measured on this machine with this suite."""
+
+    seconds: float
+    here: bool
+
+
+def note_rate(suite: Suite, dtype: str, seconds: float, prompts: int, parameters: int) -> None:
+    """Remember what the prompts of a suite cost one model here, loading it not counted."""
+    if prompts < FEWEST or parameters <= 0 or seconds <= 0:
+        return
+    file = _rates_file()
+    known = _read_rates(file)
+    key = _key(suite, dtype)
+    value = float(f"{seconds / prompts / (parameters / 1e9):.4g}")
+    known[key] = [*known.get(key, []), value][-KEPT_RATES:]
+    private_folder(file.parent)
+    write_json(file, known)
+
+
+def rate_of(suite: Suite, dtype: str) -> Rate:
+    """Over base, sources and merges alike: a base agrees with no known reply and is the slowest."""
+    if known := _read_rates(_rates_file()).get(_key(suite, dtype)):
+        return Rate(seconds=statistics.fmean(known), here=True)
+    return general_rate(dtype)
+
+
+def general_rate(dtype: str) -> Rate:
+    """For a suite that was not measured here."""
+    constants = costs().evidence
+    return Rate(seconds=constants.seconds_per_prompt_and_billion[_width(dtype)] * slowness(), here=False)
+
+
+def slowness() -> float:
+    """How many times as long as on the machine of the measured figures; above 1 also where this one is busy."""
+    return costs().evidence.probe_gflops / multiply_gflops()
+
+
+def evaluation_seconds(
+    models: Sequence[int], suites: Sequence[Suite], split: Split | None, limits: Mapping[str, int | None], dtype: str = "auto"
+) -> Seconds | None:
+    """Start to end for models of so many parameters. None where a suite's prompts cannot be counted (a task of lm-eval)."""
+    answering = answer_seconds(suites, split, limits, dtype)
+    if answering is None:
+        return None
+    return spent(models, answering[0], sure=answering[1])
+
+
+def spent(models: Sequence[int], per_billion: float, *, sure: bool) -> Seconds:
+    """Start, loading every model, and `per_billion` seconds of answers for each billion parameters."""
+    billions = sum(models) / 1e9
+    constants = costs().evidence
+    fixed = constants.start_seconds * slowness() + billions * constants.load_seconds_per_billion
+    return between(fixed + billions * per_billion, sure=sure)
+
+
+def answer_seconds(
+    suites: Sequence[Suite], split: Split | None, limits: Mapping[str, int | None], dtype: str = "auto"
+) -> tuple[float, bool] | None:
+    """(seconds for a billion parameters to answer all prompts, whether every rate was measured here)."""
+    rates = [rate_of(suite, dtype) for suite in suites]
+    prompts = [prompts_of(suite, split, limits.get(suite.name)) for suite in suites]
+    if any(count is None for count in prompts):
+        return None
+    total = math.fsum(rate.seconds * (count or 0) for rate, count in zip(rates, prompts, strict=True))
+    return total, all(rate.here for rate in rates)
+
+
+def between(value: float, *, sure: bool) -> Seconds:
+    """A figure as far as it is known: a factor of `UNSURE` either way, or of its root where it was measured here."""
+    wide = math.sqrt(UNSURE) if sure else UNSURE
+    return Seconds(low=round(value / wide, 1), high=round(value * wide, 1))
+
+
+def prompts_of(suite: Suite, split: Split | None, limit: int | None) -> int | None:
+    """How many prompts are asked; null where only lm-eval knows and no limit says."""
+    if suite.data is not None:
+        count: int | None = len(of_split(read_data(Path(suite.data)), split))
+    elif suite.text is not None:
+        count = len(Path(suite.text).read_text(encoding="utf-8").strip().split("\n\n"))
+    else:
+        count = count_prompts(suite, split or DEFAULT_SPLIT)
+    if count is None:
+        return limit
+    return count if limit is None else min(count, limit)
+
+
+def parameters_of(ref: str) -> int:
+    """Numbers of a model, of `base+adapter` the base's, from headers. Raises what `open_checkpoint` raises."""
+    base = ref if Path(ref).is_dir() else ref.partition("+")[0]
+    return sum(math.prod(tensor.shape) for tensor in open_checkpoint(base).tensors.values())
+
+
+@cache
+def multiply_gflops() -> float:
+    """How fast this process multiplies float32 matrices, the best of a few tries of hundredths of a second."""
+    import numpy as np
+
+    one = np.full((PROBE_ROWS, PROBE_ROWS), 0.5, np.float32)
+    best = math.inf
+    for _ in range(8):
+        start = time.perf_counter()
+        one @ one
+        best = min(best, time.perf_counter() - start)
+    return 2 * PROBE_ROWS**3 / best / 1e9
+
+
+def _width(dtype: str) -> str:
+    narrow = multiplies_bfloat16() if dtype == "auto" else dtype in ("bfloat16", "float16")
+    return "bfloat16" if narrow else "float32"
+
+
+def _key(suite: Suite, dtype: str) -> str:
+    return f"{suite.name} {content_hash(suite)[:16]} {_width(dtype)}"
+
+
+def _rates_file() -> Path:
+    return paths.cache_dir() / "evaluations" / "rates.json"
+
+
+def _read_rates(file: Path) -> dict[str, list[float]]:
+    """Nothing where there is no file, or none of ours: rates are remembered for comfort."""
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        return {str(key): [float(value) for value in values] for key, values in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

@@ -1,0 +1,110 @@
+"""What a sweep takes, before it starts: base and sources once, every candidate on few and on all prompts, the winner on test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from mcp_server.errors import BadInput
+from mcp_server.formats.lineage import Lineage
+from mcp_server.formats.suites import Suite
+from mcp_server.schemas.estimate import Seconds
+from mcp_server.schemas.job import EvaluateRequest, SweepRequest
+from mcp_server.steps.estimate.costs import costs
+from mcp_server.steps.estimate.minutes import answer_seconds, between, parameters_of, slowness
+from mcp_server.steps.evaluate.line_up import models_of, suites_of
+
+FIRST_LOOK: Final = 8
+"""Prompts a suite for the first look of a search within minutes; fewer say nothing."""
+LIMITS: Final = (200, 100, 64, 48, 32, 24, 16, FIRST_LOOK)
+"""Prompts a suite that are tried where the request names none, most first."""
+FIXED_SHARE: Final = 0.5
+"""Of the minutes, the most that goes to the sources and the winner's test; the rest is for candidates."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepCost:
+    """Seconds. `first`: a candidate's merge and first look, `whole`: the same with all its prompts."""
+
+    sources: float
+    first: float
+    whole: float
+    test: float
+    sure: bool
+
+    @property
+    def least(self) -> float:
+        """With a single candidate."""
+        return self.sources + self.whole + self.test
+
+
+def cost_of(request: SweepRequest, lineage: Lineage, limit: int | None) -> SweepCost | None:
+    """With `limit` prompts a suite. None where a size or a number of prompts is not known. Raises what opening a model raises."""
+    refs = models_of(lineage, out=None, base=None, sources=None, against={})
+    asked = EvaluateRequest(suites=request.suites, data=request.data, suite_folders=request.suite_folders)
+    suites = suites_of(asked, refs)
+    billions = [parameters_of(ref) / 1e9 for ref in refs.values()]
+    one = max(billions)
+    first = min(look for look in (FIRST_LOOK if request.minutes else request.quick_limit, limit) if look is not None)
+    dev, quick, test = (_answers(request, suites, split, n) for split, n in (("dev", limit), ("dev", first), ("test", limit)))
+    if dev is None or quick is None or test is None:
+        return None
+    constants, slow = costs(), slowness()
+    start = constants.evidence.start_seconds * slow
+    load = constants.evidence.load_seconds_per_billion
+    merge = one * constants.stream.ns_per_element * slow * len(refs) + constants.stream.start_seconds
+    return SweepCost(
+        sources=start + sum(billions) * (load + dev[0]),
+        first=merge + one * quick[0],
+        whole=merge + one * dev[0],
+        test=start + merge + (sum(billions) + one) * (load + test[0]) if request.test else merge,
+        sure=dev[1],
+    )
+
+
+def _answers(request: SweepRequest, suites: Sequence[Suite], split: str, limit: int | None) -> tuple[float, bool] | None:
+    return answer_seconds(suites, "dev" if split == "dev" else "test", {s.name: limit for s in suites}, request.dtype)
+
+
+def takes(request: SweepRequest, lineage: Lineage, candidates: int) -> Seconds | None:
+    """From start to end. With `minutes` it ends by itself."""
+    if request.minutes is not None:
+        return Seconds(low=round(30 * request.minutes, 1), high=round(60 * request.minutes, 1))
+    if (cost := cost_of(request, lineage, request.limit)) is None:
+        return None
+    fixed = cost.sources + cost.test
+    low = between(fixed + candidates * cost.first + cost.whole, sure=cost.sure).low
+    high = between(fixed + candidates * (cost.first + cost.whole), sure=cost.sure).high
+    return Seconds(low=low, high=high)
+
+
+def within(request: SweepRequest, lineage: Lineage) -> SweepRequest:
+    """The request with a `limit` of prompts that leaves time for candidates; one that is given is kept.
+
+    Raises `BadInput` with the figure when the minutes are too few for a single candidate.
+    """
+    if request.minutes is None:
+        return request
+    budget = 60 * request.minutes
+    if request.limit is not None:
+        if (cost := cost_of(request, lineage, request.limit)) is not None and cost.least > budget:
+            raise _too_few(request, cost.least, request.limit)
+        return request
+    least = 0.0
+    for limit in LIMITS:
+        if (cost := cost_of(request, lineage, limit)) is None:
+            return request.model_copy(update={"limit": limit})
+        least = cost.least
+        if least <= budget and (limit == FIRST_LOOK or cost.sources + cost.test <= FIXED_SHARE * budget):
+            return request.model_copy(update={"limit": limit})
+    raise _too_few(request, least, FIRST_LOOK)
+
+
+def _too_few(request: SweepRequest, seconds: float, limit: int) -> BadInput:
+    need = max(seconds / 60, (request.minutes or 0) + 0.1)
+    return BadInput(
+        f"{request.minutes:g} minutes are too few for one candidate: base, sources, its merge and the winner's test on "
+        f"{limit} prompts a suite take about {need:.1f} minutes here",
+        f"give --minutes {need * 1.5:.0f} or more, fewer suites, or a smaller model",
+    )
