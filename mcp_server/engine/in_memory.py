@@ -17,11 +17,12 @@ from mcp_server.engine.blocks import split
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.layout import Layout, plan_layout
 from mcp_server.engine.limits import usable_cores
-from mcp_server.engine.merge import Pass, fingerprint
+from mcp_server.engine.merge import fingerprint
 from mcp_server.engine.output_config import output_config
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.request import Report
+from mcp_server.engine.tensor_pass import Pass
 from mcp_server.engine.thread_pool import ThreadPool
 from mcp_server.formats import tensor_names
 from mcp_server.formats.companions import TurnSettings

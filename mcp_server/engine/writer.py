@@ -14,14 +14,14 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from mcp_server.engine.layout import PAGE, Layout
+from mcp_server.engine.layout import PAGE, Layout, Shard
 from mcp_server.errors import DiskFull
 
 Array = np.ndarray[Any, Any]
@@ -34,24 +34,34 @@ WRITING_THREADS: Final = 2
 class Writer:
     """`on_disk(tensors)` is called from the background thread with the numbers of tensors whose bytes are safe.
 
-    `buffers` of `buffer_bytes` each are all there are: who computes faster than the disk writes waits in `buffer()`.
+    `buffers` of `buffer_bytes` each are all there are: who computes faster than the disk writes waits in `buffer()`. `shards`
+    are the numbers of the files to write; nobody touches the others here.
     """
 
     def __init__(
-        self, folder: Path, layout: Layout, on_disk: Callable[[list[int]], None], *, keep: bool, buffers: int, buffer_bytes: int
+        self,
+        folder: Path,
+        layout: Layout,
+        on_disk: Callable[[list[int]], None],
+        *,
+        keep: bool,
+        buffers: int,
+        buffer_bytes: int,
+        shards: Sequence[int],
     ) -> None:
         self.layout, self._on_disk = layout, on_disk
         folder.mkdir(parents=True, exist_ok=True)
-        _check_space(folder, layout, keep)
-        paths = [folder / shard.file for shard in layout.shards]
-        self._files = [_reserve(p, s.header, s.file_bytes, keep) for p, s in zip(paths, layout.shards, strict=True)]
-        self._direct = [_open_direct(path) for path in paths]
+        files = {number: layout.shards[number] for number in shards}
+        require_space(folder, list(files.values()), keep)
+        self._files = {n: _reserve(folder / shard.file, shard.header, shard.file_bytes, keep) for n, shard in files.items()}
+        self._direct = {n: _open_direct(folder / shard.file) for n, shard in files.items()}
         self._free: queue.SimpleQueue[Array] = queue.SimpleQueue()
         for _ in range(buffers):
             self._free.put(np.frombuffer(mmap.mmap(-1, max(buffer_bytes, PAGE)), np.uint8))
         self._writers = ThreadPoolExecutor(WRITING_THREADS, "write")
         self._state = threading.Condition()
-        self._open_blocks = dict.fromkeys(range(len(layout.places)), 1)  # a tensor itself counts until `finished`
+        numbers = [number for number, place in enumerate(layout.places) if place.shard in files]
+        self._open_blocks = dict.fromkeys(numbers, 1)  # a tensor itself counts until `finished`
         self._pending: list[int] = []
         self._pending_bytes = 0
         self._closing = False
@@ -120,7 +130,7 @@ class Writer:
             self._closing = True
             self._state.notify()
         self._flusher.join()
-        for file in [*self._files, *self._direct]:
+        for file in [*self._files.values(), *self._direct.values()]:
             if file is not None:
                 os.close(file)
 
@@ -141,13 +151,15 @@ class Writer:
             self._error = _disk_error(error, "the output")
 
 
-def _check_space(folder: Path, layout: Layout, keep: bool) -> None:
-    there = sum((folder / shard.file).stat().st_blocks * 512 for shard in layout.shards if (folder / shard.file).exists())
-    needed = layout.file_bytes - (there if keep else 0)
+def require_space(folder: Path, shards: Sequence[Shard], keep: bool) -> None:
+    """Raise `DiskFull` unless these files fit beside what is in `folder`; with `keep`, what is there of them counts."""
+    file_bytes = sum(shard.file_bytes for shard in shards)
+    there = sum((folder / shard.file).stat().st_blocks * 512 for shard in shards if (folder / shard.file).exists())
+    needed = file_bytes - (there if keep else 0)
     free = shutil.disk_usage(folder).free + (0 if keep else there)
     if needed > free:
         raise DiskFull(
-            f"the output needs {layout.file_bytes / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB free: "
+            f"the output needs {file_bytes / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB free: "
             f"{(needed - free) / 1e9:.2f} GB too little",
             "free that much, or write to another disk",
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from mcp_server.engine.coverage import covers
-from mcp_server.errors import DoesNotFit, NotFound, Unsupported
+from mcp_server.errors import BadInput, DoesNotFit, NotFound, Unsupported
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.identity import architecture_name
 from mcp_server.formats.recipe import read_recipe
@@ -44,6 +44,10 @@ def choose(request: MergeRequest) -> Choice:
     """
     from mcp_server.steps.estimate import estimate  # reads rules and engine tables: only merges pay for it
 
+    split = request.workers > 1 or request.ray is not None
+    if split and (request.engine == "mergekit" or request.output == "adapter"):
+        reason = "the mergekit engine cannot" if request.engine == "mergekit" else "an adapter is one small file"
+        raise BadInput(f"--workers and --ray split a merge by output file; {reason}", "leave them out")
     ram_gib = request.ram_gib or settings.load().ram_gib or limit_bytes() / GIB
     costs = estimate(
         request.recipe,
@@ -61,7 +65,8 @@ def choose(request: MergeRequest) -> Choice:
             covers(request.recipe)  # raises what is wrong for every engine
     if request.engine == "stream" and not stream.covers:
         raise Unsupported(f"the streaming engine cannot do this: {'; '.join(stream.why_not)}", "use engine 'mergekit' or 'auto'")
-    wanted: list[EngineId] = ["stream", "mergekit"] if request.engine == "auto" else [request.engine]
+    automatic: list[EngineId] = ["stream"] if split else ["stream", "mergekit"]
+    wanted: list[EngineId] = automatic if request.engine == "auto" else [request.engine]
     engines = [engine for engine in wanted if engine in costs.engines and costs.engines[engine].covers]
     if not engines:
         why = [f"{name}: {reason}" for name in wanted if name in costs.engines for reason in costs.engines[name].why_not]
@@ -77,9 +82,20 @@ def choose(request: MergeRequest) -> Choice:
             _require_whole(request, stream.why_not)
         cost = costs.engines[engine]
         if cost.fits is not False:
+            _require_room(request, cost.peak_anon_bytes, ram_gib)
             shard_size = int(cost.settings.get(_SHARD_SETTING, request.shard_size))
             return Choice(engine, WORKERS[engine], min(shard_size, request.shard_size), cost.peak_anon_bytes)
     raise _too_big(engines, costs, request)
+
+
+def _require_room(request: MergeRequest, peak: int | None, ram_gib: float) -> None:
+    """Raise `DoesNotFit` unless the memory takes as many processes as the request names. On Ray each task declares its own."""
+    if request.workers > 1 and request.ray is None and peak is not None and request.workers * peak > ram_gib * GIB:
+        most, together = max(1, int(ram_gib * GIB // peak)), gib(request.workers * peak)
+        raise DoesNotFit(
+            f"{request.workers} processes hold up to {gib(peak)} each, {together} together; there are {ram_gib:.1f} GiB",
+            f"use --workers {most}",
+        )
 
 
 def _require_whole(request: MergeRequest, why: list[str]) -> None:

@@ -83,6 +83,8 @@ class MergeRequest(JobRequest):
     ram_gib: float | None = Field(default=None, gt=0)
     seed: int | None = None
     threads: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=1, ge=1, description="processes that write output files at once")
+    ray: str | None = Field(default=None, description="address of a Ray cluster, where each output file is a task")
     shard_size: int = Field(default=5_000_000_000, gt=0, description="bytes")
     overwrite: bool = False
     allow_nonfinite: bool = False

@@ -2,7 +2,8 @@
 
 in    request.json: kind "merge", parameters recipe (text), out, partial (the folder to fill), seed, threads, shard_size,
       allow_nonfinite, hash, output (model | adapter), rank,
-      whole
+      whole, workers and ray (the merge as one task for each output file: workers/parts.py); such a task has shard and
+      fingerprint
       hub ids that are not in the local cache are fetched first, where the operator allows the network
 out   the folder `partial`, complete and synced; result.json; progress in events.jsonl; journal.jsonl (a rerun continues it)
 
@@ -23,11 +24,12 @@ sys.modules["scipy.linalg"] = None  # type: ignore[assignment]  # numba asks for
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
     os.environ[_variable] = "1"
 
+from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from mcp_server.engine.adapter_space import merge_adapters  # noqa: E402
-from mcp_server.engine.merge import merge  # noqa: E402
+from mcp_server.engine.merge import merge, merge_part  # noqa: E402
 from mcp_server.engine.request import Request  # noqa: E402
 from mcp_server.formats.provenance import read_provenance  # noqa: E402
 from mcp_server.workers.protocol import Job, online, run_worker  # noqa: E402
@@ -61,8 +63,16 @@ def main(job: Job) -> dict[str, Any]:
     def report(stage: str, done: float, total: float, unit: str) -> None:
         job.progress(stage, done, total, unit=unit)
 
-    work = merge_adapters if adapter else merge
-    measured = work(request, report)
+    if parameters.get("shard") is not None:
+        return asdict(merge_part(request, parameters["shard"], parameters["fingerprint"], report))
+    if adapter:
+        measured = merge_adapters(request, report)
+    elif parameters.get("ray") or parameters.get("workers", 1) > 1:
+        from mcp_server.workers.parts import merge_by_tasks  # only such a merge pays for it
+
+        measured = merge_by_tasks(request, job, report)
+    else:
+        measured = merge(request, report)
     if record := read_provenance(request.folder):
         measured |= {"landed": record.landed, "rounding_loss": record.rounding_loss, "nonfinite": record.nonfinite}
     return {"output": parameters["out"], **measured}

@@ -46,6 +46,7 @@ ONLY_SHELL = {
     ExportRequest: {"check", "overwrite", "threads"},
     PublishRequest: {"yes", "licence"},  # an agent's user is asked, and chooses a licence for others' work in a shell
     EvaluateRequest: {"suite_folders"},  # its tasks may bring Python code, which only the operator lets run
+    MergeRequest: {"workers", "ray"},
     SweepRequest: {
         "workers",
         "ray",

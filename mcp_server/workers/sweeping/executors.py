@@ -61,10 +61,13 @@ class LocalExecutor:
         if any(step.module == TRIAL for task in tasks for step in task.steps):
             for resident in self._residents:
                 resident.start()
-        with ThreadPoolExecutor(self.workers) as pool:
+        pool = ThreadPoolExecutor(self.workers)
+        try:
             futures = {pool.submit(run, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # whoever stops asking, at a failure, wants no more begun
 
     def close(self) -> None:
         """End the residents."""
@@ -81,7 +84,7 @@ class RayExecutor:
         try:
             import ray
         except ModuleNotFoundError as missing:
-            raise BadInput("a sweep on Ray needs the package ray", 'pip install "model-merging[ray]"') from missing
+            raise BadInput("work on Ray needs the package ray", 'pip install "model-merging[ray]"') from missing
         self._ray = ray
         try:
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
