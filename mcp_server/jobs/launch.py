@@ -34,7 +34,7 @@ from mcp_server.schemas.job import (
     SweepRequest,
 )
 from mcp_server.steps.estimate.of_job import takes
-from mcp_server.steps.evaluate.line_up import distinct
+from mcp_server.steps.evaluate.line_up import distinct, require_measurable
 from mcp_server.steps.export import require_exportable
 from mcp_server.steps.handles import plan_of, plan_text
 from mcp_server.steps.publish import publication
@@ -85,8 +85,7 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
     out = outputs[0] if outputs else None
     seconds: Seconds | None = None
     if isinstance(request, EvaluateRequest):
-        distinct(find_suite(name, request.suite_folders) for name in (*request.suites, *request.data))
-        seconds = takes(request)
+        seconds = takes(request, *require_measurable(request))
     if isinstance(request, SweepRequest):
         distinct(find_suite(name, request.suite_folders) for name in (*request.suites, *request.data))
         request, seconds = check_sweep(request, rules, reads)

@@ -1,6 +1,7 @@
 """What is checked before a merge becomes a job, and what the request says when it does."""
 
 import json
+import re
 
 import pytest
 
@@ -186,29 +187,59 @@ def test_a_job_folder_can_be_read_by_its_owner_only(model, tmp_path):
 @pytest.mark.parametrize(
     "suites", [{"suites": ["./mine"]}, {"suites": ["general", "{root}/mine"]}, {"suite_folders": ["{root}"]}]
 )
-def test_a_suite_that_brings_code_is_the_operators_word_too(suites, store, tmp_path, monkeypatch):
+def test_a_suite_that_brings_code_is_the_operators_word_too(suites, model, store, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "suite.yaml").write_text("metric: acc", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
 
     parameters = {key: [text.format(root=tmp_path) for text in texts] for key, texts in suites.items()}
-    request = EvaluateRequest(**parameters)
+    request = EvaluateRequest(**parameters, against={"one": str(model)})
     with pytest.raises(NotAllowed, match="Python code"):
         jobs.start(request, policy=Policy(roots=(tmp_path,)), worker=FAKE)
     for rules in (Policy(), Policy(roots=(tmp_path,), trust_remote_code=True)):
         assert jobs.start(request, policy=rules, worker=FAKE).state in ("running", "queued", "succeeded")
 
 
-def test_files_of_prompts_are_data_under_roots_too_and_names_are_looked_up_first(store, tmp_path):
-    own = tmp_path / "own.jsonl"
-    own.write_text('{"prompt": "a", "expected": "b"}\n', encoding="utf-8")
+def test_files_of_prompts_are_data_under_roots_too_and_names_are_looked_up_first(model, store, tmp_path):
+    own, more = tmp_path / "own.jsonl", tmp_path / "more.jsonl"
+    for file in (own, more):
+        file.write_text('{"prompt": "a", "expected": "b"}\n', encoding="utf-8")
     rules = Policy(roots=(tmp_path,))
-    request = EvaluateRequest(suites=[str(own)], data=[str(own)])
+    models = {"one": str(model)}
+    request = EvaluateRequest(suites=[str(own)], data=[str(more)], against=models)
     assert jobs.start(request, policy=rules, worker=FAKE).state in ("running", "queued", "succeeded")
     before = jobs.list_jobs().total
     with pytest.raises(NotFound, match="task_api_tools"):
-        jobs.start(EvaluateRequest(suites=["task_api_tool"]), policy=rules, worker=FAKE)
+        jobs.start(EvaluateRequest(suites=["task_api_tool"], against=models), policy=rules, worker=FAKE)
     assert jobs.list_jobs().total == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "request_", "words"),
+    [
+        ('{"prompt": "a"}', {}, r"line 1: expected is missing"),
+        ('{"id": 7, "prompt": "a", "expected": "b"}\n{"id": 7, "prompt": "c", "expected": "d"}', {}, "line 2: id '7' stands on"),
+        ('{"prompt": "a", "expected": "b", "split": "dev"}', {"split": "test"}, "has no line in the test split"),
+        ('{"prompt": "a", "expected": "b"}', {"suites": ["own"]}, "neither a suite nor a task"),
+        ('{"prompt": "a", "expected": "b"}', {"against": {}}, "nothing to measure"),
+        ('{"prompt": "a", "expected": "b"}', {"against": {"one": "{root}"}}, "one: .* cannot be measured"),
+        ('{"prompt": "a", "expected": "b"}', {"backend": "openai"}, "needs an endpoint"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused_before_a_job_starts(lines, request_, words, model, store, tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text(lines + "\n", encoding="utf-8")
+    wanted = {"data": [str(own)], "against": {"one": str(model)}} | request_
+    wanted["against"] = {name: ref.format(root=tmp_path) for name, ref in wanted["against"].items()}
+    with pytest.raises(BadInput, match=words) as refused:
+        jobs.start(EvaluateRequest(**wanted), worker=FAKE)
+    assert refused.value.next_step
+    assert jobs.list_jobs().total == 0
+
+
+def test_an_evaluation_says_how_long_it_takes_before_it_begins(model, store, tmp_path):
+    started = jobs.start(EvaluateRequest(suites=["task_api_tools"], limit=8, against={"one": str(model)}), worker=FAKE)
+    assert re.fullmatch(r"\d+( s| min)?( to \d+ (s|min))?", started.takes)
 
 
 def test_what_an_other_kind_of_job_reads_passes_the_policy_too(store, tmp_path):

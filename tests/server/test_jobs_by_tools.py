@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from mcp import Client
 from mcp.types import ElicitRequestParams, ElicitResult
 
+from mcp_server.schemas.job import JobStatus
 from mcp_server.server import build_server
+from mcp_server.server.tools.jobs import described, share_done
 from tests import tiny
 from tests.server.conftest import data_of, recipe_of, text_of
 
@@ -183,3 +186,12 @@ async def test_an_adapter_extracted_by_tool_is_the_command_lines(call, workspace
     subprocess.run(command, check=True, cwd=workspace, capture_output=True)
     adapters = [(workspace / folder / "adapter_model.safetensors").read_bytes() for folder in ("by-tool", "by-shell")]
     assert adapters[0] == adapters[1]
+
+
+def test_a_job_that_says_how_long_it_still_takes_tells_its_share():
+    began = (datetime.now(UTC) - timedelta(seconds=30)).isoformat()
+    fields = {"job_id": "j", "kind": "evaluate", "state": "running", "created": began, "started": began, "log_path": ""}
+    running = JobStatus.model_validate(fields | {"progress": {"stage": "base", "done": 1, "total": 4, "left_seconds": 90}})
+    assert share_done(running) == pytest.approx(0.25, abs=0.01)
+    assert described(running) == "evaluate running: base 1/4, 90 s left"
+    assert share_done(JobStatus.model_validate(fields)) is None

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from mcp_server.errors import BadInput, RunFailed, Unsupported
-from mcp_server.workers.evaluating.endpoint import ChatLM, Endpoint, ServedLM, endpoint_url
+from mcp_server.formats.suites import find_suite
+from mcp_server.steps.evaluate.served import Endpoint, endpoint_url, require_served
+from mcp_server.workers.evaluating.endpoint import ChatLM, ServedLM
 from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore
 from tests.workers.fake_openai import Server, serving
 
@@ -139,7 +141,7 @@ def test_a_server_that_is_busy_or_hangs_up_is_asked_again(fault: Any) -> None:
     ("fault", "words"),
     [
         ((500, b"out of memory"), "gave no answer in 4 tries; the last: 500 Internal Server Error: out of memory"),
-        (None, "gave no answer in 4 tries; the last: RemoteDisconnected"),
+        (None, "gave no answer in 4 tries; the last: RemoteProtocolError"),
         ((200, b"<html>hello</html>"), "answered no JSON but <html>hello</html>"),
         ((200, b'{"error": {"message": "overloaded"}}'), 'answered without choices: {"message": "overloaded"}'),
         ((200, b'{"choices": []}'), "answered without choices"),
@@ -207,3 +209,30 @@ def test_a_base_url_and_the_full_one_name_the_same_endpoint(given: str, url: str
 def test_what_is_no_url_is_bad_input() -> None:
     with pytest.raises(BadInput, match="'localhost:8000' is no http"):
         endpoint_url("localhost:8000")
+
+
+@pytest.mark.parametrize("suite", ["perplexity", "general", "choice.jsonl"])
+@pytest.mark.parametrize(("path", "why"), [("", "refuses to echo"), ("/chat/completions", "a chat endpoint has none")])
+def test_suites_that_need_likelihoods_are_refused_before_a_job_starts(suite: str, path: str, why: str, tmp_path: Path) -> None:
+    line = '{"prompt": "2 + 2", "choices": ["4", "5"], "expected": "4"}'
+    (tmp_path / "choice.jsonl").write_text(line, encoding="utf-8")
+    found = find_suite(str(tmp_path / suite) if suite.endswith(".jsonl") else suite)
+    with serving(Server(echoes=False)) as server:
+        with pytest.raises(Unsupported, match=why) as refused:
+            require_served(server.url + path, ["merged"], {"merged": "m"}, [found])
+        assert found.title in refused.value.message
+        require_served(server.url + path, ["merged"], {"merged": "m"}, [find_suite("task_api_tools"), find_suite("persona")])
+    with serving(Server()) as able:
+        require_served(able.url, ["merged"], {"merged": "m"}, [found])
+
+
+def test_a_model_that_the_server_has_not_is_refused_before_a_job_starts() -> None:
+    with serving(Server()) as server, pytest.raises(BadInput, match="refuses the model 'base'"):
+        require_served(server.url, ["merged", "base"], {"merged": "m"}, [find_suite("task_api_tools")])
+
+
+def test_where_nothing_answers_no_job_starts() -> None:
+    with serving(Server()) as server:
+        pass
+    with pytest.raises(BadInput, match="gave no answer in 2 tries"):
+        require_served(server.url, ["merged"], {}, [find_suite("task_api_tools")])

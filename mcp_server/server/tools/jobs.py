@@ -17,6 +17,7 @@ from mcp_server.server.inputs import ENDS, MAX_WAIT_SECONDS, READS, REPEATABLE, 
 
 POLL_SECONDS = 0.25
 STILL_HERE = 0.001
+"""Percent; the protocol wants every number above the one before."""
 RUNNING = frozenset({"queued", "running"})
 PAGE_CHARACTERS = 6_000
 
@@ -39,12 +40,16 @@ async def merge_status(
     """State, progress, result or error of a job of any kind, with the next step. Use wait_seconds=50 and call again while it
     runs.
     """
-    begin, percent = time.monotonic(), 0.0
+    begin = time.monotonic()
     status = await anyio.to_thread.run_sync(jobs.status, job_id)
+    share = share_done(status)
+    percent = None if share is None else 100 * share  # in one unit for the whole call: the job's own, or the time waited
     while status.state in RUNNING and (waited := time.monotonic() - begin) < wait_seconds:
-        share = share_done(status)
-        percent = max(percent + STILL_HERE, 100 * (share or 0.0))  # the protocol wants every number above the one before
-        await ctx.report_progress(round(percent, 3), None if share is None else 100, described(status))
+        if percent is None:
+            await ctx.report_progress(round(waited, 1), wait_seconds, described(status))
+        else:
+            percent = max(percent + STILL_HERE, 100 * (share_done(status) or 0.0))
+            await ctx.report_progress(round(percent, 3), 100, described(status))
         await anyio.sleep(min(POLL_SECONDS, wait_seconds - waited))
         status = await anyio.to_thread.run_sync(jobs.status, job_id)
     return status

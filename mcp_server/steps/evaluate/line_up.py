@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from mcp_server.errors import BadInput, NotAModel
-from mcp_server.formats.lineage import Lineage
+from mcp_server.errors import BadInput, Malformed, NotAModel
+from mcp_server.formats.lineage import Lineage, read_lineage
+from mcp_server.formats.own_data import of_split, read_data
 from mcp_server.formats.suites import Suite, find_suite, list_suites
 from mcp_server.schemas.job import EvaluateRequest
+from mcp_server.steps.evaluate.served import require_served
 from mcp_server.steps.inspect import inspect_source
 
+OTHER_SPLIT: Final = "choose the other split, or leave it out for the whole file"
 NEUTRAL: Final = "refusals"
 """Plain prompts that no source was trained for: where the cross-context check looks for leaks into anything."""
 
@@ -59,6 +62,24 @@ def _with_base(ref: str, base: str | None) -> str:
     if base and "+" not in ref and Path(ref).joinpath("adapter_config.json").is_file():
         return f"{base}+{ref}"
     return ref
+
+
+def require_measurable(request: EvaluateRequest) -> tuple[dict[str, str], list[Suite]]:
+    """(models by label, suites) of a request that can be measured. Raises `BadInput` and its kin for one that cannot: a suite or
+    a model that there is not, a file without prompts in the split, a server that does not answer or lacks what a suite needs."""
+    lineage = read_lineage(Path(request.out)) if request.out else Lineage()
+    refs = models_of(lineage, out=request.out, base=request.base, sources=request.sources, against=request.against)
+    suites = suites_of(request, refs)
+    for suite in suites:
+        if suite.data is not None and not of_split(read_data(Path(suite.data)), request.split):
+            raise Malformed(f"{suite.data} has no line in the {request.split} split", OTHER_SPLIT)
+    if request.endpoint:
+        require_served(request.endpoint, list(refs), request.served, suites)
+    elif request.backend == "openai":
+        raise BadInput("backend=openai needs an endpoint", "give its URL, such as http://localhost:8000/v1")
+    else:
+        require_models(refs)
+    return refs, suites
 
 
 def suites_of(request: EvaluateRequest, labels: Iterable[str]) -> list[Suite]:

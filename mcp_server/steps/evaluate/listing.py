@@ -12,6 +12,7 @@ from mcp_server.formats.suites import Suite, list_suites
 from mcp_server.schemas.evidence import SuiteInfo, SuiteList
 from mcp_server.system import paths
 
+LIKELIHOOD_METRICS: Final = ("perplexity", "acc", "acc_norm")
 HINT: Final = (
     'A file of your own works like a suite: {"prompt": …, "expected": …} a line in a .jsonl file, or plain prose in a .txt file. '
     "Tasks of lm-eval go by their names."
@@ -30,12 +31,19 @@ def describe(suite: Suite) -> SuiteInfo:
         capability=suite.capability,
         title=suite.title,
         metric=suite.metric,
-        needs="likelihoods" if suite.metric in ("perplexity", "acc", "acc_norm") else "replies",
+        needs="likelihoods" if needs_likelihoods(suite) else "replies",
         prompts=prompts,
         minutes={split: None if count is None else minutes(count) for split, count in prompts.items()},
         shipped=suite.folder is not None and Path(suite.folder).is_relative_to(paths.SUITES),
         note=suite.note,
     )
+
+
+def needs_likelihoods(suite: Suite) -> bool:
+    """Whether it cannot be measured by replies alone. Of a task of lm-eval's own that is not known before it runs."""
+    if suite.data is not None:
+        return any(example.match == "choice" for example in read_data(Path(suite.data)))
+    return suite.likelihoods == "required" and suite.metric in LIKELIHOOD_METRICS
 
 
 def minutes(prompts: int, billions: float = 1.0) -> float:

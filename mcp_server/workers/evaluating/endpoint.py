@@ -2,19 +2,12 @@
 
 Written here because those need one more package, send prompts in lists that some servers refuse, and drop what a server says
 when it refuses. Requests and arithmetic are theirs: greedy, `max_tokens`, `stop`; likelihoods from `echo` with `logprobs`.
-
-`/completions`       prompts are token ids where the server takes them (those of a local model: no second <bos>), else text
-`/chat/completions`  messages; the server applies its own chat template, and no likelihoods are to be had
+Prompts are token ids where the server takes them (those of a local model: no second <bos>), else text.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,73 +17,17 @@ from typing import Any, Final
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
-from mcp_server.errors import BadInput, RunFailed, Unsupported
+from mcp_server.errors import BadInput, RunFailed
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.schemas.job import EvaluateRequest
+from mcp_server.steps.evaluate.served import CHAT, SAMPLE, Endpoint, Refused, echo, endpoint_url
 from mcp_server.workers.evaluating import models as loading
 from mcp_server.workers.evaluating.harness import WINDOW_TOKENS
 from mcp_server.workers.evaluating.local import Opened
 from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore
 
-TIMEOUT_S: Final = 300.0
-TRIES: Final = 4
-WAIT_S: Final = 0.5
-"""First pause before asking again; it doubles. A server that restarts in seconds is waited for, one that is gone is not."""
 STOPS: Final = 4
 """Stop strings that the OpenAI API takes; the answer is cut at every one of them here as well."""
-CHAT: Final = "/chat/completions"
-COMPLETIONS: Final = "/completions"
-
-
-def endpoint_url(given: str) -> str:
-    """`http://host:8000/v1` and the full URL of either API both name an endpoint; without one it is the completions API."""
-    if not given.startswith(("http://", "https://")):
-        raise BadInput(f"the endpoint {given!r} is no http(s) URL", "give one such as http://localhost:8000/v1")
-    url = given.rstrip("/")
-    return url if url.endswith((COMPLETIONS, CHAT)) else url + COMPLETIONS
-
-
-class Refused(Exception):
-    """The server answered that it will not (4xx): another form of the request may do."""
-
-
-class Endpoint:
-    """One URL and one model name. Asks again where it is busy or away; all else is an error of ours with its words."""
-
-    def __init__(self, url: str, model: str, *, timeout_s: float = TIMEOUT_S, wait_s: float = WAIT_S) -> None:
-        self.url, self.model = url, model
-        self._timeout_s, self._wait_s = timeout_s, wait_s
-        key = os.environ.get("OPENAI_API_KEY")
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-
-    def first_choice(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of the answer. Raises `Refused` on 4xx, `RunFailed` when no use can be made of the server."""
-        answer = self._ask({"model": self.model, **request})
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            said = json.dumps(answer.get("error", answer), ensure_ascii=False)
-            raise RunFailed(f"{self.url} answered without choices: {said[:300]}", self._next())
-        return choices[0]
-
-    def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), self._headers, method="POST")
-        said = ""
-        for attempt in range(TRIES):
-            if attempt:
-                time.sleep(self._wait_s * 2 ** (attempt - 1))
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-                    return _table(response.read(), self.url)
-            except urllib.error.HTTPError as error:
-                said = f"{error.code} {error.reason}: {_words(error.read())}"
-                if error.code < 500 and error.code not in (408, 425, 429):
-                    raise Refused(said) from error
-            except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-                said = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
-        raise RunFailed(f"{self.url} gave no answer in {TRIES} tries; the last: {said}", self._next())
-
-    def _next(self) -> str:
-        return "see that the server runs and what its log says, then resume the job: answers that arrived are kept"
 
 
 class ServedLM(TemplateLM):
@@ -101,10 +38,8 @@ class ServedLM(TemplateLM):
         self.endpoint, self.tokenizer = endpoint, tokenizer
         self.batch_size_per_gpu = concurrent
         self._concurrent, self._window = concurrent, window_tokens
-        self._chat = endpoint.url.endswith(CHAT)
         self._takes_ids = False
-        self._no_scores: str | None = "a chat endpoint has none" if self._chat else ""
-        """Why it tells no likelihoods; null: it does; empty: not asked yet."""
+        self._scores = False
         self._try_out()
 
     @property
@@ -165,7 +100,7 @@ class ServedLM(TemplateLM):
         stops = settings.get("until") or []
         stops = [stops] if isinstance(stops, str) else list(stops)
         request = {"max_tokens": settings.get("max_gen_toks", 256), "temperature": 0, "stop": stops[:STOPS]}
-        if self._chat:
+        if self.endpoint.chat:
             message = self.endpoint.first_choice(request | {"messages": _messages(prompt)}).get("message") or {}
             text = message.get("content") or ""
         else:
@@ -180,7 +115,7 @@ class ServedLM(TemplateLM):
         """(log-likelihood of the continuation, whether greedy decoding would have written it)."""
         keep = self._window + 1
         tokens = [*context, *continuation][-keep:]
-        found = self.endpoint.first_choice(self._echo(tokens))["logprobs"]
+        found = self.endpoint.first_choice(echo(self._prompt(tokens, None)))["logprobs"]
         echoed = len(found["token_logprobs"]) - 1 - len(tokens)
         if echoed not in (0, 1):
             raise BadInput(
@@ -192,10 +127,6 @@ class ServedLM(TemplateLM):
         best = [max(top.values()) for top in found["top_logprobs"][span]]
         return sum(values), all(value >= top for value, top in zip(values, best, strict=True))
 
-    def _echo(self, tokens: Sequence[int]) -> dict[str, Any]:
-        prompt = self._prompt(tokens, None)
-        return {"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
-
     def _prompt(self, tokens: Sequence[int], text: str | None) -> list[int] | str:
         if self._takes_ids:
             return list(tokens)
@@ -203,41 +134,20 @@ class ServedLM(TemplateLM):
 
     def _try_out(self) -> None:
         """Which forms the server takes. Raises `BadInput` with its words when it takes none."""
-        tokens = self.tok_encode("One, two, three")
-        try:
-            if self._chat:
-                self.endpoint.first_choice({"messages": _messages("Hello"), "max_tokens": 1, "temperature": 0})
-                return
+        if not self.endpoint.chat:
             try:
-                self.endpoint.first_choice({"prompt": tokens, "max_tokens": 1, "temperature": 0})
+                self.endpoint.first_choice({"prompt": self.tok_encode(SAMPLE), "max_tokens": 1, "temperature": 0})
                 self._takes_ids = True
             except Refused:
-                self.endpoint.first_choice({"prompt": "One, two, three", "max_tokens": 1, "temperature": 0})
-        except Refused as error:
-            raise BadInput(
-                f"{self.endpoint.url} refuses the model {self.endpoint.model!r}: {error}",
-                f"name a model that it serves with --served LABEL=NAME{_served(self.endpoint.url)}",
-            ) from error
+                self.endpoint.greet()
+        else:
+            self.endpoint.greet()
 
     def _require_scores(self) -> None:
         """Ask once whether prompts come back with log-probabilities. Raises `Unsupported` where they do not."""
-        if self._no_scores == "":
-            self._no_scores = self._why_no_scores()
-        if self._no_scores:
-            raise Unsupported(
-                f"{self.endpoint.url} tells no log-probabilities of a prompt: {self._no_scores}",
-                "leave out suites that compare likelihoods (perplexity, general), or serve the model where `echo` and "
-                "`logprobs` work on /v1/completions (vLLM does)",
-            )
-
-    def _why_no_scores(self) -> str | None:
-        tokens = self.tok_encode("One, two, three")
-        try:
-            found = self.endpoint.first_choice(self._echo(tokens)).get("logprobs")
-        except Refused as error:
-            return f"it refuses to echo them ({error})"
-        known = isinstance(found, dict) and len(found.get("token_logprobs") or []) >= len(tokens) and found.get("top_logprobs")
-        return None if known else "it answers without them"
+        if not self._scores:
+            self.endpoint.require_scores()
+            self._scores = True
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:
@@ -246,29 +156,6 @@ def _messages(prompt: str) -> list[dict[str, str]]:
         found: list[dict[str, str]] = json.loads(prompt)
         return found
     return [{"role": "user", "content": prompt}]
-
-
-def _table(raw: bytes, url: str) -> dict[str, Any]:
-    try:
-        found = json.loads(raw)
-    except ValueError as error:
-        raise RunFailed(f"{url} answered no JSON but {_words(raw)}", "check the URL: is it the completions API?") from error
-    return found if isinstance(found, dict) else {"error": found}
-
-
-def _words(raw: bytes) -> str:
-    return " ".join(raw.decode("utf-8", "replace").split())[:300]
-
-
-def _served(url: str) -> str:
-    """'; it serves a, b' if the server says so."""
-    listing = url.removesuffix(CHAT).removesuffix(COMPLETIONS) + "/models"
-    try:
-        with urllib.request.urlopen(listing, timeout=10) as response:
-            names = [str(entry["id"]) for entry in _table(response.read(), listing)["data"]]
-    except (RunFailed, OSError, http.client.HTTPException, KeyError, TypeError):
-        return ""
-    return f"; it serves {', '.join(names[:10])}" if names else ""
 
 
 def served_models(request: EvaluateRequest, refs: Mapping[str, str], folder: Path) -> dict[str, Opened]:

@@ -11,6 +11,7 @@ from typing import Any
 from mcp_server.errors import Malformed
 from mcp_server.formats.own_data import Example, Message, Split, of_split, read_data
 from mcp_server.formats.suites import Suite
+from mcp_server.steps.evaluate.line_up import OTHER_SPLIT
 from mcp_server.steps.evaluate.matching import matches
 from mcp_server.steps.evaluate.samples import Metric, SuiteSamples
 from mcp_server.workers.evaluating.responses import RememberingLM
@@ -30,9 +31,7 @@ def examples_of(suite: Suite, split: Split | None, limit: int | None) -> list[Ex
         raise ValueError(f"{suite.name} is no data file")
     found = of_split(read_data(Path(suite.data)), split)
     if not found:
-        raise Malformed(
-            f"{suite.data} has no line in the {split} split", "choose the other split, or leave it out for the whole file"
-        )
+        raise Malformed(f"{suite.data} has no line in the {split} split", OTHER_SPLIT)
     return found[:limit]
 
 
