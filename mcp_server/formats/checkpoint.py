@@ -184,7 +184,7 @@ def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, Sto
         if is_conv1d(stored.config, name.removesuffix(".weight")):
             raise Unsupported(
                 f"{stored.where}: {name} is a Conv1D, stored as (in, out), and its packed form is turned, which is not read here",
-                "load it with transformers, model.dequantize() and save it, or merge the unquantised model",
+                "merge the unquantised model that it was made from",
             )
     found: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
