@@ -9,15 +9,21 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+import torch
+from safetensors.torch import save_file
 
 from mcp_server.engine.blocks import Block, split
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.quantised.ggml import SIZES, Ggml
+from mcp_server.formats.quantised.part import Part
+from mcp_server.formats.tensors import StoredTensor
 
 ROWS, COLUMNS, RUNS = 14_336, 4_096, 5
 NUMBERS = np.random.default_rng(0)
@@ -42,6 +48,9 @@ def layouts() -> dict[str, dict[str, np.ndarray]]:
         },
         "bitsandbytes int8": {"m.weight": codes(ROWS, COLUMNS, dtype=np.int8), "m.SCB": scales(ROWS)},
         "int8, scale a row": {"m.weight": codes(ROWS, COLUMNS, dtype=np.int8), "m.weight_scale": scales(ROWS, 1)},
+        "FP8, blocks of 128": {
+            "m.weight": codes(ROWS, COLUMNS) & 0x77, "m.weight_scale_inv": scales(ROWS // 128, COLUMNS // 128),
+        },
         "MXFP4 of gpt-oss": {
             "w_blocks": codes(4, ROWS // 4, COLUMNS // 32, 16), "w_scales": codes(4, ROWS // 4, COLUMNS // 32) % 8 + 120,
         },
@@ -49,6 +58,14 @@ def layouts() -> dict[str, dict[str, np.ndarray]]:
         "compressed-tensors int4": {
             "m.weight_packed": codes(ROWS, COLUMNS // 8, dtype=np.int32), "m.weight_scale": scales(ROWS, COLUMNS // 128),
             "m.weight_shape": np.array([ROWS, COLUMNS]),
+        },
+        "compressed-tensors int3": {
+            "m.weight_packed": codes(ROWS, COLUMNS * 3 // 32, dtype=np.int32), "m.weight_scale": scales(ROWS, COLUMNS // 128),
+            "m.weight_shape": np.array([ROWS, COLUMNS]),
+        },
+        "GPTQ int4, inputs in order of activation": {
+            "m.qweight": codes(COLUMNS // 8, ROWS, dtype=np.int32), "m.qzeros": codes(COLUMNS // 128, ROWS // 8, dtype=np.int32),
+            "m.scales": scales(COLUMNS // 128, ROWS), "m.g_idx": NUMBERS.permutation(COLUMNS).astype(np.int32) // 128,
         },
         "GPTQ int4": {
             "m.qweight": codes(COLUMNS // 8, ROWS, dtype=np.int32), "m.qzeros": codes(COLUMNS // 128, ROWS // 8, dtype=np.int32),
@@ -61,9 +78,30 @@ def layouts() -> dict[str, dict[str, np.ndarray]]:
     }  # fmt: skip
 
 
-def seconds(folder: Path, threads: int) -> tuple[float, float]:
+GGUF = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q3_K", "IQ4_XS")
+
+
+def packed(folder: Path, tensors: dict[str, np.ndarray]) -> StoredTensor:
+    stored = {name: torch.from_numpy(values.copy()) for name, values in tensors.items()}
+    if "m.weight_scale_inv" in stored:
+        stored["m.weight"] = stored["m.weight"].view(torch.float8_e4m3fn)
+    save_file(stored, folder / "model.safetensors")
+    said = {"quantization_config": {"quant_method": "gptq"}} if "m.qweight" in tensors and "AWQ" not in folder.name else {}
+    (folder / "config.json").write_text(json.dumps(said), encoding="utf-8")
+    (weight,) = open_checkpoint(str(folder)).tensors.values()
+    return weight
+
+
+def ggml(folder: Path, kind: str) -> StoredTensor:
+    values, size = SIZES[kind]
+    file, raw = folder / "weight", codes(ROWS * COLUMNS // values, size) & 0x3B  # no half float is infinite
+    raw.tofile(file)
+    packing = Ggml((ROWS, COLUMNS), "BF16", kind, Part("w", file, 0, "U8", raw.shape, raw.nbytes))
+    return StoredTensor(file, 0, "BF16", packing.shape, ROWS * COLUMNS, packing)
+
+
+def seconds(stored: StoredTensor, threads: int) -> tuple[float, float]:
     """(wall, processor) seconds over the whole weight, each the best of some runs."""
-    (stored,) = open_checkpoint(str(folder)).tensors.values()
     reader, pool, best = Reader(), ThreadPool(threads), (float("inf"), float("inf"))
 
     def work(workspace: Workspace, block: Block) -> None:
@@ -81,14 +119,17 @@ def seconds(folder: Path, threads: int) -> tuple[float, float]:
 
 def main() -> None:
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-    print(f"{'layout':26} {'packed MB':>9} {'GB/s':>6} {'GB per core second':>18} {'values/s':>10}")
-    for name, tensors in layouts().items():
-        with tempfile.TemporaryDirectory() as folder:
-            save_file(tensors, Path(folder) / "model.safetensors")
-            (Path(folder) / "config.json").write_text("{}", encoding="utf-8")
-            size, (wall, busy) = sum(part.nbytes for part in tensors.values()), seconds(Path(folder), threads)
-        rate = ROWS * COLUMNS / wall / 1e9
-        print(f"{name:26} {size / 1e6:9.1f} {size / wall / 1e9:6.2f} {size / busy / 1e9:18.2f} {rate:8.2f} G")
+    print("| layout | packed MB | GB/s | GB per core second | values per core second |\n|---|---|---|---|---|")
+    made: dict[str, Callable[[Path], StoredTensor]] = {
+        name: partial(packed, tensors=tensors) for name, tensors in layouts().items()
+    }
+    made |= {f"GGUF {kind}": partial(ggml, kind=kind) for kind in GGUF}
+    for name, make in made.items():
+        with tempfile.TemporaryDirectory(suffix=name.replace(" ", "-")) as folder:
+            stored = make(Path(folder))
+            size, (wall, busy) = stored.nbytes, seconds(stored, threads)
+        rate = ROWS * COLUMNS / busy / 1e9
+        print(f"| {name} | {size / 1e6:.0f} | {size / wall / 1e9:.2f} | {size / busy / 1e9:.2f} | {rate:.2f} G |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mcp_server.engine.adapter_plan import peak_anon_of_adapter, plan_adapter
+from mcp_server.engine.blocks import BLOCK_ELEMENTS
 from mcp_server.engine.memory import MergeShape, peak_anon, shape_of
 from mcp_server.engine.plan import make_plan
+from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.recipe import merge_recipe
 from mcp_server.steps.estimate.stream import SELECTIVE, THINNING, kernels_of
+from tests.engine.packers import FORMS
 from tests.engine.synthetic import random_tensors, run, write_adapter, write_model
 
 UP = "model.layers.0.mlp.up_proj"
@@ -63,6 +67,35 @@ def test_a_merge_stays_below_its_bound_and_near_it(models: Path, tmp_path: Path,
     measured = measured_peak(tmp_path, {"kind": "merge", "parameters": parameters})
     bound = sum(peak_anon(shape_of(make_plan(merge_recipe(text)), threads=2)).values())
     assert measured <= bound <= measured + 40_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
+@pytest.mark.parametrize("form", ["nf4 nested", "fp8 blocks", "int4 groups", "gptq", "awq"])
+def test_a_packed_base_costs_what_a_plain_one_does_and_what_is_held_of_one_weight(
+    models: Path, tmp_path: Path, form: str
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(models / "base", base)
+    tensors = load_file(base / "model.safetensors")
+    made = FORMS[form].pack(f"{UP}.weight", tensors.pop(f"{UP}.weight").float())
+    save_file(tensors | {name: part.contiguous() for name, part in made.stored.items()}, base / "model.safetensors")
+    config = json.loads((base / "config.json").read_text("utf-8")) | {"quantization_config": FORMS[form].config}
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    def peak(root: Path) -> tuple[int, int]:
+        """Measured, and its bound."""
+        entries = [{"model": str(models / "one"), "parameters": {"weight": 0.5}}]
+        text = json.dumps({"merge_method": "task_arithmetic", "models": entries, "base_model": str(root), "dtype": "bfloat16"})
+        parameters = {"recipe": text, "out": str(tmp_path / "out"), "partial": str(tmp_path / "out"), "threads": 2}
+        measured = measured_peak(tmp_path, {"kind": "merge", "parameters": parameters})
+        return measured, sum(peak_anon(shape_of(make_plan(merge_recipe(text)), threads=2)).values())
+
+    (plain, _), (packed, bound) = peak(models / "base"), peak(base)
+    held = max(packing.held_bytes for packing in open_checkpoint(str(base)).packings)
+    assert packed <= bound <= packed + 40_000_000
+    loops = 4_000_000  # the machine code of the format's loops
+    assert packed <= plain + held + 4 * BLOCK_ELEMENTS + loops, (packed - plain, held)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")

@@ -190,7 +190,7 @@ class _TurnedFloat4:
                     for part in (self.packing.codes, self.packing.scale)
                 )
                 self._experts[number] = (
-                    np.ascontiguousarray(codes.reshape(outputs, inputs // 2).T),
+                    kernels.turned(codes.reshape(outputs, inputs // 2)),
                     _exponents()[scale].reshape(outputs, inputs // 32).T.copy(),
                 )
                 while len(self._experts) > UNITS_HELD:
@@ -268,7 +268,8 @@ class _PackedColumns:
         block, first = _rows(self.packing, start, out)
         if self.packing.interleaved:
             numbers = self.numbers
-            kernels.interleaved_with_zero(self.words, AWQ_PLACES, numbers.zero, numbers.scale, first, numbers.size, block)
+            words = self.words.view(np.int32)
+            kernels.interleaved_with_zero(words, AWQ_PLACES, numbers.zero, numbers.scale, first, numbers.size, block)
         else:
             self.numbers.fill(self.words[first : first + len(block)], first, block)
 

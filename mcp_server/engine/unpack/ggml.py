@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mcp_server.engine.codecs import decode
+from mcp_server.engine.unpack import ggml_kernels
 from mcp_server.formats.quantised.ggml import SIZES, STEP, Ggml
 from mcp_server.formats.quantised.part import Part
 
@@ -55,8 +56,11 @@ def _places(row: Array, size: int) -> Array:
 
 def unpack(raw: Array, kind: str, out: Array) -> None:
     """Bytes of whole blocks to the float32 values of `out`, in order."""
-    if SIZES[kind][0] == 1:
+    values, size = SIZES[kind]
+    if values == 1:
         decode(raw, kind, out.reshape(-1))
+        return
+    if ggml_kernels.unpack(raw.reshape(-1, size), kind, out.reshape(-1, values)):
         return
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize

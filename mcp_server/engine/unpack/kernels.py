@@ -120,24 +120,44 @@ def words_with_zero(words: Array, bits: int, zero: Array, scale: Array, group: A
     mask = np.uint64((1 << bits) - 1)
     for r in range(out.shape[0]):
         row = 0 if scale.shape[0] == 1 else first + r
+        line, scales, zeros = words[r], scale[row], zero[row]
+        held, count, w = np.uint64(0), 0, 0  # what is read and not yet used, and how many bits that is
         for c in range(out.shape[1]):
-            place = c * bits
-            w = place >> 5
-            both = np.uint64(words[r, w])
-            if (place & 31) + bits > 32:
-                both |= np.uint64(words[r, w + 1]) << np.uint64(32)
-            code = np.int32((both >> np.uint64(place & 31)) & mask)
+            if count < bits:
+                held |= np.uint64(line[w]) << np.uint64(count)
+                w += 1
+                count += 32
+            code = np.int32(held & mask)
+            held >>= np.uint64(bits)
+            count -= bits
             g = group[c]
-            out[r, c] = np.float32(code - zero[row, g]) * scale[row, g]
+            out[r, c] = np.float32(code - zeros[g]) * scales[g]
 
 
 @njit(nogil=True, cache=True)
 def interleaved_with_zero(words: Array, places: Array, zero: Array, scale: Array, first: int, size: int, out: Array) -> None:
-    """AWQ: words (out/8, in), the code of output o at nibble places[o % 8]; scale and zero (out, groups of `size`)."""
+    """AWQ: words (out/8, in) as int32, the code of output o at nibble places[o % 8]; scale and zero (out, groups of `size`).
+
+    Every step is said to be int32: the compiler would take 64 bits, and half as many values at a time.
+    """
     for r in range(out.shape[0]):
         o = first + r
-        row, shift = words[o >> 3], np.uint32(4 * places[o & 7])
+        row, shift = words[o >> 3], np.int32(4 * places[o & 7])
         for g in range(scale.shape[1]):
-            s, z = scale[o, g], zero[o, g]
+            s, z = scale[o, g], np.int32(zero[o, g])
             for c in range(g * size, (g + 1) * size):
-                out[r, c] = np.float32(np.int32((row[c] >> shift) & np.uint32(15)) - z) * s
+                code = np.int32(np.int32(row[c] >> shift) & np.int32(15))
+                out[r, c] = np.float32(np.int32(code - z)) * s
+
+
+@njit(nogil=True, cache=True)
+def turned(codes: Array) -> Array:
+    """The transposed bytes, tile by tile, so that both sides stay in the cache."""
+    tile = 64
+    out = np.empty((codes.shape[1], codes.shape[0]), np.uint8)
+    for i in range(0, codes.shape[0], tile):
+        for j in range(0, codes.shape[1], tile):
+            for a in range(i, min(i + tile, codes.shape[0])):
+                for b in range(j, min(j + tile, codes.shape[1])):
+                    out[b, a] = codes[a, b]
+    return out
