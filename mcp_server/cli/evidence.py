@@ -14,10 +14,11 @@ from mcp_server.formats.own_data import DATA
 from mcp_server.formats.refs import anchor_whole
 from mcp_server.formats.suites import SIDECAR, TEXTS
 from mcp_server.schemas.comparison import Comparison, PairRelation
-from mcp_server.schemas.evidence import Evaluation, Sweep, Verification
+from mcp_server.schemas.evidence import Evaluation, ReportResult, Sweep, Verification
 from mcp_server.schemas.job import CompareRequest, EvaluateRequest, JobRequest, SweepRequest, VerifyRequest
 from mcp_server.steps.handles import PLAN_ID, plan_file
 from mcp_server.steps.report import write_report
+from mcp_server.steps.report.gather import HOW
 from mcp_server.system.outputs import is_json_with, require_file, write_own
 from mcp_server.system.paths import expanded
 from mcp_server.system.policy import for_person
@@ -296,5 +297,17 @@ def report(
     where = (output or folder / "report.html").absolute()
     for_person(load()).check_write(where)
     written = write_report(folder, where)
-    emit(written, json, lambda: stderr.print(f"wrote {written.html}", markup=False, soft_wrap=True))
+    emit(written, json, lambda: show_report(written))
     return 0
+
+
+def show_report(written: ReportResult) -> None:
+    """Where the page is, and what it shows that is not of the weights in the folder."""
+    stderr.print(f"wrote {written.html}", markup=False, soft_wrap=True)
+    for part, current in written.current.items():
+        if current is False:
+            again = HOW["verification" if part == "verification" else "evaluation"]
+            said = f"{part}: of other weights than lie there now; run `{again}` again, then report"
+            stderr.print(said, markup=False, soft_wrap=True)
+    for reason in written.left_out:
+        stderr.print(f"left out {reason}", markup=False, soft_wrap=True)

@@ -171,3 +171,8 @@ class ReportResult(Frozen):
     html: str
     markdown: str | None = None
     bytes: int
+    current: dict[str, bool | None] = Field(
+        default_factory=dict,
+        description="evaluation, verification, replies → of the weights that lie here now; false: measure again; null: not noted",
+    )
+    left_out: list[str] = Field(default_factory=list, description="files that are not what their name says, and why")

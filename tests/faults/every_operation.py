@@ -18,13 +18,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcp_server.system.paths import PACKAGE
+from tests.faults import job_scenes
 from tests.faults.injecting import Injector
-from tests.faults.scenes import LAST_JOB, SCENES, WEIGHTS, Inline, Scene, build, server
+from tests.faults.job_scenes import HUB, JOB_SCENES, REPOSITORY
+from tests.faults.scenes import CALLS, LAST_JOB, WEIGHTS, Inline, Scene, build, fill, server
+from tests.hub import Hub, serving
 
+SCENES = (*CALLS, *JOB_SCENES)
 SECONDS = 60
 KNOWN_CODES = frozenset({0, 1, 2, 3, 4, 141})
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -37,6 +42,8 @@ class Tried:
 
     name: str
     operations: int = 0
+    distinct: int = 0
+    """Of another kind, on another file or from another chain of calls than any before."""
     attempts: int = 0
     ends: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -48,6 +55,8 @@ class Stage:
     def __init__(self, root: Path) -> None:
         self.root, self.place, self.kept = root, root / "place", root / "kept"
         self.said = root / "said"
+        self.hub = Hub({})
+        self.stack = ExitStack()
 
     def __enter__(self) -> Stage:
         for name in [name for name in os.environ if name.startswith(("MODEL_MERGING_", "HF_"))]:
@@ -56,11 +65,13 @@ class Stage:
         self.place.mkdir()
         if self.forked(lambda: build(self.place) or 0) != 0:
             raise AssertionError(f"the scene could not be built:\n{self.said.read_text(encoding='utf-8')}")
+        os.environ[HUB] = self.stack.enter_context(serving(self.hub)).url
         os.environ[LAST_JOB] = next(folder.name for folder in (self.place / "home" / "jobs").glob("merge-*"))
         self.place.rename(self.kept)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stack.close()
         shutil.rmtree(self.place, ignore_errors=True)
 
     def forked(self, call, injector: Injector | None = None) -> int:
@@ -92,15 +103,17 @@ class Stage:
             finally:
                 if injector is not None:
                     with injector.paused():
-                        found = json.dumps({"seen": injector.seen, "failed": injector.failed})
+                        found = json.dumps({"seen": injector.points, "failed": injector.failed})
                         (self.root / "found").write_text(found, encoding="utf-8")
                 os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     def attempt(self, scene: Scene, at: int | None, variant: int = 0) -> tuple[int, list[str], list[str] | None]:
-        """Exit code, the operations seen, and what failed."""
+        """Exit code, the operations seen (when none is to fail), and what failed."""
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(self.kept, self.place, symlinks=True)
+        self.hub.repositories, self.hub.large = {}, {}
+        self.hub.add(REPOSITORY, self.kept / "user" / "base")
         injector = Injector((self.place, PACKAGE, Path("/proc"), Path("/sys")), at, variant)
         (self.root / "found").write_text('{"seen": [], "failed": null}', encoding="utf-8")
 
@@ -124,7 +137,7 @@ class Stage:
 
 
 def explore(stage: Stage, scene: Scene, *, sample: int | None, variants: int = 1) -> Tried:
-    """Run the scene undisturbed, then once for each operation (or `sample` of them, spread evenly)."""
+    """Run the scene undisturbed, then once for each distinct operation (or `sample` of them, spread evenly)."""
     tried = Tried(scene.name)
     code, seen, _ = stage.attempt(scene, None)
     said = stage.said.read_text(encoding="utf-8", errors="replace")
@@ -132,11 +145,12 @@ def explore(stage: Stage, scene: Scene, *, sample: int | None, variants: int = 1
         tried.wrong.append(f"undisturbed it ends with {code}: {said[-600:]}")
         return tried
     before, whole = contents(stage.kept / "user"), stage.user()
-    tried.operations = len(seen)
-    count = len(seen) if sample is None else min(sample, len(seen))
+    first = sorted({point: number for number, point in reversed(list(enumerate(seen)))}.values())
+    tried.operations, tried.distinct = len(seen), len(first)
+    count = len(first) if sample is None else min(sample, len(first))
     for variant in range(variants):
         for step in range(count):
-            at = step if sample is None else (step * len(seen)) // count
+            at = first[(step * len(first)) // count]
             code, _, failed = stage.attempt(scene, at, variant)
             if failed is None:
                 continue  # this run took fewer steps, as where a wait was shorter
@@ -160,7 +174,7 @@ def judge(
     scene: Scene, code: int, said: str, before: dict[str, str], whole: dict[str, str], after: dict[str, str], failed: list[str]
 ) -> str | None:
     """What is wrong with how it ended, or None."""
-    if code not in KNOWN_CODES or "Traceback" in said:
+    if code not in KNOWN_CODES or ("Traceback" in said and not scene.log):
         frames = [re.sub(r".*mcp_server/", "", line) for line in said.splitlines() if "mcp_server" in line and "line" in line]
         return f"ended with {code}; {' < '.join(reversed(frames[-3:]))}: {said.strip()[-160:]}"
     if code == 1 and 1 not in scene.codes and "fit" not in said:
@@ -217,14 +231,44 @@ def short(stage: Stage, place: str) -> str:
 
 
 def warm() -> None:
-    """Import what commands and workers import, so that forks need not."""
+    """Import what commands and workers import, and compile what they compile, so that forks need not."""
+    import gc
+
     import anyio._backends._asyncio  # noqa: F401
 
     import mcp_server.server.tools
     import mcp_server.steps.render
-    import mcp_server.steps.sweep  # noqa: F401
+    import mcp_server.steps.sweep
+    import mcp_server.workers.compare
+    import mcp_server.workers.export
+    import mcp_server.workers.fetch
+    import mcp_server.workers.publish
+    import mcp_server.workers.stream
+    import mcp_server.workers.verify  # noqa: F401
 
+    gc.enable()  # the streaming worker switches it off for its own process, and keeps a module of scipy away
+    if sys.modules.get("scipy.linalg", gc) is None:
+        del sys.modules["scipy.linalg"]
     server()
+    compile_kernels()
+
+
+def compile_kernels() -> None:
+    """What the workers of the scenes compile, in threads that have ended when forks are made."""
+    from mcp_server.engine.adapter_space import merge_adapters
+    from mcp_server.engine.compare import compare
+    from mcp_server.engine.merge import merge
+    from mcp_server.engine.request import Request
+
+    with tempfile.TemporaryDirectory() as place:
+        user = Path(place)
+        fill(user)
+        for ask, work in ((job_scenes.merge(user, "out"), merge), (job_scenes.adapters(user), merge_adapters)):
+            request = Request(recipe=ask.recipe, folder=Path(ask.out), journal=user / "journal", seed=1, threads=1)
+            Path(ask.out).mkdir()
+            work(request, lambda *_: None)
+            request.journal.unlink(missing_ok=True)
+        compare(str(user / "base"), [str(user / "code"), str(user / "chat")], user / "comparison.json", lambda *_: None)
 
 
 def run(words: list[str], sample: int | None, variants: int = 1, tell=None) -> list[Tried]:
@@ -240,14 +284,12 @@ def run(words: list[str], sample: int | None, variants: int = 1, tell=None) -> l
 
 
 def table(found: list[Tried]) -> str:
-    rows = [
-        f"| {t.name} | {t.operations} | {t.attempts} | {', '.join(f'{c}: {n}' for c, n in sorted(t.ends.items()))} |"
-        for t in found
-    ]
+    ends = [", ".join(f"{code}: {count}" for code, count in sorted(tried.ends.items())) for tried in found]
+    rows = [f"| {t.name} | {t.operations} | {t.distinct} | {t.attempts} | {end} |" for t, end in zip(found, ends, strict=True)]
     return "\n".join(
         [
-            "| call | file operations | made to fail | exit codes (0 done or answered, 2 refused, 4 failed) |",
-            "|---|---|---|---|",
+            "| call | file operations | distinct | made to fail | exit codes (0 done or answered, 2 refused, 4 failed) |",
+            "|---|---|---|---|---|",
             *rows,
         ]
     )

@@ -42,6 +42,7 @@ _FUNCTIONS: Final = {
     "stat": "look", "lstat": "look", "fstat": "look", "readlink": "look", "statvfs": "look", "pathconf": "look", "fsync": "flush",
     "read": "read", "pread": "read", "preadv": "read", "readv": "read", "write": "write", "pwrite": "write", "pwritev": "write",
 }  # fmt: skip
+_OURS: Final = "mcp_server"
 _PROGRAM: Final = (".py", ".pyc", ".so")
 _readlink = os.readlink
 
@@ -54,6 +55,8 @@ class Injector:
         self.at = at
         self.variant = variant
         self.seen: list[str] = []
+        self.points: list[str] = []
+        """While nothing is to fail: which kind of operation, by which chain of calls of the program, on which file."""
         self.failed: tuple[str, str, str] | None = None
         self._paused = 0
 
@@ -79,6 +82,8 @@ class Injector:
         if self._paused or place is None:
             return
         self.seen.append(kind)
+        if self.at is None:
+            self.points.append(f"{kind} {place} {calls()}")
         if len(self.seen) - 1 == self.at:
             errors = KINDS[kind]
             number = errors[(self.variant + len(self.seen)) % len(errors)]
@@ -133,6 +138,16 @@ class Injector:
         text = io.TextIOWrapper(buffered, encoding, errors, newline)
         text.mode = mode  # type: ignore[misc]
         return text
+
+
+def calls() -> str:
+    """The lines of the program that are being run, innermost first."""
+    frame, found = sys._getframe(1), []
+    while frame is not None:
+        if _OURS in frame.f_code.co_filename:
+            found.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        frame = frame.f_back  # type: ignore[assignment]
+    return " ".join(found)
 
 
 class _File(io.FileIO):

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ REPLIES: dict[str, Any] = {
         }
     ]
 }  # fmt: skip
+EXPORTED: dict[str, Any] = {"target": "vllm", "source": "merged", "kind": "model", "files": {}, "command": "vllm serve merged"}
+PUBLISHED: dict[str, Any] = {
+    "repo": "me/merged", "url": "http://hub/me/merged", "commit": "0" * 40, "private": True, "files": [], "bytes": 1,
+    "licence": None, "base_models": [],
+}  # fmt: skip
 ANSWERS: dict[str, Any] = {"prompt": "hello", "replies": {"base": "b", "merged": "c"}}
 LAST_JOB = "EVERY_OPERATION_JOB"
 """The variable that names the scene's merge."""
@@ -69,6 +74,17 @@ class Scene:
     outputs: tuple[str, ...] = ()
     codes: tuple[int, ...] = (0,)
     """How it ends when nothing fails."""
+    log: bool = False
+    """What it prints is a job's log, where a traceback may stand."""
+
+
+disturbing: list[Injector] = []
+"""What makes this process's operations fail, if anything does."""
+
+
+def undisturbed() -> AbstractContextManager[None]:
+    """What other processes do in here does not fail and does not count."""
+    return disturbing[0].paused() if disturbing else nullcontext()
 
 
 def command(*words: str, outputs: tuple[str, ...] = (), codes: tuple[int, ...] = (0,)) -> Scene:
@@ -114,9 +130,13 @@ def called(name: str, arguments: dict[str, Any]) -> int:
     """0 when the tool answers, 2 when it refuses in our words, 70 for anything else."""
     import anyio
     from mcp import Client
+    from mcp.types import ElicitResult
+
+    async def agree(*_: Any) -> ElicitResult:
+        return ElicitResult(action="accept", content={"publish": True})
 
     async def call() -> tuple[bool, str]:
-        async with Client(server()) as client:
+        async with Client(server(), elicitation_callback=agree if name == "publish_merge" else None) as client:
             result = await client.call_tool(name, arguments)
             return result.is_error, "\n".join(getattr(block, "text", "") for block in result.content)
 
@@ -125,7 +145,7 @@ def called(name: str, arguments: dict[str, Any]) -> int:
     return 0 if not refused else 70 if said == f"Error executing tool {name}" else 2
 
 
-SCENES: tuple[Scene, ...] = (
+CALLS: tuple[Scene, ...] = (
     command("go", "code", "chat", "--base", "base", "--out", "gone", "--yes", "--seed", "1", outputs=("gone",), codes=(0, 1, 3)),
     command("init", ".", "-o", "new.yaml", outputs=("new.yaml",), codes=(0, 2)),
     command("inspect", "persona", "tools", "--base", "base", codes=(0, 1)),
@@ -156,6 +176,9 @@ SCENES: tuple[Scene, ...] = (
     command("ask", "merged", "hello"),
     command("diagnose", "merged", codes=(0, 1)),
     command("fetch", "owner/name"),
+    command("export", "merged", "served", "--to", "vllm", outputs=("served",)),
+    command("publish", "merged", "me/merged", codes=(2,)),
+    command("publish", "merged", "me/merged", "--yes"),
     command("check", codes=(0, 1)),
     tool("inspect_models", refs=["persona", "tools"], base="base"),
     tool("recommend_strategy", scenario={"sources": [{"name": "code", "ref": "./code"}, {"name": "chat", "ref": "./chat"}]}),
@@ -180,16 +203,24 @@ SCENES: tuple[Scene, ...] = (
     tool("list_evaluations", out="merged"),
     tool("list_suites"),
     tool("show_replies", out="merged"),
+    tool("extract_adapter", base="base", finetune="code", out="adapter", rank=2, outputs=("adapter",)),
+    tool("export_merge", out="merged", dest="served", to="vllm", outputs=("served",)),
+    tool("publish_merge", out="merged", repo="me/merged"),
 )
+
+
+def fill(user: Path) -> None:
+    """A base, two fine-tunes and two adapters of it."""
+    for seed, name in enumerate(("base", "code", "chat")):
+        tiny.write_tokenizer(tiny.write_model(user / name, seed))
+    tiny.write_adapter(user / "persona", user / "base", seed=1)
+    tiny.write_adapter(user / "tools", user / "base", rank=4, seed=2)
 
 
 def build(place: Path) -> None:
     """Fill `place`: the user's folder and the store, with a merge, its evidence and the jobs that made them."""
     user = place / "user"
-    for seed, name in enumerate(("base", "code", "chat")):
-        tiny.write_tokenizer(tiny.write_model(user / name, seed))
-    tiny.write_adapter(user / "persona", user / "base", seed=1)
-    tiny.write_adapter(user / "tools", user / "base", rank=4, seed=2)
+    fill(user)
     recipe = tiny.linear_recipe(user / "code", user / "chat")
     (user / "recipe.yml").write_text(recipe, encoding="utf-8")
     (user / "fixable.yml").write_text(recipe.replace("linear", "linaer"), encoding="utf-8")
@@ -217,11 +248,12 @@ class Inline:
     injector: Injector | None = None
 
     def install(self) -> None:
+        disturbing[:] = [self.injector] if self.injector else []
         queue.spawn = self.spawn
         runner.watch = self.watch  # type: ignore[assignment]
 
     def spawn(self, folder: Path, record: store.Record) -> None:
-        with self.injector.paused() if self.injector else nullcontext():
+        with undisturbed():
             handle = try_lock(folder / "runner.lock", wait_seconds=2.0)
             assert handle is not None
             store.write(
@@ -234,7 +266,7 @@ class Inline:
             assert os.waitpid(child, 0)[1] == 0
 
     def watch(self, folder: Path, request: dict[str, Any], *_: Any) -> Watched:
-        with self.injector.paused() if self.injector else nullcontext():
+        with undisturbed():
             return Watched(work(folder, request), 1)
 
 
@@ -244,14 +276,22 @@ def work(folder: Path, request: dict[str, Any]) -> int:
         wanted = request["parameters"]
         partial = Path(wanted["partial"])
         shutil.copytree(Path(wanted["recipe"].split("model: ")[1].split()[0]), partial, dirs_exist_ok=True)
-        record = json.loads(tiny.MERGE["merge_provenance.json"]) | {"recipe": wanted["recipe"], "job_id": wanted["job_id"]}
+        sources = [{"name": Path(ref).name, "ref": ref, "role": "model", "licence": "mit"} for ref in request.get("reads", [])]
+        named = {"recipe": wanted["recipe"], "job_id": wanted["job_id"], "sources": sources}
+        record = json.loads(tiny.MERGE["merge_provenance.json"]) | named
         (partial / "merge_provenance.json").write_text(json.dumps(record), encoding="utf-8")
         (partial / "README.md").write_text("# Merged\n", encoding="utf-8")
         answer: dict[str, Any] = {"seed": wanted["seed"], "tensors": 12, "bytes": 5}
+    elif request["kind"] == "export":
+        partial = Path(request["parameters"]["partial"])
+        partial.mkdir(parents=True, exist_ok=True)
+        answer = {**EXPORTED, "folder": request["parameters"]["dest"]}
+        (partial / "export.json").write_text(json.dumps(answer), encoding="utf-8")
     elif request["kind"] == "compare":
         answer = {**COMPARISON, "path": str(folder / "comparison.json")}
         (folder / "comparison.json").write_text(json.dumps(COMPARED), encoding="utf-8")
     else:
-        answer = {"evaluate": EVALUATION, "sweep": SWEEP, "fetch": FETCHED, "verify": VERIFIED, "ask": ANSWERS}[request["kind"]]
+        answer = {"evaluate": EVALUATION, "sweep": SWEEP, "fetch": FETCHED, "verify": VERIFIED, "ask": ANSWERS,
+                  "publish": PUBLISHED}[request["kind"]]  # fmt: skip
     (folder / "result.json").write_text(json.dumps(answer), encoding="utf-8")
     return 0

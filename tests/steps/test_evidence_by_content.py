@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from mcp_server import cli
 from mcp_server.errors import NotAllowed
 from mcp_server.formats.content import content_hash
 from mcp_server.schemas.evidence import Capability, Check, Evaluation, Verification
+from mcp_server.schemas.replies import KeptReplies
 from mcp_server.steps.evaluate.causes import with_causes
 from mcp_server.steps.evaluate.history import of_these_files
 from mcp_server.steps.publish import _require_own_evidence
@@ -41,12 +43,14 @@ def merged(tmp_path: Path, store: Path) -> Path:
     verification = Verification(verdict="verified", checks=checks, model=model)
     (out / "evaluation.json").write_text(evaluation.model_dump_json(), encoding="utf-8")
     (out / "verification.json").write_text(verification.model_dump_json(), encoding="utf-8")
+    replies = KeptReplies(model=model, created="2026-01-01T00:00:00Z", replies=[])
+    (out / "replies.json").write_text(replies.model_dump_json(), encoding="utf-8")
     return out
 
 
 def test_evidence_of_these_files_is_reported_as_it_is(merged: Path) -> None:
-    assert gather(merged).current == {"evaluation": True, "verification": True}
-    write_report(merged)
+    assert gather(merged).current == {"evaluation": True, "verification": True, "replies": True}
+    assert write_report(merged).current == {"evaluation": True, "verification": True, "replies": True}
     page = (merged / "report.html").read_text(encoding="utf-8")
     assert "Verification: verified" in page
     assert "other weights" not in page
@@ -54,14 +58,23 @@ def test_evidence_of_these_files_is_reported_as_it_is(merged: Path) -> None:
 
 def test_a_report_notices_an_edit_that_kept_size_and_time(merged: Path) -> None:
     edit_unseen(merged)
-    assert gather(merged).current == {"evaluation": False, "verification": False}
-    write_report(merged)
+    assert write_report(merged).current == {"evaluation": False, "verification": False, "replies": False}
     page = (merged / "report.html").read_text(encoding="utf-8")
     assert "The merge changed since it was measured" in page
     assert "Evaluation: of other weights" in page
     assert "Verification: of other weights" in page
     assert "Verification: verified" not in page
     assert "**These figures are of other weights" in (merged / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_command_line_says_what_the_report_shows_of_other_weights(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_unseen(merged)
+    (merged / "sweep.json").write_text("[]", encoding="utf-8")
+    assert cli.run(["report", str(merged)]) == 0
+    said = capsys.readouterr().err
+    assert "verification: of other weights than lie there now; run `model-merging verify OUT` again" in said
+    assert "evaluation: of other weights than lie there now; run `model-merging evaluate OUT` again" in said
+    assert "left out sweep.json" in said
 
 
 def test_evidence_that_does_not_say_of_which_files_is_unknown(merged: Path) -> None:
@@ -83,7 +96,7 @@ def test_evidence_reads_the_files_even_where_a_note_says_that_nothing_changed(
     monkeypatch.setattr("mcp_server.system.hashes.stamp", lambda path: [path.stat().st_size])
     content_hash(merged)
     edit_unseen(merged)
-    assert gather(merged).current == {"evaluation": False, "verification": False}
+    assert gather(merged).current == {"evaluation": False, "verification": False, "replies": False}
 
 
 def test_evidence_of_other_files_is_not_published(merged: Path) -> None:

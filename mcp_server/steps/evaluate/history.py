@@ -16,6 +16,7 @@ from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.content import content_hash
 from mcp_server.schemas.evidence import Evaluation, EvaluationList, EvaluationRun, Verification
 from mcp_server.schemas.faults import first_fault
+from mcp_server.schemas.replies import KeptReplies
 from mcp_server.system.outputs import is_json_with, leave_record
 
 NEWEST: Final = "evaluation.json"
@@ -52,7 +53,7 @@ def evaluations(out: Path) -> EvaluationList:
     return EvaluationList(output=str(out), runs=runs[::-1])
 
 
-def of_these_files(out: Path, **evidence: Evaluation | Verification | None) -> dict[str, bool | None]:
+def of_these_files(out: Path, **evidence: Evaluation | Verification | KeptReplies | None) -> dict[str, bool | None]:
     """Part → does it speak of the files in `out`, which are read anew; null where the part does not say of which it speaks."""
     found = {name: part.model for name, part in evidence.items() if part is not None}
     now = content_hash(out) if any(found.values()) else None

@@ -15,10 +15,10 @@ from mcp_server.schemas.evidence import Evaluation, Verification
 from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.inspect import SourceInfo
 from mcp_server.schemas.plan import Plan
-from mcp_server.schemas.replies import ShownReplies
+from mcp_server.schemas.replies import KeptReplies, ShownReplies
 from mcp_server.steps.evaluate.history import of_these_files
 from mcp_server.steps.evaluate.replies import FILE as REPLIES
-from mcp_server.steps.evaluate.replies import show_replies
+from mcp_server.steps.evaluate.replies import show_replies, stored_replies
 from mcp_server.steps.scenario import read_plan
 from mcp_server.system import paths
 
@@ -120,7 +120,8 @@ class Evidence(Frozen):
     merge: dict[str, Any] = Field(default_factory=dict, description="the merge job's result, while the store still has it")
     left_out: list[str] = Field(default_factory=list, description="files that are not what their name says, and why")
     current: dict[str, bool | None] = Field(
-        default_factory=dict, description="evaluation, verification → does it speak of the files that lie here now; null: unknown"
+        default_factory=dict,
+        description="evaluation, verification, replies → does it speak of the files that lie here now; null: unknown",
     )
 
     @property
@@ -140,6 +141,8 @@ def gather(out: Path) -> Evidence:
     left_out: list[str] = []
     verification = _read(out / FILES["verification"], Verification)
     evaluation = _read(out / FILES["evaluation"], Evaluation)
+    replies = _replies(out, left_out)
+    current = of_these_files(out, evaluation=evaluation, verification=verification, replies=replies and replies[0])
     return Evidence(
         folder=str(out),
         name=out.name,
@@ -149,8 +152,8 @@ def gather(out: Path) -> Evidence:
         sources=_sources(provenance),
         verification=verification,
         evaluation=evaluation,
-        current=of_these_files(out, evaluation=evaluation, verification=verification),
-        replies=_replies(out, left_out),
+        current=current,
+        replies=replies and replies[1].model_copy(update={"current": current["replies"]}),
         merge=_job_result(provenance),
         comparison=_near(out, FILES["comparison"], _Comparison, left_out) or _compared(provenance),
         sweep=_near(out, FILES["sweep"], _Sweep, left_out),
@@ -159,11 +162,10 @@ def gather(out: Path) -> Evidence:
     )
 
 
-def _replies(out: Path, left_out: list[str]) -> ShownReplies | None:
-    if not (out / REPLIES).is_file():
-        return None
+def _replies(out: Path, left_out: list[str]) -> tuple[KeptReplies, ShownReplies] | None:
     try:
-        return show_replies(out)
+        kept = stored_replies(out)
+        return (kept, show_replies(out)) if kept is not None else None
     except MergingError as error:
         left_out.append(f"{REPLIES}: {error.message}")
         return None

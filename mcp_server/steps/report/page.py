@@ -67,7 +67,13 @@ def write_report(out: Path, output: Path | None = None) -> ReportResult:
     if evidence.evaluation is not None and markdown is not None:
         write_own(markdown, f"{_section(evidence)}\n{_SECTION_MARK}\n", _is_section, "a report's Markdown")
     write_own(target, html, _is_report, "a report")
-    return ReportResult(html=str(target), markdown=str(markdown) if markdown else None, bytes=len(html.encode()))
+    return ReportResult(
+        html=str(target),
+        markdown=str(markdown) if markdown else None,
+        bytes=len(html.encode()),
+        current=evidence.current,
+        left_out=evidence.left_out,
+    )
 
 
 def _section(evidence: Evidence) -> str:
