@@ -27,6 +27,7 @@ class Faults:
     cut: int = 0
     too_many_requests: int = 0
     wrong_bytes: bool = False
+    refuse_uploads: bool = False
     gated: set[str] = field(default_factory=set)
     token: str | None = None
     ignores_ranges: bool = False
@@ -124,6 +125,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             oid = self.path.rpartition("/")[2]
             hub.requests.append(f"PUT {oid}")
             data = self.rfile.read(int(self.headers["Content-Length"]))
+            if hub.faults.refuse_uploads:
+                self._refuse(403, "")
+                return
             if hub.faults.cut > 0:
                 hub.faults.cut -= 1
                 self._refuse(500, "")

@@ -1,10 +1,13 @@
 """Nothing outside the roots is opened, however it is named: every file that Python opens during a call is looked at."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mcp_server import cli
 from mcp_server.errors import MergingError
 from mcp_server.formats.source import inspect_source
 from mcp_server.steps.report import write_report
@@ -77,3 +80,38 @@ def test_a_records_sources_outside_are_not_read_for_a_report(place):
         finally:
             recording[0] = False
     assert [name for name in opened if Path(name).resolve().is_relative_to(secret)] == []
+
+
+def test_a_person_looks_where_they_may_and_their_jobs_are_held_to_the_roots(place, monkeypatch, capsys):
+    """The base that an adapter's config names lies outside: read by who looks, refused for what a job would read or write."""
+    root, secret = place
+    adapter = tiny.write_adapter(root / "adapter", secret)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("MODEL_MERGING_ROOTS", str(root))
+    assert cli.run(["inspect", str(adapter)]) == 0
+    models = f"- model: {secret}+{adapter}\n  parameters: {{weight: 1.0}}\n"
+    recipe = f"merge_method: task_arithmetic\nbase_model: {secret}\nmodels:\n{models}dtype: bfloat16\n"
+    (root / "recipe.yml").write_text(recipe, encoding="utf-8")
+    assert cli.run(["merge", "recipe.yml", "out", "--output", "adapter"]) == 2
+    assert cli.run(["report", str(secret), "-o", str(secret / "report.html")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"may not read {secret}: it is outside {root}" in said
+    assert f"may not write {secret / 'report.html'}: it is outside {root}" in said
+    assert not (root / "out").exists()
+
+
+def test_a_worker_opens_no_base_outside_the_roots_of_its_job(place, tmp_path):
+    """Whatever its request says: here a record of a merge names it, which nobody checked."""
+    root, secret = place
+    folder = tmp_path / "job"
+    folder.mkdir()
+    request = {
+        "kind": "verify",
+        "parameters": {"out": str(root / "mine"), "base": str(secret), "load": False},
+        "roots": [str(root)],
+    }
+    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    ended = subprocess.run([sys.executable, "-m", "mcp_server.workers.verify", str(folder)], capture_output=True, check=False)
+    told = (folder / "error.json" if ended.returncode else folder / "result.json").read_text(encoding="utf-8")
+    assert "hidden_size" not in told
+    assert f"may not read {secret}" in told or f"may not open {secret}" in told, told

@@ -56,7 +56,7 @@ def secret(workspace: Path) -> Path:
     for name, text in tiny.MERGE.items():
         (workspace / "merged" / name).write_text(text, encoding="utf-8")
     record = json.loads(tiny.MERGE["merge_provenance.json"]) | {"recipe": tiny.linear_recipe(folder), "sources": [
-        {"name": "secret", "ref": str(folder), "files": {}, "sha256": None}]}  # fmt: skip
+        {"name": "secret", "ref": str(folder), "role": "model"}]}  # fmt: skip
     (workspace / "merged" / "merge_provenance.json").write_text(json.dumps(record), encoding="utf-8")
     (workspace / "merged" / "mergekit_config.yml").write_text(tiny.linear_recipe(folder), encoding="utf-8")
     for name in ("comparison", "verification", "evaluation", "sweep", "estimate"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from mcp_server.schemas.validation import Finding, Validation
 from mcp_server.steps.validate import LintRule, rules
 from mcp_server.steps.validate import fix as fix_recipe
 from mcp_server.steps.validate import validate as validate_recipe
+from mcp_server.system.files import write_text
 from mcp_server.system.yaml_io import MAX_BYTES
 
 STDIN = Path("-")
@@ -80,12 +82,15 @@ def read_exactly(recipe: Path) -> str:
 
 
 def replace_keeping(recipe: Path, old: str, new: str) -> None:
-    """Write the corrected text; the old one lies beside it. Raises `OutputExists` rather than lose an older original."""
+    """Write the corrected text; the old one lies beside it. Raises `OutputExists` rather than lose an older original.
+
+    Where a write fails, the recipe is as it was. What a link leads to is corrected, the link stays.
+    """
     keep = recipe.with_name(recipe.name + ".orig")
-    if keep.exists():
+    if os.path.lexists(keep) and (keep.is_symlink() or keep.read_bytes() != old.encode("utf-8")):
         raise OutputExists(f"{keep} exists already", "remove it or move it away first: it keeps an older original")
-    keep.write_bytes(old.encode("utf-8"))
-    recipe.write_bytes(new.encode("utf-8"))
+    write_text(keep, old)
+    write_text(Path(os.path.realpath(recipe)), new)
 
 
 def show(found: Validation, name: str, text: str) -> None:

@@ -44,7 +44,7 @@ def own_only(path: str, flags: int) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` atomically and durably; a reader sees the old or the new content, never a part.
+    """Replace `path` atomically and durably, keeping its mode; a reader sees the old or the new content, never a part.
 
     A failed write (disk full, read-only folder) raises `OSError` and leaves neither a temporary file nor a changed `path`. What a
     writer left that was killed in the middle, the next one removes.
@@ -54,6 +54,9 @@ def write_text(path: Path, text: str) -> None:
     try:
         private = path.is_relative_to(paths.home())
         with open(partial, "w", encoding="utf-8", opener=own_only if private else None) as file:
+            if not private:
+                with contextlib.suppress(OSError):  # nothing is there yet, or a file system without modes
+                    os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

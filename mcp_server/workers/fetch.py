@@ -38,6 +38,7 @@ from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref
 from mcp_server.schemas.hub import Fetched
 from mcp_server.schemas.job import FetchRequest
 from mcp_server.system import paths
+from mcp_server.system.files import write_text
 from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job, run_worker
 
@@ -185,7 +186,7 @@ def _remember_branch(folder: Path, info: ModelInfo) -> None:
     refs = folder.parent.parent / "refs"
     refs.mkdir(parents=True, exist_ok=True)
     if not (refs / "main").is_file():
-        (refs / "main").write_text(str(info.sha), encoding="utf-8")
+        write_text(refs / "main", str(info.sha))
 
 
 @contextmanager

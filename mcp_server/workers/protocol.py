@@ -155,34 +155,36 @@ def run_worker(work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
 
 def run_one(folder: Path, work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
     """The work of one job folder in this process; returns its exit status."""
-    job = Job(folder)
-    job.keep_to_roots()
     try:
-        return _run(job, work)
+        return _run(folder, work)
     finally:
-        shutil.rmtree(job.folder / "tmp", ignore_errors=True)
+        shutil.rmtree(folder / "tmp", ignore_errors=True)
 
 
-def _run(job: Job, work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
+def _run(folder: Path, work: Callable[[Job], BaseModel | dict[str, Any]]) -> int:
+    job: Job | None = None
     try:
+        job = Job(folder)
+        job.keep_to_roots()
         result = work(job)
         data = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
-        write_json_at_last(job.folder / "result.json", data, job.folder / _SPARE)
+        write_json_at_last(folder / "result.json", data, folder / _SPARE)
     except MergingError as error:
-        return _report(job, error)
+        return _report(folder, error)
     except MemoryError as error:
         traceback.print_exc()
-        return _report(job, OutOfMemory(f"the worker could not get the memory it asked for ({error or 'no size given'})"))
+        return _report(folder, OutOfMemory(f"the worker could not get the memory it asked for ({error or 'no size given'})"))
     except Exception as error:  # noqa: BLE001 - the process boundary: the traceback goes to the log, the exit status says "bug"
         traceback.print_exc()
-        refused = refusal(error, job.parameters.get("partial") or job.folder, "resume the job")
-        return EXIT_BUG if refused is None else _report(job, refused)
+        place = job.parameters.get("partial") if job is not None else None
+        refused = refusal(error, place or folder, "resume the job")
+        return EXIT_BUG if refused is None else _report(folder, refused)
     return 0
 
 
-def _report(job: Job, error: MergingError) -> int:
+def _report(folder: Path, error: MergingError) -> int:
     print(error, file=sys.stderr)
     with contextlib.suppress(OSError):  # the log and the exit status still tell
         told = redact_all(error.as_dict(), secrets_of(os.environ))
-        write_json_at_last(job.folder / "error.json", told, job.folder / _SPARE)
+        write_json_at_last(folder / "error.json", told, folder / _SPARE)
     return error.exit_code

@@ -9,8 +9,11 @@ missing. Nothing of the repository is changed until the commit at the end.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2 as httpx
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from mcp_server.errors import NotAllowed
@@ -21,6 +24,17 @@ from mcp_server.steps.publish import publication
 from mcp_server.workers.protocol import Job, run_worker
 
 
+@contextmanager
+def as_it_was_raised() -> Iterator[None]:
+    """huggingface_hub hides what stopped the upload of a large file (a disk, a connection) behind an error without a class."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, OSError | httpx.TransportError):
+            raise error.__cause__ from error
+        raise
+
+
 def main(job: Job) -> Published:
     request = job.request(PublishRequest)
     if not request.yes:
@@ -29,7 +43,7 @@ def main(job: Job) -> Published:
     api = HfApi()
     total, sent = made.bytes, 0
     job.progress("upload", 0, total, unit="bytes")
-    with explained(request.repo, "main"):
+    with explained(request.repo, "main"), as_it_was_raised():
         created = api.create_repo(request.repo, private=request.private, exist_ok=True)
         files = [CommitOperationAdd(name, path) for name, path in sorted(made.files.items(), key=lambda f: f[1].stat().st_size)]
         for operation in files:

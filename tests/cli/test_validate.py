@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,34 @@ def test_an_older_original_is_never_replaced(recipe: Path, capsys: pytest.Captur
     (recipe.parent / "recipe.yml.orig").write_text("mine", encoding="utf-8")
     assert run(["validate", "recipe.yml", "--fix"]) == 2
     assert (recipe.read_bytes(), (recipe.parent / "recipe.yml.orig").read_bytes()) == (TEXT.encode(), b"mine")
+
+
+def test_a_correction_whose_write_fails_leaves_the_recipe_and_can_be_repeated(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def full(handle: int) -> None:
+        if "orig" not in Path(f"/proc/self/fd/{handle}").readlink().name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", full)
+    assert run(["validate", "recipe.yml", "--fix"]) == 4
+    assert recipe.read_bytes() == TEXT.encode()
+    monkeypatch.undo()
+    monkeypatch.chdir(recipe.parent)
+    assert run(["validate", "recipe.yml", "--fix"]) == 0
+    assert recipe.read_bytes() == TEXT.replace("tise", "ties").encode()
+
+
+def test_a_correction_keeps_a_link_and_the_mode_of_what_it_leads_to(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.chmod(0o600)
+    Path("link.yml").symlink_to("recipe.yml")
+    assert run(["validate", "link.yml", "--fix"]) == 0
+    assert Path("link.yml").is_symlink()
+    assert recipe.read_bytes() == TEXT.replace("tise", "ties").encode()
+    assert recipe.stat().st_mode & 0o777 == 0o600
 
 
 def test_standard_input_is_a_recipe_too(

@@ -43,7 +43,7 @@ class Tried:
     name: str
     operations: int = 0
     distinct: int = 0
-    """Of another kind, on another file or from another chain of calls than any before."""
+    """Of another kind or from another chain of calls than any before: what fails there is met by other code."""
     attempts: int = 0
     ends: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -196,13 +196,18 @@ def judge(
         ):
             return f"{name} was left behind"
     for output in scene.outputs:
-        if wrong := part_of(output, before, whole, after, code):
+        if wrong := part_of(output, before, whole, after, code, kept=scene.log):
             return wrong
     return None
 
 
-def part_of(output: str, before: dict[str, str], whole: dict[str, str], after: dict[str, str], code: int) -> str | None:
-    """An output folder that has weights has all its files and the very weights; a file is not empty."""
+def part_of(
+    output: str, before: dict[str, str], whole: dict[str, str], after: dict[str, str], code: int, *, kept: bool
+) -> str | None:
+    """An output folder that has weights has all its files and the very weights; a file is not empty.
+
+    `kept`: what goes into a file is in the job's result too, so it need not be there.
+    """
     files = {name for name in whole if name.startswith(f"{output}/")}
     there = {name for name in after if name.startswith(f"{output}/")}
     old = {name for name in before if name.startswith(f"{output}/")}
@@ -222,7 +227,7 @@ def part_of(output: str, before: dict[str, str], whole: dict[str, str], after: d
     if output in whole and output not in after:
         if output in before:
             return f"{output} was lost"
-        return f"said done, without {output}" if code == 0 else None
+        return f"said done, without {output}" if code == 0 and not kept else None
     return f"{output} is empty" if after.get(output) == hashlib.sha256(b"").hexdigest() else None
 
 
@@ -249,8 +254,13 @@ def warm() -> None:
     gc.enable()  # the streaming worker switches it off for its own process, and keeps a module of scipy away
     if sys.modules.get("scipy.linalg", gc) is None:
         del sys.modules["scipy.linalg"]
-    server()
     compile_kernels()
+    for found in [
+        value for name, module in sys.modules.items() if name.startswith("mcp_server") for value in vars(module).values()
+    ]:
+        if hasattr(found, "cache_clear"):
+            found.cache_clear()  # what a fresh process reads is read in each attempt
+    server()
 
 
 def compile_kernels() -> None:

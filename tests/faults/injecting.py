@@ -56,7 +56,7 @@ class Injector:
         self.variant = variant
         self.seen: list[str] = []
         self.points: list[str] = []
-        """While nothing is to fail: which kind of operation, by which chain of calls of the program, on which file."""
+        """While nothing is to fail: which kind of operation, by which chain of calls of the program."""
         self.failed: tuple[str, str, str] | None = None
         self._paused = 0
 
@@ -83,7 +83,7 @@ class Injector:
             return
         self.seen.append(kind)
         if self.at is None:
-            self.points.append(f"{kind} {place} {calls()}")
+            self.points.append(f"{kind} {calls()}")
         if len(self.seen) - 1 == self.at:
             errors = KINDS[kind]
             number = errors[(self.variant + len(self.seen)) % len(errors)]

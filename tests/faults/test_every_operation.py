@@ -8,7 +8,7 @@ import pytest
 from mcp_server import cli
 from tests.faults.every_operation import DOCUMENT, MARKS, SCENES, run
 
-WRITING = ["recommend", "--fix", "--overwrite", "report merged", "tool inspect_models"]
+WRITING = ["recommend", "--fix", "--overwrite", "report merged", "tool inspect_models", "runner of a merge", "worker of a merge"]
 
 
 def wrong(words: list[str], sample: int | None) -> dict[str, list[str]]:

@@ -106,6 +106,14 @@ def test_an_upload_that_was_cut_sends_only_what_is_missing(hub: Hub, merged: Pat
     assert hub.repositories["me/merged"]["model.safetensors"] == hub.large[oid]
 
 
+def test_an_upload_that_the_hub_refuses_is_no_bug_of_ours(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    hub.faults.refuse_uploads = True
+    code, error, said = work("publish", hub, tmp_path, {"out": str(merged), "repo": "me/merged", "yes": True})
+    assert (code, error["type"]) == (2, "NotAllowed"), said
+    assert error["message"] == "this account may not do that with me/merged"
+    assert hub.repositories["me/merged"] == {}
+
+
 def test_nothing_is_sent_without_a_yes_or_with_a_wrong_token(hub: Hub, merged: Path, tmp_path: Path) -> None:
     code, error, _ = work("publish", hub, tmp_path, {"out": str(merged), "repo": "me/merged"})
     assert (code, error["type"], hub.requests) == (2, "NotAllowed", [])
