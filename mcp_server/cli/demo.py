@@ -15,18 +15,30 @@ from typing import Any
 import yaml
 
 from mcp_server.catalog import threshold
-from mcp_server.cli.console import size, stderr, table
+from mcp_server.cli.console import line, size, stderr, table
 from mcp_server.cli.evidence import run_job, show_evaluation
 from mcp_server.cli.merging import finish, foreground, result_of
+from mcp_server.errors import Unsupported
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.comparison import Comparison
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.evidence import Evaluation, Verification
+from mcp_server.schemas.export import Exported
 from mcp_server.schemas.inspect import Inspection
-from mcp_server.schemas.job import CompareRequest, EvaluateRequest, MergeRequest, MergeResult, PrepareRequest, VerifyRequest
+from mcp_server.schemas.job import (
+    CompareRequest,
+    EvaluateRequest,
+    ExportRequest,
+    MergeRequest,
+    MergeResult,
+    PrepareRequest,
+    VerifyRequest,
+)
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.validation import Validation
 from mcp_server.steps.estimate import estimate
+from mcp_server.steps.evaluate.replies import show_replies
+from mcp_server.steps.export import require_converter
 from mcp_server.steps.inspect import inspect_models
 from mcp_server.steps.recommend import recommend
 from mcp_server.steps.render import render
@@ -35,12 +47,14 @@ from mcp_server.steps.scenario import read_scenario
 from mcp_server.steps.validate import validate
 from mcp_server.system.outputs import Kept
 from mcp_server.system.paths import demo_base_dir, shipped
+from mcp_server.system.plain_text import one_line
 from mcp_server.system.policy import for_person
 from mcp_server.system.settings import load
 
 SUITES = ["task_api_tools", "taskmaster_persona", "perplexity"]
 SEED = 17
 RAM_GIB = 4.0
+CHAT_PROMPTS = 3
 
 
 class Narrator:
@@ -91,8 +105,7 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
         said.append(_compare(refs, kept, quiet=quiet))
     with tell.step("recommend") as said:
         plan = _recommended(example / "scenario.yaml", kept)
-        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in plan.weights.items())
-        said.append(f"{plan.verdict}: {plan.strategy.id if plan.strategy else '–'}, {weights}; {plan.rules[0].because}")
+        said.append(_advice(plan))
     with tell.step("render") as said:
         rendered = render(plan)
         kept.write("recipe.yml", rendered.recipe)
@@ -107,8 +120,7 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
         )
     with tell.step("merge") as said:
         fields: dict[str, Any] = {"engine": engine, "ram_gib": RAM_GIB, "seed": SEED, "overwrite": True}
-        request = MergeRequest(recipe=rendered.recipe, out=str(paths["model"]), **fields)
-        ended = foreground(request, "merge", quiet=quiet)
+        ended = foreground(MergeRequest(recipe=rendered.recipe, out=str(paths["model"]), **fields), "merge", quiet=quiet)
         finish(ended)
         merged = MergeResult.model_validate(result_of(ended))
         said.append(f"{merged.engine} engine, peak memory {size(merged.peak_anon_bytes)} → {merged.output}")
@@ -124,6 +136,8 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
     with tell.step("report") as said:
         write_report(paths["model"], paths["report"])
         said.append(str(paths["report"]))
+    with tell.step("chat") as said:
+        chat = _chat(paths["model"], out / "chat", said, quiet=quiet)
     return Demo(
         steps=tell.steps,
         inspection=inspection,
@@ -134,6 +148,7 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
         merge=merged,
         verification=verification,
         evaluation=evaluation,
+        chat=chat,
         paths={name: str(path) for name, path in paths.items()},
         seconds=round(time.monotonic() - begin, 1),
     )
@@ -156,6 +171,11 @@ def _recommended(scenario: Path, kept: Kept) -> Plan:
     return plan
 
 
+def _advice(plan: Plan) -> str:
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in plan.weights.items())
+    return f"{plan.verdict}: {plan.strategy.id if plan.strategy else '–'}, {weights}; {plan.rules[0].because}"
+
+
 def _compare(refs: list[str], kept: Kept, *, quiet: bool) -> str:
     """Compare the sources into comparison.json, where the report finds it; what stands out in a line."""
     found = Comparison.model_validate(run_job(CompareRequest(base=str(demo_base_dir()), refs=refs), quiet=quiet))
@@ -164,8 +184,30 @@ def _compare(refs: list[str], kept: Kept, *, quiet: bool) -> str:
     return f"cosine {pair.cosine:.3f}, sign disagreement {pair.sign_disagreement:.3f}, norm ratio {pair.norm_ratio:.2f}"
 
 
+def _chat(model: Path, export: Path, said: list[str], *, quiet: bool) -> list[Said]:
+    """Three prompts answered by the merge: measured ones of each suite; with llama.cpp's tools others, by its 4-bit GGUF too."""
+    try:
+        require_converter()
+    except Unsupported as missing:
+        kept = show_replies(model).replies
+        firsts = {one.suite: one for one in reversed(kept) if one.outcome != "loss"}
+        chosen = [*firsts.values(), *(one for one in kept if one not in firsts.values())][:CHAT_PROMPTS]
+        said.append(f"{len(chosen)} replies as measured; from a 4-bit GGUF too, {missing.next_step}")
+        return [Said(prompt=one.prompt, merge=one.replies["merged"]) for one in chosen]
+    fields: dict[str, Any] = {"out": str(model), "dest": str(export), "to": "gguf", "quant": "Q4_K_M", "overwrite": True}
+    found = Exported.model_validate(run_job(ExportRequest.of(fields), quiet=quiet))
+    lost = "" if found.weight_error is None else f", weights off by {found.weight_error:.1%}"
+    said.append(f"{len(found.replies)} replies, in 16 bits and from the Q4_K_M GGUF in {export}{lost}")
+    return [Said(prompt=one.prompt, merge=one.merge, q4_k_m=one.export) for one in found.replies]
+
+
 def show_demo(demo: Demo) -> None:
     show_evaluation(demo.evaluation)
+    for one in demo.chat:
+        line("you", one_line(one.prompt))
+        line("merge", one_line(one.merge or "(not run)"))
+        if one.q4_k_m is not None:
+            line("Q4_K_M", one_line(one.q4_k_m))
     table(f"Written in {demo.seconds:.0f} s", ("", ""), list(demo.paths.items()))
 
 
@@ -173,6 +215,14 @@ class Step(Frozen):
     name: str
     summary: str
     seconds: float
+
+
+class Said(Frozen):
+    """One prompt and its replies; `q4_k_m` is null without llama.cpp's tools."""
+
+    prompt: str
+    merge: str | None
+    q4_k_m: str | None = None
 
 
 class Demo(Frozen):
@@ -185,5 +235,6 @@ class Demo(Frozen):
     merge: MergeResult
     verification: Verification
     evaluation: Evaluation
+    chat: list[Said]
     paths: dict[str, str]
     seconds: float

@@ -138,7 +138,8 @@ def show_prepared(found: Prepared) -> None:
     for warning in found.findings:
         line("found", warning)
     if found.engine:
-        line("cost", f"{found.engine} engine, {size(found.peak_anon_bytes)} of memory, {size(found.disk_bytes)} of disk")
+        time = f", {found.seconds.low:.0f}–{found.seconds.high:.0f} s" if found.seconds else ""
+        line("cost", f"{found.engine} engine, {size(found.peak_anon_bytes)} of memory, {size(found.disk_bytes)} of disk{time}")
     if not found.stop:
         for number, question in enumerate(found.questions, 1):
             line("open" if number == 1 else "", f"{number}. {shortened(question)}")

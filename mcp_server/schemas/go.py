@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mcp_server.schemas.base import Frozen, Verdict
+from mcp_server.schemas.estimate import Seconds
 from mcp_server.schemas.job import JobStatus
 
 
@@ -21,6 +22,7 @@ class Prepared(Frozen):
     engine: str | None = None
     peak_anon_bytes: int | None = None
     disk_bytes: int | None = None
+    seconds: Seconds | None = Field(default=None, description="of the merge itself; measuring takes minutes more")
     fits: bool | None = None
     suites: list[str] = Field(default_factory=list, description="what to measure afterwards")
     plan_id: str | None = None

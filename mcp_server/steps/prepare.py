@@ -70,6 +70,7 @@ def prepare(scenario: Scenario, *, ram_gib: float | None = None, out: Path | Non
             "engine": chosen,
             "peak_anon_bytes": engine.peak_anon_bytes,
             "disk_bytes": engine.disk_bytes,
+            "seconds": engine.seconds,
             "fits": engine.fits,
         }
     )

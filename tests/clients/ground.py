@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 CLIENTS = ROOT / ".clients"
 SCRATCH = CLIENTS / "scratch"
+MADE = SCRATCH / "made"
+"""Where clients let merges be written: in reach of the server, which starts in the clone, and outside its store."""
 LAUNCHER = ROOT / "scripts" / "launch-server"
 DEMO_BASE = "demo:smollm2-135m-instruct"
 EXAMPLE = ROOT / "examples" / "taskmaster"
@@ -101,7 +103,7 @@ def install() -> None:
     for script in HERE.glob("*.mjs"):
         shutil.copy(script, CLIENTS / script.name)
     shutil.rmtree(SCRATCH, ignore_errors=True)
-    SCRATCH.mkdir(parents=True)
+    MADE.mkdir(parents=True)
     link_demo_base()
 
 
@@ -113,10 +115,7 @@ def link_demo_base() -> None:
     target.parent.mkdir(parents=True)
     if not (demo_base_dir() / "config.json").is_file():
         print("making the demo's base model ...", flush=True)
-        prepare = "from mcp_server.cli.evidence import run_job; from mcp_server.system.paths import demo_base_dir as d; "
-        subprocess.run(
-            [sys.executable, "-c", prepare + "run_job('prepare', {'out': str(d())}, quiet=True)"], cwd=ROOT, check=True
-        )
+        subprocess.run([sys.executable, "-m", "mcp_server.cli", "fetch", DEMO_BASE, "-q"], cwd=ROOT, check=True)
     try:
         shutil.copytree(demo_base_dir(), target, copy_function=os.link)
     except OSError:

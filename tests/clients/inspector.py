@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import Any
 
-from tests.clients.ground import DEMO_BASE, LAUNCHER, ROOT, SCRATCH, Check, environment, parsed, recipe, require, run
+from tests.clients.ground import DEMO_BASE, LAUNCHER, MADE, ROOT, Check, environment, parsed, recipe, require, run
 
 ERAS = ("legacy", "modern", "auto")
 
@@ -69,7 +69,7 @@ def read_only_tools(era: str) -> str:
 
 
 def merge_across_calls() -> str:
-    started = call("auto", "launch_merge", recipe=recipe(), out=str(SCRATCH / "store" / "inspector-merge"))
+    started = call("auto", "launch_merge", recipe=recipe(), out=str(MADE / "inspector-merge"))
     begin = time.monotonic()
     state = started["state"]
     while state in ("queued", "running") and time.monotonic() - begin < 300:

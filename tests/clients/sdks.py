@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from functools import partial
 
+from mcp_server.formats.provenance import Provenance, read_provenance, write_provenance
 from tests.clients.conformance import http_server
-from tests.clients.ground import CLIENTS, HERE, LAUNCHER, ROOT, SCRATCH, Check, parsed, recipe, require, run
+from tests.clients.ground import CLIENTS, HERE, LAUNCHER, MADE, ROOT, Check, parsed, recipe, require, run
 
 TOOLS = json.loads((ROOT / "tests" / "server" / "contract.json").read_text(encoding="utf-8"))["tools"]
 
@@ -31,14 +32,17 @@ def typescript_v1() -> str:
 
 
 def typescript_v2(mode: str) -> str:
-    occupied = SCRATCH / "store" / "occupied"
+    occupied = MADE / "occupied"
     occupied.mkdir(exist_ok=True)
-    (occupied / "precious.txt").write_text("mine", encoding="utf-8")
+    record = Provenance(
+        created="", job_id="", product="model-merging", engine="stream", engine_version="", method="linear", recipe="", sources=[]
+    )
+    write_provenance(occupied, record)
     ended = run("node", CLIENTS / "typescript_v2.mjs", LAUNCHER, ROOT, recipe(), occupied, mode)
     require(
         parsed(ended.stdout) == {"tools": len(TOOLS), "strategies": 2, "asked": True, "obeyed": True}, ended.stdout + ended.stderr
     )
-    require((occupied / "precious.txt").is_file(), "the folder was replaced although the user said no")
+    require(read_provenance(occupied) == record, "the folder was replaced although the user said no")
     return "asked once; the no was obeyed"
 
 
