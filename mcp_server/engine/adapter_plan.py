@@ -25,6 +25,7 @@ from mcp_server.engine.sources import open_sources
 from mcp_server.errors import Malformed, Unsupported
 from mcp_server.formats.checkpoint import Checkpoint
 from mcp_server.formats.class_facts import is_conv1d
+from mcp_server.formats.lora import Adapter
 from mcp_server.formats.recipe import Group, ModelRef, merge_recipe
 from mcp_server.formats.tensor_names import is_before_layers, is_head, split_layer
 from mcp_server.formats.tensors import StoredTensor, stored_tensors
@@ -42,7 +43,10 @@ WHOLE: Final = ("embeddings", "norms", "biases")
 
 @dataclass(frozen=True)
 class Module:
-    """One adapted matrix: its name in memory, its plan, each input's coefficient, and the rank that the result gets."""
+    """One adapted matrix: its name in memory, its plan, each input's coefficient, and the rank that the result gets.
+
+    Of a stack of `experts` matrices `key` is what its factors are stored under, which PEFT's nested wrappers decide.
+    """
 
     name: str
     plan: TensorPlan
@@ -51,19 +55,21 @@ class Module:
     transposed: bool
     embedding: bool
     reads_base: bool = False
+    experts: int = 1
+    key: str = ""
 
     def factors(self) -> list[StoredTensor]:
         """A and B of every source that changes this matrix, as they are stored."""
-        return [part for entry in self.plan.inputs if entry.low_rank for part in (entry.low_rank.a, entry.low_rank.b)]
+        return [part for entry in self.plan.inputs if entry.factors for part in (entry.factors.a, entry.factors.b)]
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The output's A and B by their stored names, as (rows, columns)."""
-        rows, columns = self.plan.shape
+        rows, columns = self.plan.shape[-2:]
         if self.transposed:
             rows, columns = columns, rows
         a, b = ("embedding_A", "embedding_B") if self.embedding else ("A.weight", "B.weight")
-        stem = f"base_model.model.{self.name}.lora_"
-        return {stem + a: (self.rank, columns), stem + b: (rows, self.rank)}
+        stem = f"base_model.model.{self.key or self.name}.lora_"
+        return {stem + a: (self.rank * self.experts, columns), stem + b: (rows, self.rank * self.experts)}
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,8 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) 
     base = base_tensors(plan, _base(plan))
     plan = without_copies(plan, base) if _base(plan).headers else plan
     full = next((ref for ref in recipe.references() if ref.adapter is None and ref != recipe.base), None)
-    _check(plan, full, rank)
     exact = strategy(recipe.method).adapter_space and full is None
+    _check(plan, full, rank, exact=exact)
     if not exact and rank is None:
         raise Malformed(
             f"{recipe.method} does not keep updates low-rank, so an adapter needs a rank", "give --rank, for instance 64"
@@ -121,8 +127,10 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) 
             if place == "whole" and tensor.name not in _base(plan).tensors:
                 raise Unsupported(f"{tensor.name} becomes a tensor of its own, which the base ties to its embedding", _WAY_ROUND)
     names = names_in_memory(plan, _base(plan))
-    tables = _embedding_factors(plan)
-    modules = tuple(_module(plan, tensor, names[tensor.name], None if exact else rank, tables) for tensor in places["module"])
+    tables, keys = _embedding_factors(plan), _keys_of_stacks(plan)
+    modules = tuple(
+        _module(plan, tensor, names[tensor.name], None if exact else rank, tables, keys) for tensor in places["module"]
+    )
     adapted = {module.name for module in modules}
     saved = tuple(_saved(plan, tensor, names[tensor.name], adapted) for tensor in places["whole"])
     dtype = recipe.out_dtype or recipe.dtype or "float32"
@@ -135,7 +143,7 @@ def _place(plan: MergePlan, tensor: TensorPlan, own: StoredTensor | None, whole:
     if any(entry.stored != own and entry.stored in held for entry in tensor.inputs):
         return "whole"
     if all(entry.stored == own for entry in tensor.inputs):
-        return "module" if any(entry.low_rank for entry in tensor.inputs) else None
+        return "module" if any(entry.factors for entry in tensor.inputs) else None
     in_layer = split_layer(tensor.name) is not None or is_head(tensor.name)
     if in_layer and len(tensor.shape) == 2 and tensor.name.endswith(".weight"):
         return "module"
@@ -151,7 +159,7 @@ def kind_of(tensor: TensorPlan) -> str:
     return "other"
 
 
-def _check(plan: MergePlan, full: ModelRef | None, rank: int | None) -> None:
+def _check(plan: MergePlan, full: ModelRef | None, rank: int | None, *, exact: bool) -> None:
     """Sources that stand on one base, in a way that keeps the base as it is. `full`: a source that is a full model."""
     recipe = plan.recipe
     if full is not None and (rank is None or recipe.base is None or recipe.method == "linear"):
@@ -171,8 +179,13 @@ def _check(plan: MergePlan, full: ModelRef | None, rank: int | None) -> None:
         )
     for ref, source in plan.sources.items():
         for name, change in source.adapter.changes.items() if source.adapter else ():
-            if change.updates and change.low_rank is None:
+            if change.updates and change.factors is None:
                 raise Unsupported(f"{ref} changes {name} by more than one plain low-rank product", _WAY_ROUND)
+            if change.updates and change.low_rank is None and not exact:
+                raise Unsupported(
+                    f"{ref} changes the stack of experts {name}, and {recipe.method} does not keep updates low-rank",
+                    f"{_WAY_ROUND}, or linear or task_arithmetic, which do",
+                )
         if source.adapter and source.adapter.vocabulary is not None:
             raise Unsupported(f"{ref} resizes the vocabulary of its base", _WAY_ROUND)
     if recipe.method == "linear":
@@ -256,9 +269,11 @@ def _coefficients(tensor: TensorPlan) -> list[float]:
     return [lambda_ * weight for weight in weights]
 
 
-def _module(plan: MergePlan, tensor: TensorPlan, name: str, rank: int | None, tables: set[StoredTensor]) -> Module:
-    """`tables`: the factors that belong to embeddings."""
-    updates = [entry.low_rank for entry in tensor.inputs if entry.low_rank]
+def _module(
+    plan: MergePlan, tensor: TensorPlan, name: str, rank: int | None, tables: set[StoredTensor], keys: dict[str, str]
+) -> Module:
+    """`tables`: the factors that belong to embeddings; `keys`: what the factors of stacks are stored under."""
+    updates = [entry.factors for entry in tensor.inputs if entry.factors]
     if len({update.transposed for update in updates}) > 1:
         raise Unsupported(f"{tensor.name} is adapted in two orientations", _WAY_ROUND)
     added = sum(update.rank for update in updates)
@@ -273,7 +288,35 @@ def _module(plan: MergePlan, tensor: TensorPlan, name: str, rank: int | None, ta
         updates[0].transposed if updates else is_conv1d(_base(plan).config, name.removesuffix(".weight")) is True,
         embedding,
         any(entry.stored != own for entry in tensor.inputs),
+        max((update.experts for update in updates), default=1),
+        keys.get(tensor.name, ""),
     )
+
+
+def _keys_of_stacks(plan: MergePlan) -> dict[str, str]:
+    """Stored name of each adapted stack of experts → what PEFT stores its factors under, without the prefix.
+
+    PEFT nests the wrappers of one module's parameters (`experts.base_layer`), so a key says how many others are adapted beside
+    it: sources that adapt the same stacks have the same keys, and others are refused.
+    """
+    keys: dict[str, str] = {}
+    for ref, source in plan.sources.items():
+        for name, key in _stacks_of(source.adapter).items() if source.adapter else ():
+            if keys.setdefault(name, key) != key:
+                raise Unsupported(f"{ref} and another source adapt different parameters of the module of {name}", _WAY_ROUND)
+    stored = list(keys.values())
+    if twice := next((name for name, key in keys.items() if stored.count(key) > 1), None):
+        raise Unsupported(f"the sources adapt different parameters of the module of {twice}", _WAY_ROUND)
+    return keys
+
+
+def _stacks_of(adapter: Adapter) -> dict[str, str]:
+    stored = {part: key for file, header in adapter.headers.items() for key, part in stored_tensors(file, header).items()}
+    return {
+        name: stored[change.factors.a].removeprefix("base_model.model.").partition(".lora_A")[0]
+        for name, change in adapter.changes.items()
+        if change.factors and change.factors.experts > 1
+    }
 
 
 PLAIN_INTERPRETER_BYTES: Final = 60_000_000
@@ -297,14 +340,14 @@ def peak_anon_of_adapter(plan: AdapterPlan, threads: int) -> dict[str, int]:
 
 
 def _sides(module: Module) -> tuple[int, int]:
-    rows, columns = module.plan.shape
+    rows, columns = module.plan.shape[-2:]
     return (columns, rows) if module.transposed else (rows, columns)
 
 
 def _concatenated(module: Module) -> int:
     """A is read as float32 and joined; B is scaled in float64, joined, and rounded. The last B is still held."""
     rows, columns = _sides(module)
-    return module.rank * (2 * 4 * columns + (2 * 8 + 8 + 2 * 4) * rows)
+    return module.rank * module.experts * (2 * 4 * columns + (2 * 8 + 8 + 2 * 4) * rows)
 
 
 def _factored(module: Module) -> int:

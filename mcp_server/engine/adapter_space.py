@@ -114,15 +114,18 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
 
 
 def _concatenate(module: Module, reader: Reader) -> tuple[Array, Array]:
-    a, b = [], []
+    """A and B of the sum, for every matrix of a stack: PEFT stacks A by expert and rank, B by rank and expert."""
+    a, b, experts = [], [], module.experts
     for entry, coefficient in zip(module.plan.inputs, module.coefficients, strict=True):
-        if entry.low_rank is not None:
-            flat, tall = reader.whole(entry.low_rank.a), reader.whole(entry.low_rank.b)
+        if entry.factors is not None:
+            flat, tall = reader.whole(entry.factors.a), reader.whole(entry.factors.b)
             if not (np.isfinite(flat).all() and np.isfinite(tall).all()):
                 raise _not_finite(module, entry.source)
-            a.append(flat)
-            b.append(tall.astype(np.float64) * (coefficient * entry.low_rank.scale))
-    return np.concatenate(a), np.concatenate(b, axis=1).astype(np.float32)
+            a.append(flat.reshape(experts, -1, flat.shape[1]))
+            scaled = tall.astype(np.float64) * (coefficient * entry.factors.scale)
+            b.append(scaled.reshape(len(tall), -1, experts))
+    flat, tall = np.concatenate(a, axis=1), np.concatenate(b, axis=1)
+    return flat.reshape(-1, flat.shape[2]), tall.reshape(len(tall), -1).astype(np.float32)
 
 
 def _approximate(
@@ -280,7 +283,9 @@ def _config(planned: AdapterPlan, folder: Path) -> dict[str, Any]:
         "rank_pattern": others,
         "alpha_pattern": dict(others),
         "target_modules": _targets(planned),
-        "fan_in_fan_out": bool(first.get("fan_in_fan_out")) or any(m.transposed and not m.embedding for m in modules),
+        "target_parameters": _parameters(modules),
+        "fan_in_fan_out": not any(m.key for m in modules)
+        and (bool(first.get("fan_in_fan_out")) or any(m.transposed and not m.embedding for m in modules)),
         "bias": ("all" if "all" in biases or not biases else next(iter(biases))) if saves_bias else "none",
         "lora_dropout": 0.0,
         "use_rslora": False,
@@ -304,10 +309,15 @@ def _is_named(leaf: str, modules: list[str]) -> bool:
 
 def _targets(planned: AdapterPlan) -> list[str] | str:
     """Short names where they mean exactly these modules, full names otherwise; PEFT's word for none where all is stored whole."""
-    if not planned.modules:
-        return NO_MODULES
-    names = {module.name for module in planned.modules}
+    names = {module.name for module in planned.modules if not module.key}
+    if not names:
+        return [] if planned.modules else NO_MODULES
     leaves = sorted({name.rpartition(".")[2] for name in names})
     every = {name.removesuffix(".weight") for name in planned.names.values() if name.endswith(".weight")}
     meant = {name for name in every if name.rpartition(".")[2] in leaves}
     return leaves if meant == names else sorted(names)
+
+
+def _parameters(modules: tuple[Module, ...]) -> list[str] | None:
+    """The stacks of experts among them, in full: a short name would mean those of every layer."""
+    return [module.name for module in modules if module.key] or None

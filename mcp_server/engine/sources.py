@@ -27,9 +27,9 @@ class Input:
     updates: tuple[Update, ...] = ()
 
     @property
-    def low_rank(self) -> LowRank | None:
-        """The update, if it is one plain low-rank product."""
-        return Change(None, self.updates).low_rank
+    def factors(self) -> LowRank | None:
+        """The update, if it is one low-rank product on a whole matrix or on every matrix of a stack."""
+        return Change(None, self.updates).factors
 
 
 @dataclass(frozen=True)

@@ -106,5 +106,12 @@ class Change:
     @property
     def low_rank(self) -> LowRank | None:
         """The update, if it is one plain low-rank product and nothing else is updated."""
+        factors = self.factors
+        return factors if factors and factors.plain else None
+
+    @property
+    def factors(self) -> LowRank | None:
+        """The update, if it is one low-rank product on a whole matrix or on every matrix of a whole stack, and nothing else."""
         first = self.updates[0] if len(self.updates) == 1 else None
-        return first if isinstance(first, LowRank) and first.plain else None
+        whole = isinstance(first, LowRank) and first.region is None and first.magnitude is None and len(first.a.shape) == 2
+        return first if isinstance(first, LowRank) and whole else None

@@ -75,6 +75,24 @@ def test_concatenation_is_exact(root: Path, method: str, more: dict[str, Any]) -
         assert np.allclose(before[name] + delta, after[name], rtol=1e-6, atol=2e-5), name
 
 
+def test_an_adapter_that_was_trained_on_another_is_added_to_it(root: Path) -> None:
+    """b was trained on base+a: both at weight 1 are one adapter of the base; at −1 b leaves again."""
+
+    def sum_of(base: Path | str, **weights: int) -> str:
+        entries = [{"model": f"{base}+{root}/{name}", "parameters": {"weight": weight}} for name, weight in weights.items()]
+        return json.dumps({"merge_method": "task_arithmetic", "base_model": str(base), "models": entries, "dtype": "float32"})
+
+    run(sum_of(root / "base", a=1), root / "with_a")
+    run(sum_of(root / "with_a", b=1), root / "both")
+    adapter(root, sum_of(root / "base", a=1, b=1))
+    before, after, found = load(root / "base"), load(root / "both"), deltas(root)
+    for name, value in before.items():
+        assert np.allclose(value + found.get(name, 0), after[name], rtol=1e-6, atol=2e-5), name
+    run(sum_of(root / "both", b=-1), root / "without_b")
+    again, with_a = load(root / "without_b"), load(root / "with_a")
+    assert all(np.allclose(again[name], value, atol=2e-5) for name, value in with_a.items())
+
+
 def test_the_config_names_only_the_adapted_modules(root: Path) -> None:
     adapter(root, recipe(root, "linear"))
     config = json.loads((root / "out" / "adapter_config.json").read_text("utf-8"))

@@ -10,6 +10,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from mcp_server.engine.adapter_space import merge_adapters
+from mcp_server.engine.request import Request
+from mcp_server.errors import Unsupported
 from mcp_server.steps.verify import verify
 from tests.engine.synthetic import load, run
 
@@ -75,21 +78,61 @@ def unpacked(folder: Path) -> transformers.PreTrainedModel:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, quantization_config=wanted, dtype=torch.float32).float()
 
 
-def test_an_expert_adapter_on_mxfp4_is_what_peft_merges(tmp_path: Path, gpt_oss: Path, small_blocks: None) -> None:
+def adapter(text: str, out: Path, rank: int | None = None) -> None:
+    merge_adapters(Request(text, out, out.with_suffix(".journal"), rank=rank), lambda *_: None)
+
+
+def trained(base: Path, folder: Path, seed: int, rank: int, *parameters: str) -> dict[str, torch.Tensor]:
+    """An adapter on the attention and on stacks of experts, with random factors; returns what PEFT merges into the base."""
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     tuned = get_peft_model(
-        unpacked(gpt_oss),
-        LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]),
+        unpacked(base), LoraConfig(r=rank, lora_alpha=4, target_modules=["q_proj"], target_parameters=[*parameters])
     )
     for name, value in tuned.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(value, std=0.2)
-    tuned.save_pretrained(tmp_path / "adapter")
+    tuned.save_pretrained(folder)
+    return dict(tuned.merge_and_unload().state_dict())
+
+
+def test_two_adapters_that_train_experts_become_one_that_peft_loads(tmp_path: Path, gpt_oss: Path) -> None:
+    """Of other ranks, the second with a negative weight; the base is packed, and PEFT's own combination refuses experts."""
+    from peft import PeftModel
+
+    both = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+    one = trained(gpt_oss, tmp_path / "one", 1, 2, *both)
+    two = trained(gpt_oss, tmp_path / "two", 2, 3, *both)
+    base = unpacked(gpt_oss).state_dict()
+    body = json.loads(recipe(gpt_oss, *(f"{gpt_oss}+{tmp_path / name}" for name in ("one", "two"))))
+    body["models"][1]["parameters"]["weight"] = -0.25
+    adapter(json.dumps(body), tmp_path / "out")
+    merged = PeftModel.from_pretrained(unpacked(gpt_oss), tmp_path / "out").merge_and_unload().state_dict()
+    changed = [name for name, value in base.items() if not torch.equal(value, one[name])]
+    assert len(changed) == 3
+    for name, value in base.items():
+        wanted = value.double() + 0.5 * (one[name].double() - value) - 0.25 * (two[name].double() - value)
+        assert torch.allclose(merged[name].double(), wanted, atol=1e-5), name
+    assert verify(tmp_path / "out", recipe=json.dumps(body), full=True).verdict == "inconclusive"  # experts are not computed
+
+
+def test_experts_that_no_one_adapter_can_hold_are_refused(tmp_path: Path, gpt_oss: Path) -> None:
+    trained(gpt_oss, tmp_path / "one", 1, 2, "mlp.experts.gate_up_proj")
+    trained(gpt_oss, tmp_path / "two", 2, 2, "mlp.experts.down_proj")
+    text = recipe(gpt_oss, *(f"{gpt_oss}+{tmp_path / name}" for name in ("one", "two")))
+    with pytest.raises(Unsupported, match="different parameters"):
+        adapter(text, tmp_path / "out")
+    ties = json.loads(text) | {"merge_method": "ties", "parameters": {"density": 0.5}}
+    with pytest.raises(Unsupported, match=r"stack of experts .* ties does not"):
+        adapter(json.dumps(ties), tmp_path / "out", rank=4)
+
+
+def test_an_expert_adapter_on_mxfp4_is_what_peft_merges(tmp_path: Path, gpt_oss: Path, small_blocks: None) -> None:
+    whole = trained(gpt_oss, tmp_path / "adapter", 1, 2, "mlp.experts.gate_up_proj")
     text = recipe(gpt_oss, f"{gpt_oss}+{tmp_path / 'adapter'}", gpt_oss)
     run(text, tmp_path / "out")
-    base, whole = unpacked(gpt_oss).state_dict(), tuned.merge_and_unload().state_dict()
+    base = unpacked(gpt_oss).state_dict()
     merged = load(tmp_path / "out")
     assert set(merged) == set(base)
     changed = [name for name, value in base.items() if not torch.equal(value, whole[name])]

@@ -82,7 +82,7 @@ def _seconds(plan: AdapterPlan) -> Seconds:
     compute = 0.0
     for module in plan.modules if not plan.exact else ():
         elements = math.prod(module.plan.shape)
-        columns = module.rank + OVERSAMPLING + sum(entry.low_rank.rank for entry in module.plan.inputs if entry.low_rank)
+        columns = module.rank + OVERSAMPLING + sum(entry.factors.rank for entry in module.plan.inputs if entry.factors)
         compute += PASSES * elements * (constants.ns_per_element + columns * constants.ns_per_product) * 1e-9
     return Seconds(
         low=round(constants.start_seconds / 4 + compute / 2 + moved / disk.fast_bytes_per_second, 1),
