@@ -32,7 +32,9 @@ matrix: $(VENV)/.dev  ## merge a tiny model of every class of transformers and w
 	mkdir -p build
 	$(BIN)/python benchmarks/matrix/run.py --rows build/merges.jsonl $(ARGS)
 	$(BIN)/python benchmarks/matrix/adapters.py --rows build/adapters.jsonl $(ARGS)
-	$(BIN)/python benchmarks/matrix/page.py build/merges.jsonl build/adapters.jsonl docs/support.md
+	$(BIN)/python benchmarks/matrix/adapter_forms.py --rows build/adapter_forms.jsonl
+	$(BIN)/python benchmarks/matrix/checkpoint_forms.py --rows build/checkpoint_forms.jsonl
+	$(BIN)/python benchmarks/matrix/page.py build/merges.jsonl build/adapters.jsonl build/adapter_forms.jsonl build/checkpoint_forms.jsonl docs/support.md
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .

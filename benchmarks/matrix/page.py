@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write docs/support.md from the rows of both matrices.
 
-usage: page.py MERGES ADAPTERS PAGE
+usage: page.py MERGES ADAPTERS ADAPTER_FORMS CHECKPOINT_FORMS PAGE
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ KINDS = {
 
 
 def main() -> int:
-    merges, adapters, page = map(Path, sys.argv[1:4])
-    page.write_text(text(read(merges), read(adapters)), encoding="utf-8")
+    merges, adapters, *forms, page = map(Path, sys.argv[1:6])
+    page.write_text(text(read(merges), read(adapters), [read(file) for file in forms]), encoding="utf-8")
     return 0
 
 
@@ -38,7 +38,7 @@ def read(file: Path) -> list[Row]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-def text(merges: list[Row], adapters: list[Row]) -> str:
+def text(merges: list[Row], adapters: list[Row], forms: list[list[Row]]) -> str:
     tried = [row for row in merges if row["result"] != "skipped"]
     made = [row for row in adapters if row["result"] != "none"]
     counts, right = Counter(row["result"] for row in tried), Counter(row["result"] for row in made)
@@ -77,7 +77,7 @@ def text(merges: list[Row], adapters: list[Row]) -> str:
         wrong = sum(own[name] for name in ("wrong", "misled", "broke"))
         cells = [own["right"], own["runs"], own["merges"], own["refused"], wrong]
         lines.append(f"| {kind} | {what} | {sum(own.values())} | " + " | ".join(map(str, cells)) + " |")
-    lines += ["", *refusals(made), "", "## Every architecture", ""]
+    lines += ["", *refusals(made), "", *forms_tried(*forms), "", "## Every architecture", ""]
     lines += ["| model type | class | " + " | ".join((*FORMS, *KINDS)) + " |", "|---|---|" + "---|" * (len(FORMS) + len(KINDS))]
     table: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in tried:
@@ -89,6 +89,23 @@ def text(merges: list[Row], adapters: list[Row]) -> str:
         lines.append(f"| {name} | {next(iter(table[name].values()))['class']} | " + " | ".join(cells) + " |")
     lines += ["", f"Not made tiny from their default configurations, so not tried ({len(left_out)}): {', '.join(left_out)}.", ""]
     return "\n".join(lines)
+
+
+def forms_tried(adapters: list[Row], checkpoints: list[Row]) -> list[str]:
+    """The counts of both lists, and each form that is refused with its reason."""
+    lines = [
+        "## Forms",
+        "",
+        "Each kind and option of PEFT, layouts of other versions and tools, shards, dtypes, wrappers, and damaged files.",
+        "What PEFT or transformers loads must be merged as they have it; what has to be refused, by its true reason.",
+        "",
+    ]
+    for what, rows in (("adapter", adapters), ("checkpoint", checkpoints)):
+        lines += [f"- {len(rows)} forms of {what}s: {listed(Counter(row['result'] for row in rows))}."]
+    for what, rows in (("adapter", adapters), ("checkpoint", checkpoints)):
+        lines += ["", f"| form of the {what} | | |", "|---|---|---|"]
+        lines += [f"| {row['form']} | {row['result']} | {row['says'].replace('|', '/')[:160]} |" for row in rows]
+    return lines
 
 
 def listed(counts: Counter[str]) -> str:

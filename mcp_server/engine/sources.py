@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from mcp_server.errors import Incompatible, NotFound
+from mcp_server.errors import Incompatible, Malformed, NotFound
 from mcp_server.formats import stacks, tensor_names
 from mcp_server.formats.absent_base import base_of_adapters
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
@@ -128,6 +128,12 @@ def open_sources(recipe: Recipe, *, base_may_be_absent: bool = False) -> dict[Mo
     for ref in recipe.references():
         if ref.base_ref not in opened:
             opened[ref.base_ref] = _open_base(recipe, ref.base_ref) if base_may_be_absent else open_checkpoint(ref.base_ref)
+    for checkpoint in opened.values():
+        if checkpoint.shadowed_by:
+            raise Malformed(
+                f"{checkpoint.shadowed_by} lies beside a sharded model in {checkpoint.folder}: loaders differ in what they take",
+                "remove one of the two sets of weights",
+            )
     checkpoints, said = stacks.alike(opened)
     sources = {}
     for ref in recipe.references():

@@ -16,6 +16,7 @@ KEY: Final = re.compile(rf"(?P<module>.+?)\.(?P<part>{_PARTS})(?:\.(?P<adapter>(
 _TOKENS: Final = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?$")
 _SHARED: Final = re.compile(r"(?:.*\.)?vera_(?P<part>[AB])(?:\.[^.]+)?$")
 _SAVED: Final = re.compile(r"\.modules_to_save(\.[^.]+)?(?=\.[^.]+$)")
+_OTHER_LAYOUT: Final = re.compile(r"(?P<sd>\.lora_(down|up)\.)|\.lora_[ab]$")
 
 
 @dataclass(slots=True)
@@ -37,7 +38,7 @@ class Module:
         if self.kind == "tokens":
             return len(shape) == 2 and shape[1] == self.parts["tokens"].shape[-1]
         a, b = self.parts.get("lora_A"), self.parts.get("lora_B")
-        if a is None or b is None or len(a.shape) < 2 or len(b.shape) < 2:
+        if a is None or b is None or len(a.shape) < 2 or len(b.shape) < 2 or 0 in (*a.shape, *b.shape):
             return True
         if len(a.shape) > 2:
             return shape == (b.shape[0], *a.shape[1:])
@@ -51,6 +52,13 @@ def modules_of(ref: str, tensors: dict[str, StoredTensor]) -> tuple[list[Module]
     shared: dict[str, StoredTensor] = {}
     adapters: dict[str, None] = {}
     for key, stored in tensors.items():
+        if other := _OTHER_LAYOUT.search(key):
+            raise Unsupported(
+                f"{ref} is stored in the layout of {'sd-scripts' if other['sd'] else 'mlx-lm'} ({key})",
+                "merge it with that tool, or convert it to PEFT's layout: lora_A and lora_B under the base's names",
+            )
+        if ".original_module." in key:  # the base's own, which a replacement stands in for
+            continue
         require_float(key, stored)
         plain = bare(key)
         if match := KEY.match(plain):

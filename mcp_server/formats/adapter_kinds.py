@@ -32,6 +32,10 @@ BASE_CHANGING: Final = ("pissa", "olora", "corda", "loftq", "eva_residual", "lor
 def refuse_unsupported(ref: str, config: dict[str, Any]) -> None:
     """Raise `Unsupported` for a kind or a variant that has no formula here."""
     kind = kind_of(config)
+    if not config.get("peft_type"):
+        raise Malformed(
+            f"adapter_config.json of {ref} names no peft_type", 'add it ("peft_type": "LORA" for LoRA), or save it again'
+        )
     if kind in _PROMPTS or kind in ("XLORA", "POLY"):
         raise Unsupported(f"{ref} is a {kind} adapter: it adds inputs or routes at run time and changes no weight", NO_MERGE)
     if kind not in KINDS:
@@ -48,7 +52,7 @@ def refuse_unsupported(ref: str, config: dict[str, Any]) -> None:
 
 
 def kind_of(config: dict[str, Any]) -> str:
-    return str(config.get("peft_type", "missing")).removeprefix("PeftType.").upper()
+    return str(config.get("peft_type")).removeprefix("PeftType.").upper()
 
 
 def other_update(

@@ -54,7 +54,7 @@ def low_rank(
         raise Unsupported(f"{module.stem} of {ref} adapts a grouped convolution (B is {list(b.shape)})", MERGE_FIRST)
     if b.shape[1] != rank * experts or declared != rank:
         raise Malformed(
-            f"{module.stem} of {ref}: A is {list(a.shape)}, B is {list(b.shape)}, the config says r={declared}",
+            f"{module.stem} of {ref}: A is {list(a.shape)}, B is {list(b.shape)}, the config says r={declared!r}",
             "the adapter and its config do not belong together; save it again",
         )
     alpha = scales.alpha.value((module.stem, key), own.get("lora_alpha", _DEFAULT_ALPHA))

@@ -46,9 +46,17 @@ def classify(path: Path) -> FolderKind:
         return FolderKind("gguf", f"{gguf} is GGUF, which holds no config.json, and none lies beside it; {GGUF_ORIGINAL}")
     if pickle := _ending(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         return _pickle(pickle, _convert(_MODEL, path))
+    if any(name.startswith("adapter_model.") for name in names):
+        return FolderKind(
+            "not_a_model", "it has the weights of an adapter but no adapter_config.json, which says their kind and scale"
+        )
+    if "consolidated.safetensors" in names:
+        return FolderKind("not_a_model", "it has consolidated.safetensors, Mistral's own layout; download the other files")
     if shard := _ending(names, ".safetensors"):
         wanted = "model.safetensors or model.safetensors.index.json"
         return FolderKind("not_a_model", f"it has {shard} but no {wanted}: a download that was cut short, or another layout")
+    if inner := next((entry.name for entry in sorted(path.iterdir()) if entry.is_dir() and _has_weights(entry)), None):
+        return FolderKind("not_a_model", f"it has no weights, its folder {inner} does; name {path / inner}")
     if "config.json" in names:
         return FolderKind("not_a_model", "it has config.json but no weights: the download is not complete")
     found = ", ".join(names[:6]) + (" …" if len(names) > 6 else "") if names else "nothing"
@@ -61,6 +69,10 @@ def folder_of(path: str | Path) -> Path:
     """Where config and tokenizer of a model lie: its folder; of a GGUF file the folder that it is in."""
     found = Path(path)
     return found.parent if found.suffix == ".gguf" and found.is_file() else found
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
 
 
 def _file(path: Path) -> FolderKind:
@@ -80,6 +92,10 @@ def _adapter(folder: Path, names: list[str]) -> FolderKind:
         return FolderKind("lora")
     if "adapter_model.bin" in names:
         return _pickle("adapter_model.bin", _convert(_ADAPTER, folder))
+    if "adapters.safetensors" in names:
+        return FolderKind(
+            "not_a_model", "it is an adapter of mlx-lm (adapters.safetensors); fuse it with mlx_lm.fuse, then merge models"
+        )
     return FolderKind("not_a_model", "it has adapter_config.json but no adapter_model.safetensors; save the adapter again")
 
 

@@ -86,6 +86,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             prefix = stream.read(8)
             if len(prefix) < 8:
                 raise _broken(file, f"it has {file_bytes} bytes, too few for a header")
+            if prefix == b"version ":
+                raise Malformed(f"{file} is a pointer of Git LFS, not the weights", "fetch them: git lfs pull", path=str(file))
             length = int.from_bytes(prefix, "little")
             if length > MAX_HEADER_BYTES:
                 raise _broken(file, f"its header claims {length} bytes, the format allows {MAX_HEADER_BYTES}")

@@ -56,6 +56,8 @@ CASES: dict[str, Case] = {
     "a setting without a formula": Case(pair(Q), {"lora_bias": True}),
     "weights of the base changed at the start": Case(pair(Q), {"init_lora_weights": "pissa"}),
     "no tensors": Case({}),
+    "no kind": Case(pair(Q), {"peft_type": None}),
+    "the layout of sd-scripts": Case({"lora_te_model_layers_0_self_attn_q_proj.lora_down.weight": [2, 8]}),
     "integers": Case(pair(Q), dtype="I8"),
     "two adapters in one file": Case(
         {f"{Q}.lora_A.one.weight": [2, 8], f"{Q}.lora_B.one.weight": [8, 2], f"{DOWN}.lora_A.two.weight": [2, 16]}

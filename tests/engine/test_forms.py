@@ -1,0 +1,58 @@
+"""Adapters and checkpoints in the forms in which they are stored, beside PEFT and transformers: a sample, and slowly all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("peft")
+
+from benchmarks.matrix import adapter_forms, checkpoint_forms
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+QUICK = {
+    "GPT-2, embedding alone, base without prefix",
+    "both patterns, rank-stabilised",
+    "embedding, tied",
+    "experts beside modules",
+    "saved head with the original beside it",
+    "kohya",
+    "MLX",
+    "no config",
+    "no kind in the config",
+    "sharded to nothing",
+    "a whole file beside shards",
+    "consolidated file alone",
+    "folder in a folder",
+    "index that lacks a tensor",
+    "pointer of Git LFS",
+    "two wrappers",
+}
+ROWS = Path(__file__).parents[2] / "docs" / "support.md"
+
+
+def sample(forms: dict[str, Any]) -> list[Any]:
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in forms]
+
+
+@pytest.mark.parametrize("name", sample(adapter_forms.FORMS))
+def test_an_adapter_in_this_form_is_merged_as_peft_does_or_refused_by_its_reason(name: str) -> None:
+    row = adapter_forms.row_of(name)
+    merged = adapter_forms.FORMS[name].expect in (adapter_forms.LOADS, adapter_forms.SAME)
+    assert row["result"] in (("right", "runs") if merged else ("refused",)), row
+
+
+@pytest.mark.parametrize("name", sample(checkpoint_forms.FORMS))
+def test_a_checkpoint_in_this_form_is_merged_as_it_loads_or_refused_by_its_reason(name: str) -> None:
+    row = checkpoint_forms.row_of(name)
+    merged = checkpoint_forms.FORMS[name].expect in (checkpoint_forms.LOADS, checkpoint_forms.SAME)
+    assert row["result"] == ("right" if merged else "refused"), row
+
+
+def test_every_form_is_counted_in_the_docs() -> None:
+    text = ROWS.read_text(encoding="utf-8")
+    for what, forms in (("adapter", adapter_forms.FORMS), ("checkpoint", checkpoint_forms.FORMS)):
+        assert f"{len(forms)} forms of {what}s" in text, json.dumps({what: len(forms)})
