@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from mcp_server.schemas.validation import Finding
 from mcp_server.steps.validate import CHECKS, rules, validate
@@ -36,6 +38,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         tokens = [*TOKENS, *(f"x{n}" for n in range(4))] if name == "words" else TOKENS
         cache_model(cache, f"org/{name}", **({"layers": 4, "tokens": tokens} | shape))
     cache_model(cache, "org/eyes-tuned", layers=4, tokens=TOKENS, **models["eyes"])
+    awq = cache_model(cache, "org/awq", layers=4, tokens=TOKENS, quantization_config={"quant_method": "awq", "version": "gemm"})
+    stem, tensors = "model.layers.1.mlp.up_proj", load_file(awq / "model.safetensors")
+    packed = {"qweight": torch.zeros((8, 2)).int(), "qzeros": torch.zeros((1, 2)).int(), "scales": torch.ones((1, 16)).half()}
+    del tensors[f"{stem}.weight"]
+    save_file(tensors | {f"{stem}.{part}": values for part, values in packed.items()}, awq / "model.safetensors")
     sides = {f"{side}.layers.{n}.fc1.weight": [8, 8] for side in ("encoder", "decoder") for n in range(2)}
     for name in ("org/seq2seq", "org/seq2seq-tuned"):
         cache_model(cache, name, layers=0, tokens=TOKENS, add=sides, architecture="BartForConditionalGeneration")

@@ -1,4 +1,4 @@
-"""MM318 to MM321: what a source's config and tokenizer say about its weights, and whether the sources agree on it."""
+"""MM318 to MM322: what a source's config and tokenizer say about its weights, and whether the sources agree on it."""
 
 from __future__ import annotations
 
@@ -61,4 +61,13 @@ def heads_are_stored(context: Context) -> Iterator[Found]:
     for ref, model in context.opened().items():
         if lacks_head(model.config, {name: tensor.shape for name, tensor in model.tensors.items()}):
             text = f"{ref} has no output head (lm_head.weight), and its config says that it is not tied to the embedding"
+            yield Found(text, context.where(ref))
+
+
+@check("MM322")
+def scales_lie_where_they_did(context: Context) -> Iterator[Found]:
+    models = two_or_more(context)
+    for ref, model in models.items() if len(models) > 1 else ():
+        if kind := next((kind for kind in model.packed_as if kind.startswith("AWQ")), None):
+            text = f"{ref} is packed as {kind}: its norms and matrices hold scales that AWQ chose for it alone"
             yield Found(text, context.where(ref))
