@@ -2,6 +2,7 @@
 
 Worker inputs   request.json parameters: `ExportRequest`
 Worker outputs  result.json: `Exported`, also export.json in the folder
+A job that is resumed goes on after the last step that was whole: conversion, quantisation.
 Not covered     vision and audio towers of multimodal models (llama.cpp keeps them in a file of their own).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ from mcp_server.steps.export import Source, disk_bytes, require_exportable
 from mcp_server.steps.export.modelfile import Turns, modelfile, turns_of
 from mcp_server.steps.export.serving import mlx_command, vllm_command
 from mcp_server.system.files import write_json, write_text
+from mcp_server.system.hashes import stamp
 from mcp_server.workers.evaluating.models import load_tokenizer
 from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.exporting import replies
@@ -100,17 +103,41 @@ def _model(request: ExportRequest, source: Source, partial: Path, job: Job) -> t
     """The GGUF of the model (an adapter's base), quantised when that was asked for."""
     folder = source.model
     assert folder is not None
-    view = code_free_view(folder, job.folder / "view")
     outtype = stored_type(read_json(folder / "config.json"), request.quant)
     quant = None if request.quant in (None, "F16", "BF16") else request.quant
     whole = partial / f"{folder.name}-{outtype.upper()}.gguf"
-    convert(view, whole, outtype, folder.name, disk_bytes(request.model_copy(update={"quant": None}), source), job)
+    small = partial / f"{folder.name}-{quant}.gguf"
+    stamps = {path.name: stamp(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    if quant is not None and small.is_file() and (kept := _done(job, "quantised", stamps)) is not None:
+        return small, Quantised(**kept)
+    if not (whole.is_file() and _done(job, "converted", stamps) is not None):
+        growing = partial / f".{whole.name}.part"
+        view = code_free_view(folder, job.folder / "view")
+        convert(view, growing, outtype, folder.name, disk_bytes(request.model_copy(update={"quant": None}), source), job)
+        growing.replace(whole)
+        _keep_done(job, "converted", stamps, {})
     if quant is None:
         return whole, None
-    small = partial / f"{folder.name}-{quant}.gguf"
-    found = quantise(whole, small, quant, request.threads, job)
+    growing = partial / f".{small.name}.part"
+    found = quantise(whole, growing, quant, request.threads, job)
+    growing.replace(small)
+    _keep_done(job, "quantised", stamps, asdict(found))
     whole.unlink()
     return small, found
+
+
+def _done(job: Job, step: str, stamps: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run of this job noted when it had done a step, if the source's files are as they were then."""
+    file = job.folder / f"{step}.json"
+    if not file.is_file():
+        return None
+    noted = read_json(file)
+    found: dict[str, Any] = noted["found"]
+    return found if noted["stamps"] == stamps else None
+
+
+def _keep_done(job: Job, step: str, stamps: dict[str, Any], found: dict[str, Any]) -> None:
+    write_json(job.folder / f"{step}.json", {"stamps": stamps, "found": found})
 
 
 def _checked(

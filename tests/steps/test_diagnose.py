@@ -15,7 +15,7 @@ import yaml
 from mcp_server.errors import NotFound
 from mcp_server.schemas.evidence import Capability, Evaluation, Interval
 from mcp_server.schemas.replies import KeptReplies, PromptReplies
-from mcp_server.steps.diagnose import CONSEQUENCES, ROOTS, diagnose
+from mcp_server.steps.diagnose import CONSEQUENCES, ROOTS, diagnose, evidence
 from mcp_server.steps.evaluate.replies import keep_replies
 from mcp_server.steps.verify import landing, verify
 from tests.engine.synthetic import Tensors, load, low_rank, random_tensors, run, save, write_adapter, write_model
@@ -375,3 +375,17 @@ def test_a_verification_of_the_same_files_is_not_made_twice(ground: Ground, monk
 def test_no_folder_is_no_diagnosis(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         diagnose(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("made", "codes"), [(sound, []), (lambda_five, ["scale_absurd"]), (wrong_base, ["wrong_base"])])
+def test_a_large_merge_is_judged_by_what_it_counted(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, made: Callable[[Ground], Path], codes: list[str]
+) -> None:
+    monkeypatch.setattr(evidence, "RECOMPUTED_BYTES", 0)
+    monkeypatch.setattr(landing, "measure", lambda *_, **__: pytest.fail("computed again"))
+    out = made(ground)
+    found = diagnose(out)
+    assert [one.code for one in found.findings] == codes
+    assert [text for text in found.unknown if "what landed is what the merge counted" in text]
+    (out / "merge_provenance.json").unlink()
+    assert [text for text in diagnose(out).unknown if ", and so what landed" in text]

@@ -105,6 +105,29 @@ def test_an_export_is_loaded_and_answers_as_the_merge_does(models: Path) -> None
     assert found["command"].startswith("ollama create ")
 
 
+@pytest.mark.parametrize("lost", ["quantise", "_checked"])
+def test_an_export_that_was_ended_goes_on_after_its_last_step(models: Path, lost: str) -> None:
+    parameters = {"out": str(models / "base"), "to": "gguf", "quant": "Q8_0", "check": lost == "_checked"}
+    job, out = models / f"job-{lost}", models / f"export-{lost}"
+    job.mkdir()
+    asked = {"dest": str(out), "partial": str(out), **parameters}
+    (job / "request.json").write_text(json.dumps({"kind": "export", "parameters": asked}), encoding="utf-8")
+    ended = (
+        "import os, sys; from mcp_server.workers import export;"
+        f"export.{lost} = lambda *_: os._exit(9); sys.exit(export.run_worker(export.main))"
+    )
+    first = subprocess.run([sys.executable, "-c", ended, str(job)], capture_output=True, check=False)
+    assert first.returncode == 9, first.stderr.decode()
+    converted_at = (job / "convert.log").stat().st_mtime_ns
+    again = subprocess.run([sys.executable, "-m", "mcp_server.workers.export", str(job)], capture_output=True, check=False)
+    assert again.returncode == 0, again.stderr.decode()
+    assert (job / "convert.log").stat().st_mtime_ns == converted_at
+    _, found, whole = export(models, f"{lost}-at-once", **{**parameters, "check": False})
+    assert {p.name: p.read_bytes() for p in out.glob("*.gguf")} == {p.name: p.read_bytes() for p in whole.glob("*.gguf")}
+    assert json.loads((job / "result.json").read_text(encoding="utf-8"))["weight_error"] == found["weight_error"]
+    assert sorted(p.name for p in out.iterdir()) == ["base-Q8_0.gguf", "export.json"]
+
+
 def test_code_of_the_folder_is_never_run(models: Path) -> None:
     import shutil
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ _OUTTYPES: Final = {"bfloat16": "bf16", "float16": "f16"}
 
 def code_free_view(folder: Path, view: Path) -> Path:
     """A folder of links to the model's files, in which no file is code and no config names any."""
-    view.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(view, ignore_errors=True)  # a resumed job left one
+    view.mkdir(parents=True)
     for file in sorted(folder.iterdir()):
         if not file.is_file() or file.suffix in (".py", ".bin", ".pt", ".pth"):
             continue
