@@ -169,3 +169,22 @@ def test_the_command_shows_what_would_go_and_with_a_yes_publishes_it(hub: Hub, m
     done = subprocess.run([*command, "--yes", "--json"], env=kept | ours, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["files"]) == set(hub.repositories["me/merged"])
+
+
+def test_the_code_of_a_source_goes_along_and_other_code_does_not(tmp_path: Path) -> None:
+    base, out = tmp_path / "custom", tmp_path / "of-custom"
+    write_model(base, random_tensors(0), config={"auto_map": {"AutoConfig": "configuration_own.OwnConfig"}})
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
+    (base / "configuration_own.py").write_text("NAME = 'own'\n", encoding="utf-8")
+    recipe = f"merge_method: linear\nmodels:\n- model: {base}\n  parameters: {{weight: 1.0}}\ndtype: bfloat16\n"
+    out.mkdir()
+    merge(Request(recipe=recipe, folder=out, journal=tmp_path / "journal-custom", seed=0), lambda *_: None)
+    (out / "scratch.py").write_text("print('mine')\n", encoding="utf-8")
+    found = publication(out, "me/custom", private=True, licence=None)
+    assert found.files["configuration_own.py"] == out / "configuration_own.py"
+    assert "scratch.py" not in found.files
+    said = " ".join(found.notes)
+    assert "configuration_own.py): trust_remote_code=True runs it" in said
+    assert "not sent: scratch.py" in said
+    (out / "configuration_own.py").write_text("NAME = 'edited'\n", encoding="utf-8")
+    assert "configuration_own.py" not in publication(out, "me/custom", private=True, licence=None).files

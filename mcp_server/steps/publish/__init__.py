@@ -34,6 +34,7 @@ from mcp_server.formats.provenance import (
 from mcp_server.formats.refs import is_hub_id
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensors import read_json
+from mcp_server.system.hashes import file_sha256
 from mcp_server.system.redaction import redact, secrets_of
 
 _TEXTS: Final = (
@@ -95,11 +96,38 @@ def publication(folder: Path, name: str, *, private: bool, licence: str | None) 
             texts[file] = _scrubbed(_without_origin(folder / file), known, file)
         else:
             files[file] = folder / file
+    taken = {name: path for name, path in _taken_over(folder, record).items() if name not in files and name not in texts}
+    files |= taken
+    if code := [name for name in taken if name.endswith(".py")]:
+        notes.append(f"the sources' own code goes along ({', '.join(code)}): trust_remote_code=True runs it where it is loaded")
+    if left := sorted(path.name for path in folder.glob("*.py") if path.name not in taken):
+        notes.append(f"not sent: {', '.join(left)}, code that the merge did not take over from a source")
     for weights in weight_files(folder):
         _require_clean_header(weights)
         files[weights.name] = weights
     bases = [found for source in record.sources if (found := source_id(source)) is not None]
     return Publication(name, private, chosen, list(dict.fromkeys(bases)), texts, files, notes)
+
+
+def _taken_over(folder: Path, record: Provenance) -> dict[str, Path]:
+    """What else a loader reads: files that the merge copied from a source, code among them, and that are as they were written."""
+    found = {}
+    for name, digest in sorted(record.digests.files.items() if record.digests else ()):
+        path = folder / name
+        inside = ".." not in Path(name).parts and not Path(name).is_absolute() and not path.is_symlink()
+        if not inside or path.suffix == ".safetensors" or not path.is_file() or file_sha256(path) != digest:
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if redact(text, secrets_of(os.environ)) != text or any(own in text for own in _own_folders()):
+            raise NotAllowed(
+                f"{name} holds what looks like a secret, or a folder of this machine", "remove it, then publish again"
+            )
+        found[name] = path
+    return found
+
+
+def _own_folders() -> list[str]:
+    return [own for own in (str(Path.home()), str(Path.cwd())) if len(own) > 1]
 
 
 def _require_own_evidence(folder: Path) -> None:
@@ -170,8 +198,8 @@ def _scrubbed(text: str, known: dict[str, str], file: str) -> str:
     for path, public in known.items():
         text = text.replace(path, public)
     text = _LOCAL.sub(lambda match: Path(match[0].rstrip(".:")).name, text)
-    for own in (str(Path.home()), str(Path.cwd())):
-        if len(own) > 1 and own in text:
+    for own in _own_folders():
+        if own in text:
             raise NotAllowed(f"{file} names the folder {own} of this machine", "remove it from the file, then publish again")
     if redact(text, secrets_of(os.environ)) != text:
         raise NotAllowed(f"{file} holds what looks like a secret", "remove it from the file, then publish again")
