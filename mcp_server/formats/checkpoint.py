@@ -92,7 +92,7 @@ def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
     config = read_json(folder / "config.json")
     headers, shadowed_by = read_headers(folder)
     try:
-        unpacked = _unpacked(_together(folder, headers), Stored.of(str(folder), headers, config, _quantisation(folder)))
+        unpacked = _unpacked(_together(folder, headers), Stored.of(str(folder), headers, config, _quantisation(folder, headers)))
     except Unsupported as unread:
         raise NotAModel(unread.message, unread.next_step, ref=ref, kind="quantised") from unread
     names, wrapper = without_wrappers(unpacked)
@@ -100,8 +100,10 @@ def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
     return Checkpoint(ref, folder, config, tensors, headers, wrapper, shadowed_by)
 
 
-def _quantisation(folder: Path) -> dict[str, Any]:
-    """The file that older GPTQ and AWQ models describe their packing in."""
+def _quantisation(folder: Path, headers: dict[Path, Header]) -> dict[str, Any]:
+    """The file that older GPTQ and AWQ models describe their packing in; beside other weights it means nothing."""
+    if not any(name.endswith(".qweight") for header in headers.values() for name in header.tensors):
+        return {}
     files = [folder / name for name in ("quantize_config.json", "quant_config.json")]
     return next((read_json(file) for file in files if file.is_file()), {})
 

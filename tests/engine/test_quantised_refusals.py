@@ -178,6 +178,12 @@ def test_the_file_beside_an_older_model_says_which_zero_points_it_has(tmp_path: 
     assert torch.equal(torch.from_numpy(read(stored)), values[Q])
 
 
+def test_a_file_that_means_nothing_beside_plain_weights_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "plain", weights(1))
+    (tmp_path / "plain" / "quantize_config.json").write_text("[", encoding="utf-8")
+    assert Q in open_checkpoint(str(tmp_path / "plain")).tensors
+
+
 @pytest.mark.parametrize("form", ["nf4", "LLM.int8", "gptq"])
 def test_a_packed_conv1d_lies_turned(tmp_path: Path, form: str) -> None:
     """transformers turns GPT-2's matrices before it packs them; a square one would merge without a complaint."""
