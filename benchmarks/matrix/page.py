@@ -102,6 +102,10 @@ def forms_tried(adapters: list[Row], checkpoints: list[Row]) -> list[str]:
     ]
     for what, rows in (("adapter", adapters), ("checkpoint", checkpoints)):
         lines += [f"- {len(rows)} forms of {what}s: {listed(Counter(row['result'] for row in rows))}."]
+    lines += [
+        "- Slices are run beside transformers with its layers in that order (tests/engine/test_slices_in_transformers.py),",
+        "  recipes in unusual spellings beside mergekit (tests/engine/test_unusual_recipes.py).",
+    ]
     for what, rows in (("adapter", adapters), ("checkpoint", checkpoints)):
         lines += ["", f"| form of the {what} | | |", "|---|---|---|"]
         lines += [f"| {row['form']} | {row['result']} | {row['says'].replace('|', '/')[:160]} |" for row in rows]
