@@ -69,6 +69,7 @@ class Scenario(Frozen):
     sources: list[ScenarioSource] | None = None
     base_model: str | None = Field(default=None, description="`none`: there is no common base")
     layers: int | None = Field(default=None, ge=1, description="where no checkpoint tells")
+    depth: int | None = Field(default=None, ge=2, le=4096, description="layers of a deeper or smaller model")
     tokenizer: Literal["base", "union"] | None = Field(default=None, description="vocabulary of the result")
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     relation: Relation | None = None

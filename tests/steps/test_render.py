@@ -155,6 +155,25 @@ def test_a_deeper_model_of_one_source_repeats_its_middle() -> None:
     assert [piece["sources"][0]["layer_range"] for piece in recipe(plan)["slices"]] == [[0, 24], [8, 32]]
 
 
+@pytest.mark.parametrize(
+    ("depth", "ranges"),
+    [(40, [[0, 20], [12, 32]]), (65, [[0, 22], [5, 27], [11, 32]]), (24, [[0, 12], [20, 32]])],
+)
+def test_a_model_of_one_source_gets_the_depth_that_was_asked_for(depth: int, ranges: list[list[int]]) -> None:
+    source = [{"name": "a", "ref": "/m/a", "kind": "full"}]
+    asked = plan_for("passthrough", sources=source, goal="deeper_model", depth=depth)
+    later = recipe(plan_for("passthrough", sources=source, goal="deeper_model"), f"depth={depth}")
+    for document in (recipe(asked), later):
+        found = [piece["sources"][0]["layer_range"] for piece in document["slices"]]
+        assert found == ranges
+        assert sum(end - start for start, end in found) == depth
+
+
+def test_a_depth_that_the_windows_cannot_add_up_to_is_refused() -> None:
+    with pytest.raises(BadInput, match="2 windows of 32 layers make no model of 65"):
+        render(plan_for("passthrough", depth=65))
+
+
 def test_experts_are_routed_by_their_prompts_or_else_by_their_capability() -> None:
     document = recipe(plan_for("moe"), 'sources.tools.prompts=["create a task", "list my tasks"]')
     assert "merge_method" not in document

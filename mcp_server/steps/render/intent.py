@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -200,18 +201,24 @@ def _need_layers(meaning: Meaning) -> int:
     return meaning.layers
 
 
-def _stack(_plan: Plan, meaning: Meaning) -> Meaning:
-    """passthrough: the ranges given, else overlapping windows as in depth up-scaling (24 + 24 of 32 layers for two)."""
-    inputs = meaning.inputs
+def _stack(plan: Plan, meaning: Meaning) -> Meaning:
+    """passthrough: the ranges given, else windows from the first layer to the last.
+
+    They overlap as in depth up-scaling (24 + 24 of 32 layers for two), or add up to the depth that the scenario asks for.
+    """
+    inputs, depth = meaning.inputs, plan.scenario.depth
     if not all(one.layer_range for one in inputs):
         layers = _need_layers(meaning)
-        inputs = inputs * 2 if len(inputs) == 1 else inputs
-        window = max(1, round(layers * (0.75 if len(inputs) == 2 else 0.5)))
-        step = (layers - window) / (len(inputs) - 1)
-        starts = [round(number * step) for number in range(len(inputs))]
+        inputs = inputs * max(2, math.ceil((depth or 0) / layers)) if len(inputs) == 1 else inputs
+        count = len(inputs)
+        if depth is not None and not count <= depth <= count * layers:
+            raise BadInput(f"{count} windows of {layers} layers make no model of {depth}", f"choose {count} to {count * layers}")
+        window = max(1, round(layers * (0.75 if count == 2 else 0.5)))
+        sizes = [window] * count if depth is None else [depth // count + (number < depth % count) for number in range(count)]
+        starts = [round(number * (layers - size) / (count - 1)) for number, size in enumerate(sizes)]
         inputs = [
-            Input(one.name, one.model, one.parameters, one.layer_range or [start, start + window])
-            for one, start in zip(inputs, starts, strict=True)
+            Input(one.name, one.model, one.parameters, one.layer_range or [start, start + size])
+            for one, start, size in zip(inputs, starts, sizes, strict=True)
         ]
     return _with(meaning, inputs=inputs)
 

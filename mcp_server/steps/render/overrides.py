@@ -1,7 +1,7 @@
 """`--set KEY=VALUE`: changes to a plan before it is rendered.
 
     strategy=slerp                      another strategy; weights and parameters start afresh for it
-    dtype=float32   tokenizer=union     base_model=REF   layers=32
+    dtype=float32   tokenizer=union     base_model=REF   layers=32   depth=48
     parameters.density=0.4              for every source (or the whole recipe, where the parameter is shared)
     sources.persona.weight=0.7          for one source: weight, any parameter of scope `source`,
     sources.persona.ref=./adapter       or its ref, base, layer_range ([0, 16]) and prompts (["how much is", "solve"])
@@ -24,7 +24,7 @@ from mcp_server.steps.render.intent import DTYPES
 from mcp_server.steps.scenario import scenario_from
 from mcp_server.system.yaml_io import load_yaml
 
-TOP: Final = ("strategy", "dtype", "tokenizer", "base_model", "layers")
+TOP: Final = ("strategy", "dtype", "tokenizer", "base_model", "layers", "depth")
 _OF_SCENARIO: Final = ("ref", "base", "kind", "prompts", "layer_range")
 
 
@@ -108,7 +108,7 @@ def _apply(plan: Plan, key: str, value: Any) -> Plan:
         return plan.model_copy(update={"dtype": value})
     if key == "tokenizer":
         return plan.model_copy(update={"tokenizer": str(value)})
-    if key in ("base_model", "layers"):
+    if key in ("base_model", "layers", "depth"):
         return _set_of_scenario(plan, {key: value})
     known = [*TOP, "parameters.NAME", "sources.NAME.weight", "sources.NAME.NAME"]
     raise BadInput(
