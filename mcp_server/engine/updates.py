@@ -7,6 +7,7 @@ needs no base. A block of a product depends on the block alone, so its rounding 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -230,10 +231,21 @@ class _Scaled:
 def adapted(stored: StoredTensor, change: Change, reader: Reader) -> Array:
     """A whole tensor as the adapter makes it, as float32 in its shape."""
     source = change.replacement or stored
-    updates, workspace = OpenUpdates(change.updates, source, reader), Workspace()
     out = np.empty(source.count, np.float32)
-    for block in split(source.shape):
-        values = out[block.start : block.start + block.count]
-        reader.values(source, block, workspace, values)
-        updates.apply(block, values, workspace)
+    for block, values in adapted_blocks(stored, change, reader):
+        out[block.start : block.start + block.count] = values
     return out.reshape(source.shape)
+
+
+def adapted_blocks(stored: StoredTensor, change: Change | None, reader: Reader) -> Iterator[tuple[Block, Array]]:
+    """The same block by block, each in an array that the next one overwrites; without a change, the tensor as it is."""
+    source = (change.replacement if change is not None else None) or stored
+    updates = OpenUpdates(change.updates, source, reader) if change is not None else None
+    workspace, blocks = Workspace(), split(source.shape)
+    buffer = np.empty(max((block.count for block in blocks), default=0), np.float32)
+    for block in blocks:
+        values = buffer[: block.count]
+        reader.values(source, block, workspace, values)
+        if updates is not None:
+            updates.apply(block, values, workspace)
+        yield block, values

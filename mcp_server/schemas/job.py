@@ -139,7 +139,7 @@ class EvaluateRequest(JobRequest):
     served: dict[str, str] = Field(default_factory=dict, description="label → model name at the endpoint")
     tokenizer: ModelName | None = Field(default=None, description="for an endpoint")
     batch_size: int = Field(default=16, ge=1)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"
     threads: int | None = Field(default=None, ge=1)
     suite_folders: list[Annotated[str, Names.SUITES]] = Field(default_factory=list)
     offline: bool = True

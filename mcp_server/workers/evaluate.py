@@ -101,6 +101,7 @@ class Measuring:
         known, keys = known if known is not None else {}, keys or {}
         speeds: dict[str, Generation] = {}
         notes = [f"{s.title} was measured whole" for s in self.suites if (s.data or s.text) and self.request.split is None]
+        notes += sorted({loading_note(opened.numerics) for opened in models.values()} - {""})
         remaining = Remaining(self._weights(), models)
         for number, (label, opened) in enumerate(models.items()):
             model_start = time.monotonic()
@@ -199,6 +200,17 @@ def _sources(request: EvaluateRequest, lineage: Lineage, refs: dict[str, str]) -
     """The labels that count as sources. Where nothing says which they are, every named model but base and merge does."""
     named = set(request.sources if request.sources is not None else lineage.sources)
     return [name for name in refs if name not in ("base", "merged") and (not named or name in named)]
+
+
+def loading_note(numerics: str) -> str:
+    """What weights of 8 or 4 bits can show; nothing for others."""
+    bits = {"int8": 8, "int4": 4}.get(numerics.partition("-")[0])
+    if bits is None:
+        return ""
+    return (
+        f"the weights were held in {bits} bits, base, sources and merge alike: they can be compared with each other, not with "
+        "figures of 16 bits, and small differences may come of the rounding"
+    )
 
 
 def _peak_rss_bytes() -> int:

@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import MergingError
+from mcp_server.errors import MergingError, Unsupported
 from mcp_server.formats.identity import architectures
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.formats.tensors import read_json
@@ -49,11 +49,11 @@ def main(job: Job) -> dict[str, Any]:
         return _answer(None, f"the adapter's base cannot be opened: {error.message}", start)
     if ref.adapter is not None and not (ref.folder / "config.json").is_file():
         return _answer(None, f"the adapter's base is not here: {ref.folder}", start)
-    dtype = models.choose_dtype("auto")
+    cls, why = model_class(ref.folder)
+    dtype = models.choose_held([ref], "auto") if cls is not None and is_causal(cls) else models.choose_dtype("auto")
     models.check_fits(ref, dtype)
     models.use_threads(job.parameters.get("threads"))
     job.progress("load", 0, 2)
-    cls, why = model_class(ref.folder)
     if cls is None:
         return _answer(None, why, start)
     base = None if ref.adapter else _base_folder(named)
@@ -67,6 +67,8 @@ def attempt(cls: Any, ref: models.ModelRef, base: Path | None, dtype: str, token
     try:
         problem = "" if ref.adapter else differences(cls, ref.folder, base)
         model = None if problem else load(cls, ref, dtype)
+    except Unsupported as error:
+        return None, f"{error.message}; {error.next_step}"
     except Exception as error:  # noqa: BLE001 - whatever a class raises, it does not load
         refused = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if isinstance(error, ImportError):
@@ -140,6 +142,13 @@ def model_class(folder: Path) -> tuple[Any, str]:
     return None, f"config.json names neither a class nor a model type of transformers {transformers.__version__}"
 
 
+def is_causal(cls: Any) -> bool:
+    """Whether it is a causal language model, which can be held in fewer bits than its files where these do not fit."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return cls.__name__ in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+
+
 def differences(cls: Any, folder: Path, base: Path | None) -> str:
     """What the loader says about this folder that it does not say about the base; '' when that is nothing. No weight is read."""
     found = reported(cls, folder)
@@ -176,6 +185,8 @@ def load(cls: Any, ref: models.ModelRef, dtype: str) -> Any:
     """
     import torch
 
+    if dtype in models.BITS:
+        return models.load_model(ref, dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*quantization_config.*")  # that it is given twice is meant
         model = cls.from_pretrained(str(ref.folder), dtype="auto", **_unpacked(ref.folder), **_SAFE)

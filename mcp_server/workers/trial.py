@@ -58,21 +58,23 @@ def _in_memory(candidate: InMemory, request: EvaluateRequest, job: Job) -> Evalu
     from mcp_server.workers.evaluating import models as loading
 
     donor = candidate.plan.sources[candidate.plan.recipe.donor].checkpoint.folder
-    dtype = loading.choose_dtype(request.dtype)
-    known = repr((sorted(measuring.refs.items()), str(donor), dtype, request.batch_size, request.threads))
+    known = repr((sorted(measuring.refs.items()), str(donor), request.dtype, request.batch_size, request.threads))
     if known not in _models:
         _models.clear()
         _samples.clear()
         _models[known] = local.local_models(measuring.refs, request.dtype, request.batch_size, request.threads)
         _models["donor"] = None
     opened: Mapping[str, local.Opened] = _models[known]
+    held = next(iter(opened.values())).held
+    if held in loading.BITS:
+        raise _OtherNames  # codes take no candidate's values
     name = _content(candidate)
     numerics = next(iter(opened.values())).numerics
 
     def load() -> Any:
         if _models["donor"] is None:
             tokenizer = loading.load_tokenizer(donor)
-            _models["donor"] = local.load(loading.ModelRef(donor), dtype, request.threads, tokenizer, request.batch_size)
+            _models["donor"] = local.load(loading.ModelRef(donor), held, request.threads, tokenizer, request.batch_size)
         if _models.get("filled") != name:
             _models["filled"] = None
             _fill(_models["donor"].model, candidate, job)

@@ -51,3 +51,14 @@ def test_keys_and_values_count_where_they_are_more(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(evidence, "load_width", lambda: 2)
     wide = work(vocabulary=32_000, hidden=4096, layers=32, keys=4096, elements=6_740_000_000)
     assert evidence.evaluate_cost(wide, None).breakdown["scores"] == 8192 * 32 * 2 * 4096 * 2
+
+
+@pytest.mark.parametrize(("gib", "held"), [(32, {}), (12, {"weights": "int8"}), (8, {"weights": "int4"})])
+def test_where_16_bits_do_not_fit_the_estimate_is_that_of_fewer(
+    monkeypatch: pytest.MonkeyPatch, gib: int, held: dict[str, str]
+) -> None:
+    monkeypatch.setattr(evidence, "load_width", lambda: 2)
+    llama = work(vocabulary=128_256, hidden=4096, layers=32, keys=1024, elements=8_030_000_000)
+    found = evidence.evaluate_cost(llama, gib * 2**30)
+    assert (found.settings, found.fits) == (held, True)
+    assert evidence.evaluate_cost(llama, 4 * 2**30).fits is False

@@ -16,6 +16,8 @@ from mcp_server.steps.estimate.minutes import general_rate, spent
 from mcp_server.steps.estimate.work import Work
 from mcp_server.system.machine import multiplies_bfloat16
 
+WIDTHS: Final = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.01, "int4": 0.63}
+"""How a worker may hold weights → bytes for each: the codes, and their scales (of rows of 512 and more; of 32 numbers)."""
 CACHED: Final = ("k_proj.weight", "v_proj.weight")
 """Their rows are what a token leaves in the cache of keys and values."""
 
@@ -39,6 +41,12 @@ def _loaded(work: Work, ram_bytes: float | None, constants: EvidenceCosts, model
     parts = {"process": constants.process_bytes, "weights": work.elements * load_width()}
     if scores:
         parts["scores"] = scores
+    settings: dict[str, str] = {}
+    for held, width in WIDTHS.items():
+        if ram_bytes is None or sum(parts.values()) <= ram_bytes:
+            break
+        if width < parts["weights"] / max(work.elements, 1):
+            parts["weights"], settings = round(work.elements * width), {"weights": held}
     total = sum(parts.values())
     prompts = constants.usual_prompts if scores else 1
     seconds = spent([work.elements] * models, prompts * general_rate("auto").seconds, sure=False)
@@ -49,6 +57,7 @@ def _loaded(work: Work, ram_bytes: float | None, constants: EvidenceCosts, model
         seconds=seconds,
         fits=None if ram_bytes is None else total <= ram_bytes,
         breakdown=parts,
+        settings=settings,
     )
 
 

@@ -24,6 +24,8 @@ class Opened:
     numerics: str
     content: str | None = None
     """SHA-256 of the model's files; null: they are not here."""
+    held: str = ""
+    """How its weights are held: a dtype, or `int8` or `int4`."""
 
     def release(self) -> None:
         self.model.release()
@@ -33,7 +35,7 @@ class Opened:
 def local_models(refs: Mapping[str, str], dtype: str, batch_size: int, threads: int | None) -> dict[str, Opened]:
     """Open every ref by label without loading weights. An adapter alone is folded into the base of the group."""
     found = {label: loading.find_model(ref, refs.get("base")) for label, ref in refs.items()}
-    chosen = loading.choose_dtype(dtype)
+    chosen = loading.choose_held(found.values(), dtype)
     numerics = f"{chosen}-{_device()}-w{WINDOW_TOKENS}"
     opened = {}
     for label, ref in found.items():
@@ -42,7 +44,7 @@ def local_models(refs: Mapping[str, str], dtype: str, batch_size: int, threads: 
         store = ResponseStore(store_file(digest, numerics))
         load_it = partial(load, ref, chosen, threads, tokenizer, batch_size)
         model = RememberingLM(store, load_it, tokenizer, str(ref), batch_size)
-        opened[label] = Opened(model, f"{numerics}, batch {batch_size}", digest)
+        opened[label] = Opened(model, f"{numerics}, batch {batch_size}", digest, chosen)
     return opened
 
 
