@@ -73,8 +73,10 @@ def table(
     texts = [[one_line(cell(value)) for value in row] for row in rows]
     lines = laid_out([one_line(name) for name in columns], texts, screen(), right=right, whole=whole)
     stdout.print(one_line(title), style="bold", markup=False, soft_wrap=True)
-    for number, text in enumerate(lines):
-        stdout.print(text, style="dim" if number == 0 and any(columns) else None, markup=False, soft_wrap=True)
+    if any(columns):
+        stdout.print(next(lines), style="dim", markup=False, soft_wrap=True)
+    for text in lines:
+        print(printable(text))
 
 
 def screen() -> int | None:

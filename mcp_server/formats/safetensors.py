@@ -68,6 +68,7 @@ class Header:
     sha256: str
 
 
+_FIELDS: Final = {"dtype", "shape", "data_offsets"}
 _remembered: Remembered[Header] = Remembered()
 
 
@@ -134,23 +135,26 @@ def _parse(file: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str
 
 
 def _tensor(file: Path, name: str, entry: object) -> TensorInfo:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise _broken(file, f"the entry of {name!r} is not dtype, shape and data_offsets: {str(entry)[:120]}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in DTYPE_BITS:
         raise _broken(file, f"{name!r} has the unknown dtype {dtype!r}")
-    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS or math.prod(shape) > MAX_ELEMENTS:
+    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS or (elements := math.prod(shape)) > MAX_ELEMENTS:
         raise _broken(file, f"{name!r} has the impossible shape {str(shape)[:120]}")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _broken(file, f"{name!r} has the impossible offsets {str(offsets)[:120]}")
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    bits = elements * DTYPE_BITS[dtype]
     if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
         raise _broken(file, f"{name!r} is {dtype} {shape}: {bits / 8:g} bytes, but its offsets hold {offsets[1] - offsets[0]}")
     return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in value)
+    """In C where it can be: the headers of large models hold half a million numbers."""
+    return (
+        isinstance(value, list) and set(map(type, value)) <= {int} and (not value or (min(value) >= 0 and max(value) < 1 << 62))
+    )
 
 
 def _check_layout(file: Path, tensors: dict[str, TensorInfo], data_bytes: int) -> None:

@@ -218,7 +218,7 @@ def part_of(
         if (
             weights
             and there not in (files, old)
-            and not there >= files - {n for n in files if n.endswith((".json", ".html", ".md"))}
+            and not there >= files - {n for n in files if n.endswith((".json", ".html", ".md", "/plan.yaml"))}
         ):
             return f"{output} lacks {sorted(files - there)}"
         if changed := [n for n in weights if n in after and after[n] not in (whole[n], before.get(n))]:

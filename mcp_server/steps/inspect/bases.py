@@ -111,7 +111,10 @@ def base_differences(sources: list[SourceInfo], base: SourceInfo | None) -> list
 
 def unrelated_weights(models: list[SourceInfo]) -> list[Difference]:
     """Full models of one shape whose weights have nothing in common: they were not trained from one model."""
-    opened = [(m.ref, t) for m in models if m.path and m.kind == "full" and (t := tensors_of(Path(m.path))) is not None]
+    here = [m for m in models if m.path and m.kind == "full"]
+    if len(here) < 2:
+        return []
+    opened = [(m.ref, t) for m in here if (t := tensors_of(Path(str(m.path)))) is not None]
     far: dict[str, Any] = {}
     for ref, tensors in opened[1:]:
         cosine = weight_cosine(opened[0][1], tensors)

@@ -187,9 +187,9 @@ def _clash(tables: list[dict[str, int]]) -> str:
 
 def _tensors(models: list[SourceInfo]) -> list[Difference]:
     """Tensors that are missing on one side or have another shape there; embedding rows and tied heads are judged elsewhere."""
-    opened = {m.ref: open_checkpoint(m.path) for m in models if m.path}
     if len({m.architecture_hash for m in models}) < 2 or len({m.layers for m in models}) > 1:
         return []
+    opened = {m.ref: open_checkpoint(m.path) for m in models if m.path}
     first, *others = opened.values()
     values: dict[str, Any] = {}
     for model in others:
