@@ -13,7 +13,6 @@ Not covered: pickle, ONNX and TensorFlow files (no merge reads them), data sets,
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sys
 import time
@@ -29,12 +28,13 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from mcp_server.errors import BadInput, DiskFull, Malformed, NotAllowed, NotAModel, NotFound
 from mcp_server.formats.folder import GGUF_ORIGINAL
-from mcp_server.formats.hub.listing import chosen_gguf, holding_of, is_wanted, models_in_gguf
+from mcp_server.formats.hub.listing import chosen_gguf, holding_of, is_wanted, models_in_gguf, require_plain
 from mcp_server.formats.hub.refusals import explained
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.recipe.absent import absent_from
 from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref
+from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.hub import Fetched
 from mcp_server.schemas.job import FetchRequest
 from mcp_server.system import paths
@@ -62,6 +62,7 @@ def fetch(request: FetchRequest, job: Job) -> Fetched:
         info = api.model_info(name, revision=revision or None, files_metadata=True)
     siblings = info.siblings or []
     names = [sibling.rfilename for sibling in siblings]
+    require_plain(name, str(info.sha), names)
     kind = holding_of(name, names)
     weights = chosen_gguf(name, names, request.file) if kind == "gguf" else []
     if request.file is not None and kind != "gguf":
@@ -210,7 +211,10 @@ def _watched(blobs: Path, job: Job, done: Any, total: int, began: float) -> Iter
 
 def _base_of(name: str, folder: Path, job: Job) -> tuple[Fetched | None, list[str]]:
     """The base that the adapter's config names, fetched too; a note when that fails: the adapter itself is here."""
-    named = str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    try:
+        named = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    except Malformed as error:
+        return None, [f"{name} names no base: {error.message}"]
     if not is_hub_id(named):
         return None, [f"{name} names its base as {named!r}, which is no hub id: name the base yourself"]
     try:
@@ -242,7 +246,11 @@ def _notes(name: str, folder: Path) -> list[str]:
                 f"{name} is a quantised copy; its original is probably {original} (owner may differ): a merge onto it loses less"
             ]
     config = folder / "config.json"
-    if config.is_file() and "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+    try:
+        quantised = config.is_file() and "quantization_config" in read_json(config)
+    except Malformed as error:
+        return [error.message]
+    if quantised:
         return [f"{name} is stored quantised; if its owner publishes a 16-bit original, a merge onto that loses less"]
     return []
 

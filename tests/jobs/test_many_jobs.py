@@ -7,23 +7,15 @@ import pytest
 from mcp_server import jobs
 from mcp_server.jobs import store as stored
 from mcp_server.system import paths
+from tests.jobs.crowd import fill
 
 COUNT = 10_000
-STATES = ("succeeded", "failed", "cancelled")
 
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory):
-    """Ended jobs, written as a job's runner writes them but without its flushes."""
     home = tmp_path_factory.mktemp("crowd")
-    for number in range(COUNT):
-        name = f"merge-20260101-{number // 3600:02}{number // 60 % 60:02}{number % 60:02}-0000"
-        folder = home / "jobs" / name
-        folder.mkdir(parents=True)
-        state = STATES[number % 3]
-        record = f'{{"job_id": "{name}", "kind": "merge", "state": "{state}", "created": "2026-01-01T00:00:00Z"}}'
-        (folder / "status.json").write_text(record, encoding="utf-8")
-    home.chmod(0o700)
+    fill(home, COUNT)
     return home
 
 

@@ -206,3 +206,9 @@ def test_only_an_export_of_ours_is_replaced(tmp_path: Path) -> None:
     assert "'notes.txt'" in str(not_an_export(folder))
     (folder / "notes.txt").unlink()
     assert not_an_export(folder) is None
+
+
+def test_a_base_that_would_be_an_option_is_no_word_of_the_command(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="which is no model"):
+        vllm_command(tmp_path, {"r": 8}, "--trust-remote-code")
+    assert "'; rm -rf ~'" in vllm_command(tmp_path, {"r": 8}, "; rm -rf ~")

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mcp_server import cli
 from mcp_server.errors import Malformed
+from mcp_server.steps.inspect import inspect_models
 from mcp_server.steps.recommend import recommend
 from mcp_server.steps.scenario import scenario_from
 from mcp_server.steps.validate import fix, validate
-from tests.tiny import linear_recipe, write_adapter, write_model
+from tests.tiny import linear_recipe, write_adapter, write_model, write_safetensors
 
 SECONDS = 2.0
 
@@ -107,3 +109,41 @@ def test_a_scenario_of_too_many_sources_is_refused_before_any_rule_runs() -> Non
     advised = recommend(scenario_from({"sources": [{"name": f"s{n}", "kind": "full"} for n in range(100)]}))
     assert time.process_time() - before < 2 * SECONDS
     assert advised.verdict
+
+
+def test_a_large_model_is_read_once_to_be_inspected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its header is too long to be remembered; what is compared with nothing is not read again."""
+    from mcp_server.formats import safetensors
+
+    monkeypatch.setattr(safetensors, "REMEMBERED_BYTES", 0)
+    read, parse = [], safetensors._parse
+    monkeypatch.setattr(safetensors, "_parse", lambda file, raw: read.append(file) or parse(file, raw))
+    inspect_models([str(write_model(tmp_path / "model"))])
+    assert len(read) == 1
+    inspect_models([str(tmp_path / "model"), str(write_model(tmp_path / "other", 1))])
+    assert len(read) == 1 + 4  # each once, and once more for the cosine of their weights
+
+
+def test_twenty_thousand_tensors_in_a_thousand_shards_are_inspected_at_once(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    names: dict[str, str] = {}
+    for shard in range(1_000):
+        file = f"model-{shard + 1:05}-of-01000.safetensors"
+        tensors = {f"model.layers.{shard}.mlp.{n}.weight": ("BF16", [2, 2], bytes(8)) for n in range(20)}
+        write_safetensors(model / file, tensors)
+        names |= dict.fromkeys(tensors, file)
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}), "utf-8")
+    before = time.process_time()
+    assert inspect_models([str(model)]).sources[0].kind == "full"
+    assert time.process_time() - before < SECONDS
+
+
+def test_five_thousand_evaluations_are_listed_at_once(tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_model(tmp_path / "model")
+    run = {"capabilities": {"c": {"suite": "s", "metric": "acc", "n": 8, "merged": 0.5}}, "verdict": "passed", "created": "2026"}
+    (model / "evaluations.jsonl").write_text((json.dumps(run) + "\n") * 5_000, "utf-8")
+    before = time.process_time()
+    assert cli.run(["evaluations", str(model)]) == 0
+    assert time.process_time() - before < SECONDS
+    assert capsys.readouterr().out.count("passed") == 5_000

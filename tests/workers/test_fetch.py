@@ -119,6 +119,23 @@ def test_what_cannot_be_fetched_is_said_before_anything_is_written(
     assert list((tmp_path / "hf").rglob("snapshots")) == []
 
 
+@pytest.mark.parametrize("name", ["a/../../../../evil.json", "/evil.json", "a\\..\\evil.json", "evil\x1b[2J.json"])
+def test_a_listing_whose_names_lead_elsewhere_is_refused_before_anything_is_written(hub: Hub, tmp_path: Path, name: str) -> None:
+    hub.repositories["acme/base"][name] = b"{}"
+    code, error, said = fetch(hub, tmp_path, "acme/base")
+    assert (code, error["type"]) == (2, "Malformed"), said
+    assert "which is no plain name" in error["message"]
+    assert "\x1b" not in said
+    assert not (tmp_path / "hf").exists()
+
+
+def test_an_adapter_whose_config_is_no_table_is_fetched_with_a_note(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["acme/persona"]["adapter_config.json"] = b"[1, 2"
+    code, found, said = fetch(hub, tmp_path, "acme/persona")
+    assert code == 0, said
+    assert any("adapter_config.json is not JSON" in note for note in found["notes"])
+
+
 GGUF = ("m-Q4_K_M.gguf", "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "mmproj-F16.gguf")
 
 

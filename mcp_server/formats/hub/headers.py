@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mcp_server.errors import MergingError, NotFound, RunFailed, from_dict
 from mcp_server.formats.hub import copies
 from mcp_server.formats.hub.copies import Listing
-from mcp_server.formats.hub.listing import holding_of
+from mcp_server.formats.hub.listing import COMMIT, holding_of
 from mcp_server.formats.hub.refusals import explained
 from mcp_server.formats.refs import not_here
 from mcp_server.formats.safetensors import MAX_HEADER_BYTES
@@ -49,7 +49,6 @@ TIMEOUT_S: Final = 10.0
 MOST_WAIT_S: Final = 5.0
 KEPT: Final = 200
 """Copies in the store; beyond that the oldest are removed."""
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 _PLAIN: Final = re.compile(r"[\w][\w.+-]*(/[\w][\w.+-]*)*\Z")
 """Names that lead nowhere else; others are nothing that a model is read from."""
 KNOWN_S: Final = 300.0
@@ -156,7 +155,7 @@ def _copied(hub_id: str, revision: str | None) -> Path:
 def _listing(hub_id: str, info: ModelInfo) -> Listing:
     siblings = info.siblings or []
     commit = str(info.sha)
-    if not _COMMIT.match(commit):
+    if not COMMIT.fullmatch(commit):
         raise RunFailed(f"the hub names {commit[:80]!r} as the commit of {hub_id}, which is none", "check HF_ENDPOINT")
     blobs = {s.rfilename: str(s.lfs.sha256 if s.lfs else s.blob_id) for s in siblings}
     return Listing(hub_id, commit, {s.rfilename: s.size or 0 for s in siblings if _PLAIN.match(s.rfilename)}, blobs)

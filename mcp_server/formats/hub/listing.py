@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal
 
-from mcp_server.errors import NotAModel, NotFound, did_you_mean
+from mcp_server.errors import Malformed, NotAModel, NotFound, did_you_mean
 
 KEPT_SUFFIXES: Final = {".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md", ".vocab", ".bpe"}
 KEPT_NAMES: Final = {"LICENSE", "LICENCE", "NOTICE", "USE_POLICY"}
@@ -33,6 +33,16 @@ _LOOSE: Final = re.compile(r"(^|/)(mmproj|imatrix)|[-.]imatrix", re.IGNORECASE)
 """GGUF files that are no language model: image projectors and statistics of a quantisation."""
 
 Holding = Literal["adapter", "model", "gguf"]
+COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
+
+
+def require_plain(name: str, commit: str, files: list[str]) -> None:
+    """Raise `Malformed` for a commit or a file's name that would be another path than one inside the repository's own folder."""
+    odd = [f for f in files if f.startswith("/") or "\\" in f or ".." in f.split("/") or not f.isprintable()]
+    if not COMMIT.fullmatch(commit):
+        odd.insert(0, commit)
+    if odd:
+        raise Malformed(f"the hub lists {odd[0][:120]!r} for {name}, which is no plain name", "distrust the mirror in between")
 
 
 def holding_of(name: str, files: list[str]) -> Holding:

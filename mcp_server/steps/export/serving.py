@@ -35,6 +35,8 @@ def vllm_command(folder: Path, config: dict[str, Any] | None, base: str | None) 
         raise Unsupported(
             f"vLLM does not serve {folder} as a LoRA module: {reason}", "merge it into its base, then export the model"
         )
+    if base and base.startswith("-"):  # an adapter's config may hold anything, and this becomes a word of a command
+        raise Unsupported(f"{folder} names its base as {base!r}, which is no model", "name its base")
     allowed = next(r for r in LORA_RANKS if r >= rank)
     module = shlex.quote(f"{folder.name}={folder}")
     return f"vllm serve {shlex.quote(base or 'BASE')} --enable-lora --max-lora-rank {allowed} --lora-modules {module}"
