@@ -77,6 +77,13 @@ def test_the_command_line_says_what_the_report_shows_of_other_weights(merged: Pa
     assert "left out sweep.json" in said
 
 
+def test_evidence_that_cannot_be_looked_at_is_not_taken_for_none(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (merged / "evaluation.json").unlink()
+    (merged / "evaluation.json").symlink_to("evaluation.json")
+    assert cli.run(["report", str(merged)]) == 2
+    assert "evaluation.json cannot be used" in " ".join(capsys.readouterr().err.split())
+
+
 def test_evidence_that_does_not_say_of_which_files_is_unknown(merged: Path) -> None:
     old = Verification(verdict="verified", checks=[])
     assert of_these_files(merged, verification=old) == {"verification": None}

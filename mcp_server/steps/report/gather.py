@@ -205,10 +205,11 @@ def _job_result(provenance: Provenance | None) -> dict[str, Any]:
 
 
 def _read(file: Path, model: type[M]) -> M | None:
-    if not file.is_file():
-        return None
+    """None where there is no such file; one that cannot be looked at (a link to itself) is not taken for that."""
     try:
         return model.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
     except ValidationError as error:
         raise Malformed(f"{file}: {first_fault(error, model)}", "make it again with the command that wrote it") from error
 
