@@ -82,6 +82,8 @@ def read_adapter(folder: Path, base: dict[str, StoredTensor], model_type: str) -
         adapter.unknown[""] = f"its config sets {odd[0]}"
     for key, stored in stored_tensors(file, header).items():
         name = plain(key)
+        if ".original_module." in name:  # the base's own, beside the copy that was trained
+            continue
         if found := _PART.match(name):
             part = found["part"].removeprefix("token_adapter.")
             part += ".bias" if found["tail"] == ".bias" else ""
@@ -106,7 +108,7 @@ def plain(key: str) -> str:
 
 
 def _saved(name: str) -> str:
-    return re.sub(r"\.(modules_to_save|original_module)(\.(?!weight$|bias$)[^.]+)?(?=\.)", "", name)
+    return re.sub(r"\.modules_to_save(\.(?!weight$|bias$)[^.]+)?(?=\.)", "", name)
 
 
 def _target(module: str, base: dict[str, StoredTensor]) -> str | None:

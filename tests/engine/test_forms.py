@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ import pytest
 pytest.importorskip("peft")
 
 from benchmarks.matrix import adapter_forms, checkpoint_forms
+from benchmarks.matrix.adapters import recipe_of, trained
+from mcp_server.engine.merge import merge
+from mcp_server.engine.request import Request
+from mcp_server.steps.verify import verify
 
+peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
 QUICK = {
     "GPT-2, embedding alone, base without prefix",
@@ -50,6 +56,20 @@ def test_a_checkpoint_in_this_form_is_merged_as_it_loads_or_refused_by_its_reaso
     row = checkpoint_forms.row_of(name)
     merged = checkpoint_forms.FORMS[name].expect in (checkpoint_forms.LOADS, checkpoint_forms.SAME)
     assert row["result"] == ("right" if merged else "refused"), row
+
+
+@pytest.mark.parametrize("name", ["GPT-2, embedding alone, base without prefix", "saved head with the original beside it"])
+def test_verify_knows_the_merge_of_an_adapter_in_this_form(name: str, tmp_path: Path) -> None:
+    form = adapter_forms.FORMS[name]
+    model = adapter_forms.made(form.base)
+    adapter_forms.store(model, tmp_path / "base", bare=form.base.endswith("-bare"))
+    made = trained(copy.deepcopy(model), lambda _: getattr(peft, form.kind)(**form.settings), 0)
+    made.save_pretrained(tmp_path / "one")
+    if form.edit:
+        form.edit(tmp_path / "one")
+    recipe = recipe_of(tmp_path / "base", [tmp_path / "one"])
+    merge(Request(recipe, tmp_path / "out", tmp_path / "journal", threads=1), lambda *_: None)
+    assert [check for check in verify(tmp_path / "out", full=True).checks if check.passed is not True] == []
 
 
 def test_every_form_is_counted_in_the_docs() -> None:
