@@ -11,7 +11,7 @@ import typer
 from mcp_server.catalog import Strategy
 from mcp_server.catalog import load as load_catalog
 from mcp_server.cli.console import Json, cell, emit, line, say, size, stderr, table
-from mcp_server.errors import NotFound, OutputExists
+from mcp_server.errors import MergingError, NotFound, OutputExists
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.inspect import Inspection
@@ -24,13 +24,16 @@ from mcp_server.steps.render import parse_overrides
 from mcp_server.steps.render import render as render_plan
 from mcp_server.steps.scenario import read_plan, read_scenario, with_cross_context
 from mcp_server.system.files import write_text
+from mcp_server.system.outputs import require_file
 from mcp_server.system.policy import for_person
 from mcp_server.system.settings import load
+from mcp_server.system.yaml_io import load_yaml_all
 
 WARNINGS_SHOWN = 5
 QUESTIONS_SHOWN = 4
 
 
+_KINDS = frozenset({"sources", "verdict", "merge_method", "experts", "models", "slices"})
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file")]
 
 
@@ -55,9 +58,20 @@ def plan_given(plan: Path) -> Plan:
     return kept_plan(str(plan)) if PLAN_ID.fullmatch(str(plan)) and not plan.exists() else read_plan(plan)
 
 
+def _is_of_a_merge(text: str) -> bool:
+    """A YAML mapping with a key that scenarios, plans or recipes have; an empty file is nobody's loss."""
+    try:
+        documents = [found for found in load_yaml_all(text, "it") if found is not None]
+    except MergingError:
+        return False
+    return all(isinstance(found, dict) and not _KINDS.isdisjoint(found) for found in documents)
+
+
 def write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """A scenario, a plan or a recipe; only such a text is replaced, and only when that was asked for."""
     if os.path.lexists(path) and not overwrite:
         raise OutputExists(f"{path} exists already", "choose another path, or add --overwrite")
+    require_file(path, _is_of_a_merge, "a scenario, plan or recipe")
     for_person(load()).check_write(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

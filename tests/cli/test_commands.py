@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from mcp_server import cli
+from mcp_server.cli.knowledge import write_new
+from mcp_server.errors import OutputExists
 from tests.tiny import write_adapter, write_model
 
 README = Path(__file__).parents[2] / "README.md"
@@ -120,3 +122,19 @@ def test_every_command_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) 
         offered = capsys.readouterr().out
         for option in (word for word in rest if word.startswith("--")):
             assert option in offered, f"{option} of: {line}"
+
+
+def test_overwriting_a_file_replaces_scenarios_plans_and_recipes_only(tmp_path, store, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text("print('a year of work')\n", encoding="utf-8")
+    Path("notes.yaml").write_text("- a\n- b\n", encoding="utf-8")
+    Path("s.yaml").write_text("sources: []\n", encoding="utf-8")
+    for name in ("train.py", "notes.yaml", "s.yaml"):
+        before = Path(name).read_text(encoding="utf-8")
+        if name == "s.yaml":
+            write_new(Path(name), "sources: [1]\n", overwrite=True)
+            assert Path(name).read_text(encoding="utf-8") == "sources: [1]\n"
+            continue
+        with pytest.raises(OutputExists, match="is not a scenario, plan or recipe of ours"):
+            write_new(Path(name), "sources: [1]\n", overwrite=True)
+        assert Path(name).read_text(encoding="utf-8") == before
