@@ -15,8 +15,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from blake3 import blake3
-
 from mcp_server.catalog import threshold
 
 
@@ -25,7 +23,7 @@ class TensorEvidence:
     """Sums over one tensor. `landing`: source → [Σ(m−r)·δ, Σδ², Σδ² where moved, Σδ² where rounding undid the move].
 
     `differing`: sources whose bytes are not those that were copied. `digest`: of the bytes that were written, in pieces
-    (`formats.provenance.TensorDigest`).
+    (`formats.digests.TensorDigest`).
     """
 
     landing: dict[str, list[float]] = field(default_factory=dict)
@@ -35,11 +33,6 @@ class TensorEvidence:
 
     def as_dict(self) -> dict[str, Any]:
         return {"landing": self.landing, "nonfinite": self.nonfinite, "differing": self.differing, "digest": self.digest}
-
-
-def digest_of(pieces: list[bytes], chunk_bytes: int) -> dict[str, Any]:
-    """A tensor's digest from the BLAKE3 digests of its pieces, in order."""
-    return {"chunk_bytes": chunk_bytes, "blake3": blake3(b"".join(pieces)).hexdigest()}
 
 
 def total(parts: Iterable[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, float | None], dict[str, int]]:

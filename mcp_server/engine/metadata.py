@@ -28,9 +28,10 @@ from mcp_server.formats.companions import (
     keeps_token_ids,
     tokenizer_companions,
 )
+from mcp_server.formats.digests import digests_of
 from mcp_server.formats.folder import folder_of
 from mcp_server.formats.lineage import source_records
-from mcp_server.formats.provenance import Provenance, digests_of, identify, write_model_card, write_provenance
+from mcp_server.formats.provenance import Provenance, identify, write_model_card, write_provenance
 from mcp_server.formats.recipe import parse_ref, read_recipe
 from mcp_server.formats.tensors import read_json
 

@@ -6,13 +6,12 @@ from collections.abc import Container
 from typing import Any, Protocol
 
 import numpy as np
-from blake3 import blake3
 
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.codecs import count_stored_nonfinite, decode, encode
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.evidence import TensorEvidence, digest_of
+from mcp_server.engine.evidence import TensorEvidence
 from mcp_server.engine.layout import Layout
 from mcp_server.engine.limits import PeakMeter
 from mcp_server.engine.methods import prepare, weighted
@@ -21,6 +20,7 @@ from mcp_server.engine.reader import Reader
 from mcp_server.engine.request import Report
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.errors import Malformed
+from mcp_server.formats.digests import digest_of, piece_digest
 from mcp_server.formats.tensors import ITEM_BYTES, STORED
 
 Array = np.ndarray[Any, Any]
@@ -95,7 +95,7 @@ class Pass:
                 if other.dtype == donor.dtype and entry.source not in differing:
                     self.reader.bytes_into(other.file, other.offset + done, theirs)
                     differing |= set() if np.array_equal(theirs, buffer[:size]) else {entry.source}
-            pieces.append(blake3(buffer[:size].data).digest())
+            pieces.append(piece_digest(buffer[:size].data))
             self.writer.write(number, done, buffer, size)
             done += size
             largest = max(largest, size)
@@ -123,7 +123,7 @@ class Pass:
             buffer = self.writer.buffer()
             raw = buffer[: block.count * size]
             encode(out, stored, raw)
-            piece = blake3(raw.data).digest()
+            piece = piece_digest(raw.data)
             if count := count_stored_nonfinite(raw, stored):
                 if not self.allow_nonfinite:
                     raise _overflow(tensor, reference, deltas, out, stored)

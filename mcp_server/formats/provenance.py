@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 import yaml
-from blake3 import blake3
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import Field, ValidationError
 
 from mcp_server.errors import Malformed, MergingError, NotAModel, NotFound
+from mcp_server.formats.digests import Digests, file_digest
 from mcp_server.formats.folder import folder_of
 from mcp_server.formats.gguf import gguf_files, read_gguf
 from mcp_server.formats.identity import TOKENIZER_FILES
@@ -37,8 +37,6 @@ PROVENANCE_FILE: Final = "merge_provenance.json"
 RECIPE_FILE: Final = "mergekit_config.yml"
 CARD_FILE: Final = "README.md"
 _CONFIGS: Final = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
-_NOT_DIGESTED: Final = frozenset({PROVENANCE_FILE, RECIPE_FILE, CARD_FILE})
-_BLOCK: Final = 1 << 22
 _LEFT_BEHIND: Final = frozenset(
     {
         *TOKENIZER_FILES, "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json",
@@ -75,45 +73,6 @@ class SourceRecord(Frozen):
     base: str | None = Field(default=None, description="for an adapter: the base that it was folded into")
     revision: str | None = Field(default=None, description="commit, when it came from the local hub cache")
     modified: dict[str, int] = Field(default_factory=dict, description="weight file → modification time, ns since 1970")
-
-
-class TensorDigest(Frozen):
-    """BLAKE3 over the BLAKE3 digests, in order, of a tensor's bytes in pieces of `chunk_bytes` (the last may be shorter).
-
-    Records of earlier builds have the same with SHA-256, which costs two and a half times the processor time.
-    """
-
-    chunk_bytes: int
-    blake3: str | None = None
-    sha256: str | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.blake3 is None) == (self.sha256 is None):
-            raise ValueError("has to name one digest, blake3 or sha256")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_the_other(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in whole(self).items() if value is not None}
-
-    def matches(self, file: Path, offset: int, nbytes: int) -> bool:
-        """Whether the bytes stored there now are those that were written."""
-        hasher = blake3 if self.blake3 is not None else hashlib.sha256
-        pieces = []
-        with file.open("rb", buffering=0) as stream:
-            stream.seek(offset)
-            while nbytes > 0 and (piece := stream.read(min(self.chunk_bytes, nbytes))):
-                pieces.append(hasher(piece).digest())
-                nbytes -= len(piece)
-        return hasher(b"".join(pieces)).hexdigest() == (self.blake3 or self.sha256)
-
-
-class Digests(Frozen):
-    """What was written, as it was written: made while the bytes were in memory, before they went to disk."""
-
-    tensors: dict[str, TensorDigest] = Field(default_factory=dict, description="tensor name → digest of its stored bytes")
-    files: dict[str, str] = Field(default_factory=dict, description="file → SHA-256; weight files only where tensors have none")
 
 
 class Provenance(Frozen):
@@ -164,37 +123,12 @@ def weight_files(path: Path) -> list[Path]:
     return (sorted(path.glob("*.safetensors")) if path.is_dir() else []) or gguf_files(path)
 
 
-def digests_of(folder: Path, tensors: dict[str, dict[str, Any] | None] | None = None) -> Digests:
-    """What a folder holds now. `tensors` were digested while they were written; without them every weight file is read once.
-
-    The record, the recipe and the card beside it, which are written last, are left out.
-    """
-    known = {name: TensorDigest.model_validate(found) for name, found in (tensors or {}).items() if found}
-    whole = not known
-    files = {
-        path.name: _file(path, "full").sha256
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in _NOT_DIGESTED and (whole or path.suffix != ".safetensors")
-    }
-    return Digests(tensors=known, files=files)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return _file(path, "full").sha256
-
-
 def _file(path: Path, hash: Literal["headers", "full"]) -> FileIdentity:
     if hash == "headers":
         header = read_gguf(path).header if path.suffix == ".gguf" else read_header(path)
         sha256 = hashlib.sha256(f"{header.sha256} {header.file_bytes}".encode()).hexdigest()
         return FileIdentity(name=path.name, bytes=header.file_bytes, sha256=sha256)
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-    return FileIdentity(name=path.name, bytes=size, sha256=digest.hexdigest())
+    return FileIdentity(name=path.name, bytes=path.stat().st_size, sha256=file_digest(path))
 
 
 def write_provenance(folder: Path, provenance: Provenance) -> Path:
@@ -239,9 +173,17 @@ def not_ours(folder: Path) -> str | None:
         weights = entry.suffix == ".safetensors" and entry.is_file()
         if weights or (entry.name in known and not entry.is_dir()):
             continue
-        if not entry.is_file() or entry.name not in taken_over or taken_over[entry.name] != _file(entry, "full").sha256:
-            return f"holds {entry.name!r}, which is not part of a merge"
+        for file in _files_in(entry):
+            name = file.relative_to(folder).as_posix()
+            if not file.is_file() or taken_over.get(name) != file_digest(file):
+                return f"holds {name!r}, which is not part of a merge"
     return None
+
+
+def _files_in(entry: Path) -> list[Path]:
+    """The entry itself, or what the folder of a sentence encoder's module holds; links and empty folders stand for themselves."""
+    inside = sorted(entry.iterdir()) if entry.is_dir() and not entry.is_symlink() else []
+    return inside or [entry]
 
 
 def read_recipe_text(folder: Path) -> str | None:

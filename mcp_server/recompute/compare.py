@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 _FLOAT32: Final = 8 * 2.0**-23
 _SHARE: Final = 0.05
 _SIGMAS: Final = 6.0
+COUNTED: Final = "values differ"
+"""How a difference is told that has no better name."""
 _KEPT_ELEMENTS: Final = 1 << 22
+_MATCHED_ROWS: Final = 4096
+_PRINT: Final = 32
+"""So many first values of a tensor tell which one it is."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class Tally:
     equal: dict[str, bool] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("me", "ee", "mm", "mc", "cc", "rc", "vv", "mmc"), 0.0))
     kept: list[tuple[int, Array, Array]] = field(default_factory=list)
+    loosest: float = 0.0
+    seen: Array | None = None
+    meant: Array | None = None
+    said: str = ""
 
     def add(self, first: int, block: Block, stored: Array, adapters: float, slack: Array | float = 0.0) -> None:
         """Compare rows from `first` on; `slack` is what the stored form itself cannot hold."""
@@ -83,6 +92,9 @@ class Tally:
                 if not bad.any():
                     break
         self.compared += stored.size
+        self.loosest = max(self.loosest, float(np.max(limit, initial=0.0)))
+        if self.seen is None:
+            self.seen, self.meant = stored.ravel()[:_PRINT].copy(), expected.ravel()[:_PRINT].copy()
         self._likeness(block, stored)
         if sum(part.size for _, part, _ in self.kept) < _KEPT_ELEMENTS:
             self.kept.append((first, stored, expected))
@@ -123,6 +135,19 @@ class Tally:
             step = unit(np.maximum(np.abs(expected), np.abs(block.base)), self.precision.worked_in or dtype)
             sums["vv"] += float((step * step * change * change).sum())
 
+    def settle(self, *, closely: bool) -> None:
+        """Put what is wrong into words, and let go of the values; `closely` looks for other orders of them too."""
+        if not closely:
+            self.kept.clear()
+        self.said = in_words(self)
+        self.kept.clear()
+
+    def is_meant_for(self, shape: tuple[int, ...], meant: Array) -> bool:
+        """Whether what is stored is what another tensor of this shape should begin with."""
+        if self.seen is None or shape != self.shape or self.seen.size < _PRINT // 4 or meant.min() == meant.max():
+            return False
+        return bool((abs(self.seen - meant) <= max(self.loosest, 1e-12)).all())
+
     def drifted(self) -> float | None:
         """For other tools' arithmetic: the share of the change that is there, when it is not what rounding explains."""
         if self.precision.worked_in is None or not self.sums["cc"]:
@@ -154,7 +179,7 @@ def in_words(tally: Tally) -> str:
         return said
     if said := _scaled(tally):
         return said
-    share = f"{tally.wrong:,} of {tally.compared:,} values differ"
+    share = f"{tally.wrong:,} of {tally.compared:,} {COUNTED}"
     if tally.strange:
         share = f"holds {tally.strange:,} values that are infinite or not a number where the recipe makes finite ones"
         share += f"; {tally.wrong - tally.strange:,} others differ" if tally.wrong > tally.strange else ""
@@ -177,30 +202,43 @@ def _rearranged(tally: Tally) -> str:
 
     if sum(part.size for _, part, _ in tally.kept) != math.prod(tally.shape) or tally.compared < 4:
         return ""
+    dtype = tally.precision.dtype
     stored = np.concatenate([part for _, part, _ in tally.kept])
-    expected = rounded(np.concatenate([part for _, _, part in tally.kept]), tally.precision.dtype)
-    near = 2 * unit(np.maximum(np.abs(expected), np.abs(stored)), tally.precision.dtype)
+    expected = rounded(np.concatenate([part for _, _, part in tally.kept]), dtype)
+    if not np.isfinite(stored).all():
+        return ""
 
-    def alike(one: Array, other: Array, spare: Array = near) -> bool:
-        return one.shape == other.shape and bool((np.abs(one - other) <= spare).all())
+    def alike(one: Array, other: Array) -> bool:
+        if one.shape != other.shape:
+            return False
+        spare = np.maximum(2 * unit(np.maximum(np.abs(one), np.abs(other)), dtype), tally.loosest)
+        return bool((np.abs(one - other) <= spare).all())
 
-    if len(tally.shape) == 2 and alike(stored, expected.T, near if near.shape[0] == near.shape[1] else near[:1, :1]):
+    if len(tally.shape) == 2 and alike(stored, expected.T):
         return "is transposed"
-    if alike(stored.reshape(-1), expected.T.reshape(-1), near.reshape(-1)):
+    if alike(stored.reshape(-1), expected.T.reshape(-1)):
         return "is transposed (its values lie in the order of columns)"
-    if alike(stored, expected[::-1]) and len(expected) > 1:
+    if len(expected) > 1 and alike(stored, expected[::-1]):
         return "has its rows in reversed order"
     if alike(stored, expected[:, ::-1]):
         return "has its values in reversed order"
-    order = [np.lexsort(part.T[::-1]) for part in (stored, expected)]
-    if len(expected) > 1 and alike(stored[order[0]], expected[order[1]]):
-        return "has its rows in another order"
-    order = [np.lexsort(part[::-1]) for part in (stored, expected)]
-    if alike(stored[:, order[0]], expected[:, order[1]]):
-        return "has its columns in another order"
-    if alike(np.sort(stored, axis=None), np.sort(expected, axis=None), np.sort(near, axis=None)):
+    for one, other, what in ((stored, expected, "rows"), (stored.T, expected.T, "columns")):
+        if (order := _order(one, other)) is not None and alike(one, other[order]):
+            return f"has its {what} in another order"
+    unlike = tally.sums["me"] < 0.5 * math.sqrt(tally.sums["ee"] * tally.sums["mm"])
+    if unlike and alike(np.sort(stored, axis=None), np.sort(expected, axis=None)):
         return "has the right values in another order"
     return ""
+
+
+def _order(stored: Array, expected: Array) -> Array | None:
+    """Which expected row is nearest to each stored one, when that is another order of all rows."""
+    import numpy as np
+
+    if not 1 < len(expected) <= _MATCHED_ROWS or stored.shape != expected.shape:
+        return None
+    nearest = ((expected**2).sum(axis=1)[None] - 2 * stored @ expected.T).argmin(axis=1)
+    return nearest if len(np.unique(nearest)) == len(expected) else None
 
 
 def _scaled(tally: Tally) -> str:

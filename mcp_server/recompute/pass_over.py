@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.adapters import CannotCompute, adapted_rows
-from mcp_server.recompute.compare import Precision, Tally
+from mcp_server.recompute.compare import COUNTED, Precision, Tally
 from mcp_server.recompute.inputs import Block, Made
 from mcp_server.recompute.methods import prepare, reads_whole
 from mcp_server.recompute.names import Names, Planned
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 WHOLE_ELEMENTS: Final = 1 << 22
 WHOLE_BUDGET: Final = 1 << 26
 """When sampling, methods that need a whole tensor are computed on tensors up to this size, and on larger ones up to this sum."""
+CLOSELY: Final = 24
+"""So many wrong tensors are looked at for other orders of their values."""
 ADDITIVE: Final = frozenset({"linear", "task_arithmetic"})
 DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
@@ -64,7 +66,10 @@ class Likeness:
 
 @dataclass
 class Recomputed:
-    """`wrong`: tensor → its tally, or a sentence. `unknown`: tensor → why it could not be computed."""
+    """`wrong`: tensor → its tally, or a sentence. `unknown`: tensor → why it could not be computed.
+
+    `meant`: tensor → its shape, and the first values that it should have.
+    """
 
     compared: int = 0
     skipped: int = 0
@@ -75,7 +80,18 @@ class Recomputed:
     landed: dict[str, Sums] = field(default_factory=dict)
     untouched: list[bool] = field(default_factory=list)
     likeness: Likeness = field(default_factory=Likeness)
+    meant: dict[str, tuple[tuple[int, ...], Any]] = field(default_factory=dict)
     error: float | None = None
+
+    def words(self, name: str) -> str:
+        """What is wrong with a tensor: where it is another one's, whose."""
+        tally = self.wrong[name]
+        if isinstance(tally, str):
+            return tally
+        if COUNTED not in tally.said:
+            return tally.said
+        owners = [other for other, (shape, meant) in self.meant.items() if other != name and tally.is_meant_for(shape, meant)]
+        return f"holds what belongs into {owners[0]}" if len(owners) == 1 else tally.said
 
 
 def recompute(merge: Merge, *, full: bool) -> Recomputed:
@@ -170,7 +186,10 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
                     along[operand.label] += float((block.base * delta).sum())
     found.compared += 1
     wrong = bool(tally.wrong) or tally.drifted() is not None
+    if tally.meant is not None:
+        found.meant[made.name] = (made.shape, tally.meant)
     if wrong:
+        tally.settle(closely=len(found.wrong) < CLOSELY)
         found.wrong[made.name] = tally
     if untouched:
         found.untouched.append(wrong)

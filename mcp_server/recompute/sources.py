@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.tensors import StoredTensor
@@ -19,6 +19,8 @@ _EMBEDDINGS = (
     "word_embedding", "embed",
 )  # fmt: skip
 _HEADS = ("lm_head", "embed_out", "output_projection", "decoder", "vocab_projector", "output_embeddings", "proj_out", "output")
+
+Held = TypeVar("Held")
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def open_source(label: str, model: str, adapter: Path | None = None) -> Source:
     )
 
 
-def unwrapped(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Tensors by the model's own names, without what compilers and training wrappers put into them."""
+def unwrapped(tensors: dict[str, Held]) -> dict[str, Held]:
+    """Tensors, or what is known of them, by the model's own names, without what compilers and training wrappers put into them."""
     front = bool(tensors) and all(name.startswith("module.") for name in tensors)
     plain_names = {plain(name.removeprefix("module.") if front else name): tensor for name, tensor in tensors.items()}
     return plain_names if len(plain_names) == len(tensors) else tensors

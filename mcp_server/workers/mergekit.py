@@ -53,7 +53,7 @@ def main(job: Job) -> dict[str, Any]:
     _require_unchanged(stamps)
     shutil.rmtree(partial / _STAGES, ignore_errors=True)
     tensors = _check(partial, job.folder / "log.txt")
-    mergekit_output.finish(read_recipe(text), partial, allow_nonfinite=request.allow_nonfinite)
+    digests = mergekit_output.finish(read_recipe(text), partial, allow_nonfinite=request.allow_nonfinite)
     warnings = _warnings(transcript.warnings, partial)
     record = Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -67,6 +67,7 @@ def main(job: Job) -> dict[str, Any]:
         seed=request.seed,
         sources=sources,
         output=identify(partial, request.hash),
+        digests=digests,
         warnings=warnings,
     )
     write_provenance(partial, record)

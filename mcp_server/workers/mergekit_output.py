@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from mcp_server.errors import RunFailed
 from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.companions import companions, is_tokenizer_file
+from mcp_server.formats.digests import Digests, digest_of, digests_of, piece_digest
 from mcp_server.formats.recipe import ModelRef, Recipe
 from mcp_server.formats.tensors import DTYPES, StoredTensor
 from mcp_server.formats.tied import tied
@@ -27,22 +28,20 @@ _EXPONENT: Final = {"BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F3
 _PIECE: Final = 1 << 24
 
 
-def finish(recipe: Recipe, partial: Path, *, allow_nonfinite: bool) -> None:
-    """Check the output and complete its small files. Raises `RunFailed`, naming the tensor."""
+def finish(recipe: Recipe, partial: Path, *, allow_nonfinite: bool) -> Digests:
+    """Check the output, complete its small files and digest all of it. Raises `RunFailed`, naming the tensor."""
     out = open_checkpoint(str(partial))
     donor = donor_of(recipe)
     base = open_checkpoint(donor.base_ref) if donor else None
     if base is not None:
         require_all(recipe, base, out, str(donor))
-    if not allow_nonfinite:
-        for name, tensor in out.tensors.items():
-            _require_finite(name, tensor)
+    digests = {name: _read_once(name, tensor, allow_nonfinite=allow_nonfinite) for name, tensor in out.tensors.items()}
     _correct_config(partial, out)
-    if base is None:
-        return
-    named = recipe.tokenizer_from is not None
-    lacking = [n for n in companions(base.folder) if not (partial / n).exists() and not (named and is_tokenizer_file(n))]
-    copy_files(dict.fromkeys(lacking, base.folder), partial)
+    if base is not None:
+        named = recipe.tokenizer_from is not None
+        lacking = [n for n in companions(base.folder) if not (partial / n).exists() and not (named and is_tokenizer_file(n))]
+        copy_files(dict.fromkeys(lacking, base.folder), partial)
+    return digests_of(partial, digests)
 
 
 def donor_of(recipe: Recipe) -> ModelRef | None:
@@ -74,16 +73,19 @@ def require_all(recipe: Recipe, base: Checkpoint, out: Checkpoint, whose: str) -
         )
 
 
-def _require_finite(name: str, tensor: StoredTensor) -> None:
-    if tensor.dtype not in _EXPONENT:
-        return
-    kind, mask = _EXPONENT[tensor.dtype]
+def _read_once(name: str, tensor: StoredTensor, *, allow_nonfinite: bool) -> dict[str, Any] | None:
+    """The digest of a tensor, whose values have to be finite; None for one that is stored in several places."""
+    if tensor.packed is not None:
+        return None
+    kind, mask = _EXPONENT.get(tensor.dtype, (np.uint8, 0))
+    pieces = []
     with tensor.file.open("rb") as file:
         file.seek(tensor.offset)
         left = tensor.nbytes
         while left:
             bits = np.frombuffer(file.read(min(left, _PIECE)), kind)
-            if count := int(((bits & kind(mask)) == mask).sum()):
+            pieces.append(piece_digest(bits.data))
+            if mask and not allow_nonfinite and (count := int(((bits & kind(mask)) == mask).sum())):
                 raise RunFailed(
                     f"{name} of the output holds {count} values that are infinite or not a number ({DTYPES[tensor.dtype]}); "
                     "nothing is published",
@@ -91,6 +93,7 @@ def _require_finite(name: str, tensor: StoredTensor) -> None:
                     tensor=name,
                 )
             left -= bits.nbytes
+    return digest_of(pieces, _PIECE)
 
 
 def _correct_config(partial: Path, out: Checkpoint) -> None:

@@ -9,12 +9,11 @@ from blake3 import blake3
 from pydantic import ValidationError
 
 from mcp_server.errors import NotAModel, NotFound
+from mcp_server.formats.digests import TensorDigest, digests_of
 from mcp_server.formats.licence import read_licence
 from mcp_server.formats.provenance import (
     Provenance,
     SourceRecord,
-    TensorDigest,
-    digests_of,
     identify,
     not_ours,
     read_provenance,
@@ -142,6 +141,18 @@ def test_identity_needs_weights(tmp_path):
         identify(tmp_path / "nowhere")
     with pytest.raises(NotAModel):
         identify(tmp_path)
+
+
+def test_a_sentence_encoder_is_a_merge_with_its_module_folders(model):
+    (model / "modules.json").write_text('[{"path": "1_Pooling"}]', encoding="utf-8")
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    write_provenance(model, record(model, digests=digests_of(model)))
+    assert not_ours(model) is None
+    (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}', encoding="utf-8")
+    assert not_ours(model) == "holds '1_Pooling/config.json', which is not part of a merge"
+    (model / "1_Pooling" / "config.json").unlink()
+    assert not_ours(model) == "holds '1_Pooling', which is not part of a merge"
 
 
 def test_a_file_that_the_merge_took_over_is_its_own_until_somebody_changes_it(model, tmp_path):

@@ -303,7 +303,10 @@ def test_our_record_gives_names_and_is_compared_with_the_files(tmp_path: Path, m
     assert failing(found) == []
     assert set(found.landed) == {"the one", "the two"}
     configure(merged, rope_theta=5.0)
-    assert [c.detail for c in failing(verify(merged))] == ["config.json of the output is not the file that was recorded"]
+    assert [c.detail for c in failing(verify(merged))] == [
+        "config.json differs from every model of the merge: rope theta is 5.0, base has 10000.0",
+        "config.json of the output is not the file that was recorded",
+    ]
 
 
 def test_a_source_that_changed_since_is_named(tmp_path: Path, merged: Path, sources: dict[str, Path]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mcp_server.errors import RunFailed, Unsupported
+from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.jobs import engines
 from mcp_server.schemas.job import MergeRequest
@@ -17,6 +18,15 @@ from mcp_server.workers.mergekit_output import finish
 from tests.engine.synthetic import Tensors, random_tensors, write_model
 
 TOWER: Tensors = {f"model.visual.blocks.{n}.qkv.weight": np.ones((4, 4)) for n in range(2)}
+
+
+def test_every_tensor_and_file_is_digested(tmp_path: Path) -> None:
+    out = ended(tmp_path, random_tensors(1), random_tensors(0))
+    digests = finish(read_recipe(f"merge_method: karcher\nmodels: [{{model: {tmp_path / 'base'}}}]"), out, allow_nonfinite=False)
+    assert (digests.tensors.keys(), digests.files.keys()) == (random_tensors(0).keys(), {"config.json"})
+    for name, tensor in open_checkpoint(str(out)).tensors.items():
+        assert digests.tensors[name].matches(tensor.file, tensor.offset, tensor.nbytes)
+        assert not digests.tensors[name].matches(tensor.file, tensor.offset + 1, tensor.nbytes)
 
 
 def ended(place: Path, written: Tensors, base: Tensors, *, recipe: str = "", **config: Any) -> Path:

@@ -2,6 +2,7 @@
 
     structure   files, index, names, shapes, dtypes: from headers
     agreement   config, tokenizer and tied weights against the tensors
+    settings    config, tokenizer and end of turn against those of the merged models
     values      finite numbers, sampled or all of them
     origin      the record of the merge against the files that are there now
     landing     every tensor computed again from the sources, how far each delta arrived, what rounding lost

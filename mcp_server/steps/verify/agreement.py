@@ -13,6 +13,7 @@ from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.reading import same_values
 from mcp_server.recompute.sources import is_embedding, is_head
 from mcp_server.schemas.evidence import Check
+from mcp_server.steps.verify.settings import other_numbers
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -111,6 +112,9 @@ def _tokenizer(merge: Merge, embedding: tuple[str, StoredTensor] | None) -> Iter
         yield Check(name="tokenizer", passed=False, detail=f"token {token!r} has id {last}, the embedding has {rows} rows")
         return
     if wrong := _special_outside(merge.folder, merge.config, rows):
+        yield Check(name="tokenizer", passed=False, detail=wrong)
+        return
+    if wrong := other_numbers(merge, ids):
         yield Check(name="tokenizer", passed=False, detail=wrong)
         return
     yield Check(name="tokenizer", passed=True, detail=f"{len(ids)} tokens, highest id {last}, embedding rows {rows}")

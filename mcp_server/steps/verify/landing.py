@@ -14,7 +14,7 @@ from statistics import median
 from typing import Final
 
 from mcp_server.recompute.adapters import CannotCompute
-from mcp_server.recompute.compare import Tally, in_words
+from mcp_server.recompute.compare import Tally
 from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.pass_over import ADDITIVE, Likeness, Recomputed, recompute
 from mcp_server.schemas.evidence import Check
@@ -120,9 +120,7 @@ def _values(merge: Merge, again: Recomputed, *, full: bool) -> Check:
 
 
 def _wrong(merge: Merge, again: Recomputed, count: int) -> Check:
-    shown = [
-        f"{name} {words if isinstance(words, str) else in_words(words)}" for name, words in list(again.wrong.items())[:SHOWN]
-    ]
+    shown = [f"{name} {again.words(name)}" for name in list(again.wrong)[:SHOWN]]
     more = f"; and {len(again.wrong) - SHOWN} more" if len(again.wrong) > SHOWN else ""
     why = ""
     spoiled = sum(again.untouched)
@@ -147,7 +145,7 @@ def _common_scale(again: Recomputed) -> float | None:
     if len(tallies) != len(again.wrong) or len(tallies) < max(2, touched):
         return None
     factors = [tally.sums["mc"] / tally.sums["cc"] for tally in tallies]
-    whole = all("wrong scale" in in_words(tally) for tally in tallies)
+    whole = all("wrong scale" in tally.said for tally in tallies)
     return factors[0] if whole and max(factors) - min(factors) < 0.02 * abs(factors[0]) else None
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.provenance import Digests, Identity, SourceRecord, file_digest, identify, weight_files
+from mcp_server.formats.digests import Digests, file_digest
+from mcp_server.formats.provenance import Identity, SourceRecord, identify, weight_files
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.recompute.merge import Merge
+from mcp_server.recompute.sources import unwrapped
 from mcp_server.schemas.evidence import Check
 
 _QUICK_BYTES = 2 << 30
@@ -50,12 +52,14 @@ def checks(merge: Merge, *, full: bool) -> Iterator[Check]:
 def _digests(merge: Merge, recorded: Digests, *, full: bool) -> Check:
     """What is stored now against what was written; when not `full`, tensors of two gibibytes in all, spread over the model."""
     changed = [name for name, sha256 in recorded.files.items() if _digest(merge.folder / name) != sha256]
-    chosen = [name for name in recorded.tensors if name in merge.tensors]
+    written = unwrapped(recorded.tensors)
+    changed += [f"{name} (gone)" for name in written if name not in merge.tensors]
+    chosen = [name for name in written if name in merge.tensors]
     total = sum(merge.tensors[name].nbytes for name in chosen)
     step = 1 if full else max(1, -(-total // _QUICK_BYTES))
     for name in chosen[::step]:
-        tensor, digest = merge.tensors[name], recorded.tensors[name]
-        if not digest.matches(tensor.file, tensor.offset, tensor.nbytes):
+        tensor = merge.tensors[name]
+        if not written[name].matches(tensor.file, tensor.offset, tensor.nbytes):
             changed.append(name)
     if changed:
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""

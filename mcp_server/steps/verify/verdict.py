@@ -10,7 +10,7 @@ from mcp_server.errors import MergingError, NotFound
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.recompute.merge import Merge, open_merge
 from mcp_server.schemas.evidence import Check, Verification
-from mcp_server.steps.verify import agreement, landing, origin, structure, values
+from mcp_server.steps.verify import agreement, landing, origin, settings, structure, values
 
 Outcome = Literal["verified", "failed", "unreadable", "inconclusive"]
 
@@ -47,6 +47,7 @@ def verify(
         Check(name="readable", passed=True, detail=f"{len(merge.tensors)} tensors in {len(merge.files)} files, headers sound"),
         *structure.checks(merge),
         *agreement.checks(merge, full=full),
+        *settings.checks(merge),
         *values.checks(merge, full=full),
         *origin.checks(merge, full=full),
     ]
