@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test test-full bench matrix test-clients lint types docs check clean
+.PHONY: help setup demo test test-full bench matrix damage test-clients lint types docs check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,6 +35,9 @@ matrix: $(VENV)/.dev  ## merge a tiny model of every class of transformers and w
 	$(BIN)/python benchmarks/matrix/adapter_forms.py --rows build/adapter_forms.jsonl
 	$(BIN)/python benchmarks/matrix/checkpoint_forms.py --rows build/checkpoint_forms.jsonl
 	$(BIN)/python benchmarks/matrix/page.py build/merges.jsonl build/adapters.jsonl build/adapter_forms.jsonl build/checkpoint_forms.jsonl docs/support.md
+
+damage: $(VENV)/.dev  ## damage merges in every known way, make right ones, and write docs/damage.md (10 minutes)
+	$(BIN)/python benchmarks/damage/run.py $(ARGS) docs/damage.md
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .

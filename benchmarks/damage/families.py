@@ -45,7 +45,8 @@ class Family:
         """`settings`: parameters of the whole recipe."""
         refs = [f"{folder / base}+{folder / name}" if self.adapted else str(folder / name) for name in sources]
         entries = [{"model": ref, "parameters": {"weight": weight}} for ref, weight in zip(refs, weights, strict=False)]
-        made = {"merge_method": method, "base_model": str(folder / base), "models": entries, "dtype": self.dtype}
+        made: dict[str, Any] = {"merge_method": method, "models": entries, "dtype": self.dtype}
+        made |= {"base_model": str(folder / base)} if method != "linear" else {}
         return json.dumps(made | ({"parameters": settings} if settings else {}))
 
     def merge(self, out: Path, recipe: str, seed: int = 5) -> None:
