@@ -37,7 +37,8 @@ matrix: $(VENV)/.dev  ## merge a tiny model of every class of transformers and w
 	$(BIN)/python benchmarks/matrix/page.py build/merges.jsonl build/adapters.jsonl build/adapter_forms.jsonl build/checkpoint_forms.jsonl docs/support.md
 
 damage: $(VENV)/.dev  ## damage merges in every known way, make right ones, and write docs/damage.md (10 minutes)
-	$(BIN)/python benchmarks/damage/run.py $(ARGS) docs/damage.md
+	mkdir -p build
+	$(BIN)/python benchmarks/damage/run.py --rows build/damage.jsonl $(ARGS) docs/damage.md
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .

@@ -11,12 +11,13 @@ from typing import Any
 
 from benchmarks.damage.families import FAMILIES, Family
 from benchmarks.damage.judge import without_record
+from mcp_server.errors import MergingError
 from mcp_server.steps.verify import verify
 
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {}, "task_arithmetic": {"lambda": 0.8}, "ties": {"density": 0.5}, "dare_linear": {"density": 0.6},
     "dare_ties": {"density": 0.6}, "breadcrumbs": {"density": 0.7, "gamma": 0.02}, "breadcrumbs_ties": {"density": 0.7},
-    "della": {"density": 0.6, "epsilon": 0.1}, "della_linear": {"density": 0.6, "epsilon": 0.1}, "slerp": {"t": [0.2, 0.7]},
+    "della": {"density": 0.6, "epsilon": 0.1}, "della_linear": {"density": 0.6, "epsilon": 0.1}, "slerp": {"t": 0.4},
     "nuslerp": {}, "multislerp": {}, "karcher": {}, "model_stock": {}, "sce": {"select_topk": 0.6}, "nearswap": {"t": 0.05},
     "ram": {"epsilon": 0.1}, "ramplus_tl": {"epsilon": 0.1}, "arcee_fusion": {},
 }  # fmt: skip
@@ -44,11 +45,15 @@ def applicable() -> Iterator[tuple[Family, str, str]]:
                 yield family, method, dtype
 
 
-def judge(folder: Path, models: Path, family: Family, method: str, dtype: str) -> Verdict:
+def judge(folder: Path, models: Path, family: Family, method: str, dtype: str) -> Verdict | None:
+    """None where the engine refuses the method on this arrangement."""
     made = replace(family, dtype=dtype)
     recipe = made.recipe(models, method, sources=SOURCES.get(method, ("one", "two")), **METHODS[method])
     out = folder / "right"
-    made.merge(out, recipe)
+    try:
+        made.merge(out, recipe)
+    except MergingError:
+        return None
     kept = verify(out, full=True)
     without_record(out)
     alone = verify(out, full=True, recipe=recipe)

@@ -3,7 +3,8 @@
 reading     stored bytes as float64, in blocks of rows
 merge       a merged folder with its recipe, its record, its base and its sources
 sources     which stored tensor of a model stands for a name
-adapters    what a PEFT adapter makes of a weight, by PEFT's definitions
+adapters    what a PEFT adapter makes of a weight, by PEFT's definitions; stacks: what it makes of stacked experts;
+            products: of factors
 values      one source's version of one tensor, adapted
 names       what the recipe makes of every tensor of the output, every parameter resolved
 inputs      the inputs of one tensor, and a computed block

@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import NotAModel
 from mcp_server.formats.safetensors import read_header
+from mcp_server.formats.tensor_names import is_head
 from mcp_server.formats.tensors import StoredTensor, read_json, stored_tensors
+from mcp_server.recompute.products import hadamard, kronecker
 from mcp_server.recompute.reading import read_rows, rows_of
+from mcp_server.recompute.stacks import Place, places, update
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,16 +34,18 @@ if TYPE_CHECKING:
 _PART: Final = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l|hada_w1_a|hada_w1_b"
     r"|hada_w2_a|hada_w2_b|lokr_w1|lokr_w1_a|lokr_w1_b|lokr_w2|lokr_w2_a|lokr_w2_b|vera_lambda_b|vera_lambda_d"
-    r"|token_adapter\.trainable_tokens_delta)"
+    r"|(?:token_adapter\.)?trainable_tokens_delta)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?P<tail>\.weight|\.bias)?$"
 )
 _SHARED: Final = re.compile(r"(?:.*\.)?(vera_[AB])(?:\.[^.]+)?$")
 _TURNED_KINDS: Final = frozenset({"gpt2", "gpt-sw3", "openai-gpt", "imagegpt", "decision_transformer"})
 _TURNED_NAMES: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _NOT_ADDED: Final = (
-    "use_qalora", "layer_replication", "target_parameters", "alora_invocation_tokens", "use_bdlora", "arrow_config",
+    "use_qalora", "layer_replication", "alora_invocation_tokens", "use_bdlora", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config", "tdora_config",
 )  # fmt: skip
+TIED_HEAD: Final = "lm_head.weight"
+"""How a head is called here that a model does not store, as it is its embedding."""
 _WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_layer"})
 
 
@@ -50,6 +55,10 @@ class Parts:
 
     module: str
     stored: dict[str, StoredTensor] = field(default_factory=dict)
+    place: Place | None = None
+    """Of experts: which part of the factors this is."""
+    parameter: str = ""
+    """The full name of the parameter that was adapted, where it is not the module's weight."""
 
 
 @dataclass
@@ -80,6 +89,7 @@ def read_adapter(folder: Path, base: dict[str, StoredTensor], model_type: str) -
     adapter = Adapter(folder, config, model_type)
     if odd := [key for key in _NOT_ADDED if config.get(key)]:
         adapter.unknown[""] = f"its config sets {odd[0]}"
+    nested: dict[tuple[str, int], Parts] = {}
     for key, stored in stored_tensors(file, header).items():
         name = plain(key)
         if ".original_module." in name:  # the base's own, beside the copy that was trained
@@ -88,17 +98,39 @@ def read_adapter(folder: Path, base: dict[str, StoredTensor], model_type: str) -
             part = found["part"].removeprefix("token_adapter.")
             part += ".bias" if found["tail"] == ".bias" else ""
             target = _target(found["module"], base)
-            if target is None:
+            if target is None and config.get("target_parameters"):
+                depth = key.split(".").count("base_layer")
+                nested.setdefault((found["module"], depth), Parts(found["module"])).stored[part] = stored
+            elif target is None:
                 adapter.unknown[key] = "no tensor of the base has that module's name"
             else:
                 adapter.parts.setdefault(target, Parts(found["module"])).stored[part] = stored
         elif found := _SHARED.match(name):
             adapter.shared[found[1]] = stored
-        elif (target := nearest(_saved(name), base)) is not None:
+        elif (target := _replaced(_saved(name), config, base)) is not None:
             adapter.replaced[target] = stored
         else:
             adapter.unknown[key] = "no tensor of the base has that name"
+    _add_stacks(adapter, nested, base)
     return adapter
+
+
+def _add_stacks(adapter: Adapter, nested: dict[tuple[str, int], Parts], base: dict[str, StoredTensor]) -> None:
+    """Updates of stacks of experts, which wrap the parameters of one module one around the other."""
+    targets = [str(target) for target in adapter.config["target_parameters"]] if nested else []
+    for (module, depth), parts in nested.items():
+        wrapped = sum(other == module for other, _ in nested)
+        factors = (parts.stored.get("lora_A"), parts.stored.get("lora_B"))
+        found = None
+        if factors[0] is not None and factors[1] is not None and len(parts.stored) == 2:
+            both = (factors[0], factors[1])
+            inside = wrapped - 1 - depth  # the first parameter that a module defines is wrapped first
+            found = places(module, inside, wrapped, both, targets, base, lambda n: nearest(n, base))
+        for name, place in found[1].items() if found is not None else ():
+            own = place if len(base[name].shape) == 3 or place.expert is not None else None
+            adapter.parts[name] = Parts(module, parts.stored, own, found[0] if found else "")
+        if found is None:
+            adapter.unknown[f"{module}.lora_A"] = "it is not known which parameter of the base it changes"
 
 
 def plain(key: str) -> str:
@@ -111,8 +143,17 @@ def _saved(name: str) -> str:
     return re.sub(r"\.modules_to_save(\.(?!weight$|bias$)[^.]+)?(?=\.)", "", name)
 
 
+def _replaced(name: str, config: dict[str, Any], base: dict[str, StoredTensor]) -> str | None:
+    """The tensor that a trained one replaces. BERT's heads share a bias with their decoder, unless that is saved whole."""
+    if name.endswith(".decoder.bias"):
+        return name if config.get("modules_to_save") else nearest(name.replace(".decoder.bias", ".bias"), base)
+    return nearest(name, base) or (TIED_HEAD if is_head(name) and TIED_HEAD in base else None)
+
+
 def _target(module: str, base: dict[str, StoredTensor]) -> str | None:
-    return nearest(f"{module}.weight", base) or nearest(module, base)
+    found = nearest(f"{module}.weight", base) or nearest(module, base)
+    found = found or nearest(f"{module}.weight".replace(".mlp.", ".block_sparse_moe."), base)  # Mixtral, in memory
+    return TIED_HEAD if found is None and is_head(f"{module}.weight") and TIED_HEAD in base else found
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -166,10 +207,13 @@ def adapted_rows(
         if (theirs := adapter.parts.get(twin)) is not None:
             rows, added = _update(adapter, theirs, shape, rows, span, whole)
             terms = terms + added
-    for owner, other in adapter.parts.items():
-        if owner.removesuffix("weight") + "bias" == name and (bias := other.stored.get("lora_B.bias")) is not None:
-            added = scale_of(adapter, other, other.stored["lora_A"].shape[0]) * read_rows(bias, 0, 1)
-            rows, terms = rows + added, terms + np.abs(added)
+    layer = adapter.parts.get(f"{name.removesuffix('bias')}weight") if name.endswith("bias") else None
+    if layer is not None and (factor := layer.stored.get("ia3_l")) is not None and factor.shape[1:] == (1,):
+        rows = rows * _whole(factor).reshape(-1)  # IA³ multiplies what the layer puts out, its bias with it
+        terms = np.abs(rows)
+    if layer is not None and (bias := layer.stored.get("lora_B.bias")) is not None:
+        added = scale_of(adapter, layer, layer.stored["lora_A"].shape[0]) * read_rows(bias, 0, 1)
+        rows, terms = rows + added, terms + np.abs(added)
     return rows, terms
 
 
@@ -195,6 +239,8 @@ def _update(
     import numpy as np
 
     held = parts.stored
+    if parts.place is not None:
+        return _stack(adapter, parts, parts.place, shape, rows, span)
     names = {name for name in held if not name.endswith(".bias")}
     if "trainable_tokens_delta" in names:
         rows = _tokens(adapter, parts, rows, span)
@@ -227,6 +273,18 @@ def _update(
     return rows + delta[span[0] : span[1]], size[span[0] : span[1]]
 
 
+def _stack(
+    adapter: Adapter, parts: Parts, place: Place, shape: tuple[int, ...], rows: Array, span: tuple[int, int]
+) -> tuple[Array, Array]:
+    a, b = (parts.stored[f"lora_{letter}"] for letter in "AB")
+    rank = a.shape[0] // place.experts
+    scale = scale_of(adapter, parts, rank)
+    made = update(place, _whole(a), _whole(b), scale, shape, span, adapter.model_type)
+    if made is None:
+        raise CannotCompute("the stack is square, and its kind does not tell which way it lies")
+    return rows + made[0], made[1]
+
+
 def _product(
     a: StoredTensor, b: StoredTensor, scale: float, shape: tuple[int, ...], span: tuple[int, int], *, turned: bool
 ) -> tuple[Array, Array]:
@@ -250,32 +308,18 @@ def _dense(adapter: Adapter, parts: Parts, shape: tuple[int, ...]) -> tuple[Arra
     sizes = {name: np.abs(part) for name, part in held.items()}
     kind = str(adapter.config.get("peft_type", "")).upper()
     if set(held) == {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}:
-        delta, size = _hadamard(held), _hadamard(sizes)
+        delta, size = hadamard(held), hadamard(sizes)
         rank = held["hada_w1_b"].shape[0]
     elif all(name.startswith("lokr_") for name in held):
-        delta, size = _kronecker(held), _kronecker(sizes)
-        rank = int(_pattern(adapter.config.get("rank_pattern"), parts.module, adapter.config.get("r") or 8))
+        delta, size = kronecker(held), kronecker(sizes)
+        rank = int(_pattern(adapter.config.get("rank_pattern"), (parts.module,), adapter.config.get("r") or 8))
     else:
         raise CannotCompute(f"a {kind or 'strange'} update of {', '.join(sorted(held))} is not computed here")
-    alpha = float(_pattern(adapter.config.get("alpha_pattern"), parts.module, adapter.config.get("alpha", 8)))
+    alpha = float(_pattern(adapter.config.get("alpha_pattern"), (parts.module,), adapter.config.get("alpha", 8)))
     if delta.size != math.prod(shape):
         raise CannotCompute(f"its update has {delta.size} values, the weight {math.prod(shape)}")
     scale, form = alpha / rank, rows_of(shape)
     return scale * delta.reshape(form), abs(scale) * size.reshape(form)
-
-
-def _hadamard(held: dict[str, Array]) -> Array:
-    product: Array = (held["hada_w1_a"] @ held["hada_w1_b"]) * (held["hada_w2_a"] @ held["hada_w2_b"])
-    return product
-
-
-def _kronecker(held: dict[str, Array]) -> Array:
-    import numpy as np
-
-    one = held["lokr_w1"] if "lokr_w1" in held else held["lokr_w1_a"] @ held["lokr_w1_b"]
-    two = held["lokr_w2"] if "lokr_w2" in held else held["lokr_w2_a"] @ held["lokr_w2_b"]
-    product: Array = np.kron(one, two)
-    return product
 
 
 def _vera(adapter: Adapter, parts: Parts, shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -330,18 +374,19 @@ def _stores_turned(adapter: Adapter, parts: Parts) -> bool:
 
 def scale_of(adapter: Adapter, parts: Parts, rank: int) -> float:
     """alpha ÷ r, or ÷ √r. PEFT's default for a missing lora_alpha is 8."""
-    alpha = float(_pattern(adapter.config.get("alpha_pattern"), parts.module, adapter.config.get("lora_alpha", 8)))
+    names = (parts.module, parts.parameter) if parts.parameter else (parts.module,)
+    alpha = float(_pattern(adapter.config.get("alpha_pattern"), names, adapter.config.get("lora_alpha", 8)))
     return alpha / (math.sqrt(rank) if adapter.config.get("use_rslora") else rank)
 
 
-def _pattern(patterns: Any, module: str, default: Any) -> Any:
-    """PEFT's rule: the first key that matches the end of the module's name, at a dot. Only plain names and `.*` are read here."""
+def _pattern(patterns: Any, names: tuple[str, ...], default: Any) -> Any:
+    """PEFT's rule: the first key that matches the end of one of the names, at a dot. Only plain names and `.*` are read here."""
     for key, value in patterns.items() if isinstance(patterns, dict) else ():
         shown = key.removeprefix("^")
         if re.fullmatch(r"[\w.*\\|()\[\]-]{1,200}", shown) is None or len(re.findall(r"[*+{]", shown)) > 3:
             raise CannotCompute(f"the pattern {key[:60]!r} is not read here")
         try:
-            found = re.match(rf"(.*\.)?({key})$", module)
+            found = any(re.match(rf"(.*\.)?({key})$", name) for name in names)
         except re.error as error:
             raise CannotCompute(f"the pattern {key[:60]!r} is none") from error
         if found:

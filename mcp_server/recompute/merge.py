@@ -18,7 +18,8 @@ from mcp_server.formats.refs import resolve_ref
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensors import StoredTensor, read_json, stored_tensors
 from mcp_server.recompute.adapters import Adapter, read_adapter
-from mcp_server.recompute.sources import Source, open_source, unwrapped
+from mcp_server.recompute.reading import same_values
+from mcp_server.recompute.sources import Source, is_embedding, is_head, open_source, unwrapped
 
 
 @dataclass
@@ -127,10 +128,19 @@ def _open_sources(merge: Merge, given_base: ModelRef | None, given: list[ModelRe
         except MergingError as error:
             merge.missing[name] = error.message
     for ref, source in merge.by_ref.items() if recipe else ():
-        if recipe and keeps_ties(recipe.groups(), ref):
+        if recipe and (keeps_ties(recipe.groups(), ref) or (not merge.ours and _stores_ties(merge, source))):
             source.keep_ties()
     if merge.is_adapter and merge.base is not None:
         merge.adapter = read_adapter(merge.folder, merge.base.tensors, str(merge.base.config.get("model_type")))
+
+
+def _stores_ties(merge: Merge, source: Source) -> bool:
+    """Whether the output has one embedding and head where the source has: then other tools changed both by every update."""
+    heads = [tensor for name, tensor in merge.tensors.items() if is_head(name)]
+    words = next((tensor for name, tensor in merge.tensors.items() if is_embedding(name)), None)
+    if any(is_head(name) for name in source.tensors) or words is None:
+        return False
+    return all(head.shape == words.shape and same_values(head, words, full=False) for head in heads)
 
 
 def _open(label: str, ref: ModelRef) -> Source:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.tensors import StoredTensor
-from mcp_server.recompute.adapters import Adapter, nearest, plain, read_adapter
+from mcp_server.recompute.adapters import TIED_HEAD, Adapter, nearest, plain, read_adapter
 from mcp_server.recompute.reading import is_float
 from mcp_server.recompute.values import Value
 
@@ -45,23 +45,41 @@ class Source:
             return Value(self.tensors[name], name, self.adapter)
         if (is_head(name) or is_embedding(name)) and self.embedding is not None:
             twin = self.tensors[self.embedding]
-            own = name if is_head(name) else self.embedding
+            own = self._head(name) if is_head(name) else self._words(name)
             return Value(twin, own, self.adapter) if twin.shape == shape else None
         if name.endswith("bias"):
             stem = name.removesuffix(".bias").removesuffix(".decoder")
             for alias in (f"{stem}.bias", f"{stem}.decoder.bias"):
                 if alias in self.tensors:
-                    return Value(self.tensors[alias], alias, self.adapter)
+                    own = name if self.adapter is not None and name in self.adapter.replaced else alias
+                    return Value(self.tensors[alias], own, self.adapter)
         if (part := self._of_stack(name)) is not None:
             return Value(part, name, self.adapter) if part.shape == shape else None
         other = nearest(name, self.tensors)
         return Value(self.tensors[other], other, self.adapter) if other and self.tensors[other].shape == shape else None
+
+    def _head(self, name: str) -> str:
+        """As the adapter knows a head that this model does not store."""
+        known = self.adapter.touched if self.adapter is not None else set()
+        return TIED_HEAD if name not in known and TIED_HEAD in known else name
+
+    def _words(self, name: str) -> str:
+        """As the adapter knows an embedding that this model does not store: by the stored one, but for copies of a shared one.
+
+        PEFT wraps the module of one name. The copies of others stay, unless the recipe changes all that are one.
+        """
+        assert self.embedding is not None
+        alike = name.split(".")[-2] == self.embedding.split(".")[-2]
+        together = self.adapter is None or self.embedding in self.adapter.one_with
+        return self.embedding if alike or together else name
 
     def _of_stack(self, name: str) -> StoredTensor | None:
         """One expert's matrix where this model stores all of them in one tensor: (experts, rows, columns), gate before up."""
         found = re.fullmatch(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.weight", name)
         stack = self.tensors.get(f"{found[1]}.{'down' if found[3] == 'down' else 'gate_up'}_proj") if found else None
         if found is None or stack is None or len(stack.shape) != 3 or stack.packed is not None:
+            return None
+        if self.adapter is not None and any(other.startswith(f"{found[1]}.") for other in self.adapter.touched):
             return None
         experts, rows, columns = stack.shape
         height = rows if found[3] == "down" else rows // 2
@@ -104,7 +122,7 @@ def open_source(label: str, model: str, adapter: Path | None = None) -> Source:
         return source
     known = dict(tensors)
     if source.embedding is not None and not any(is_head(name) and is_float(t.dtype) for name, t in tensors.items()):
-        known["lm_head.weight"] = tensors[source.embedding]  # a tied head, which an adapter may change on its own
+        known[TIED_HEAD] = tensors[source.embedding]  # a tied head, which an adapter may change on its own
     return Source(
         label, opened.folder, opened.config, tensors, read_adapter(adapter, known, str(opened.config.get("model_type")))
     )

@@ -17,9 +17,9 @@ LEAST_BY_SAMPLE = 0.9
 
 
 def quick() -> Iterator[tuple[Kind, Family]]:
-    """Each arrangement in turn gets the next kind that fits it, until each has had three."""
+    """Each arrangement in turn gets the next kind that fits it, until each has had two."""
     left = list(kinds.KINDS)
-    for family in list(FAMILIES.values()) * 3:
+    for family in list(FAMILIES.values()) * 2:
         kind = next((kind for kind in left if kind.fits(family)), None)
         if kind is not None:
             left.remove(kind)
@@ -53,11 +53,13 @@ def test_every_kind_is_found_in_full_and_most_by_the_sample(bench: Bench) -> Non
 def test_a_right_merge_is_verified(bench: Bench, tmp_path: Path, method: str, dtype: str) -> None:
     family = FAMILIES["GPT-2, Conv1D"]
     verdict = right.judge(tmp_path, bench.models(family), family, method, dtype)
-    assert (verdict.with_record, verdict.alone) in (("verified", "verified"), ("verified", "inconclusive"))
+    assert verdict is not None
+    assert (verdict.with_record, verdict.alone) == ("verified", "verified")
 
 
 @pytest.mark.slow
 def test_no_right_merge_is_called_failed_and_nearly_all_are_verified(bench: Bench, tmp_path: Path) -> None:
-    rows = [right.judge(tmp_path, bench.models(f), f, method, dtype) for f, method, dtype in right.applicable()]
+    every = (right.judge(tmp_path, bench.models(f), f, method, dtype) for f, method, dtype in right.applicable())
+    rows = [row for row in every if row is not None]
     assert [row for row in rows if "failed" in (row.with_record, row.alone)] == []
     assert sum(row.with_record == "verified" for row in rows) >= 0.95 * len(rows)

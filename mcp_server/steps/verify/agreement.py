@@ -9,6 +9,7 @@ from typing import Any
 from mcp_server.errors import MergingError
 from mcp_server.formats.identity import architecture_name, chat_template_hash, config_field, token_ids
 from mcp_server.formats.tensors import StoredTensor, read_json
+from mcp_server.formats.tied import keeps_flag
 from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.reading import same_values
 from mcp_server.recompute.sources import is_embedding, is_head
@@ -81,6 +82,8 @@ def _tied(
         if flag is False and (architecture_name(config) or "").endswith("ForCausalLM") and not any(map(is_head, tensors)):
             return Check(name="tied", passed=False, detail="config.json says the output head is not tied, but lm_head is missing")
         return Check(name="tied", passed=True, detail="the output head is the embedding, stored once")
+    if flag is True and keeps_flag(config):
+        return Check(name="tied", passed=True, detail="the class needs its flag; a head of its own is loaded under it")
     if flag is not True or embedding is None:
         return Check(name="tied", passed=True, detail="the output head has its own weights")
     if head.shape != embedding[1].shape or not same_values(head, embedding[1], full=full):

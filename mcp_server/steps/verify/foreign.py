@@ -81,7 +81,7 @@ def _judge(merge: Merge, made: Made, again: Recomputed, *, full: bool) -> str:
     compute, elects = prepare(certain, None), SPARSE[made.method][1]
     there = meant = noise = spread = 0.0
     outside = strange = 0
-    equal_base = True
+    equal_base = near_base = True
     density = min(o.settings["density"] for o in made.operands)
     factor = 1.0 if made.shared["rescale"] else density
     for span in spans(made.shape, full=full):
@@ -99,8 +99,9 @@ def _judge(merge: Merge, made: Made, again: Recomputed, *, full: bool) -> str:
         reach = block.moving * (2.0 / density + 2.0) + 4 * step
         outside += int((abs(moved) > reach).sum())
         equal_base = equal_base and not moved.any()
+        near_base = near_base and bool((abs(moved) <= step).all())
     if not meant:
-        return "" if equal_base else "is changed although no source changes it"
+        return "" if near_base else "is changed although no source changes it"
     if equal_base and meant > noise:
         return "equals the base: nothing was merged into it"
     if strange:

@@ -103,6 +103,8 @@ def _values(merge: Merge, again: Recomputed, *, full: bool) -> Check:
         for name in outcome.fitting:
             unknown.pop(name)
         said = f"; {len(outcome.fitting)} tensors by statistics, as no seed is recorded" if outcome.fitting else ""
+        for name in outcome.wrong:
+            unknown.pop(name, None)
     count = again.compared + (len(again.unknown) - len(unknown))
     if again.wrong:
         return _wrong(merge, again, count)
