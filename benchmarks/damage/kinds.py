@@ -162,7 +162,7 @@ KINDS: tuple[Kind, ...] = (
          ("float64",)),
     Kind("weights of another dtype", acts.other_dtype, ("asks for",)),
     Kind("config.json counts other layers", lambda case: case.edit("config.json", num_hidden_layers=9, n_layer=9,
-         encoder_layers=9), ("9 layers",),
+         encoder_layers=9), ("9 layers", "layers is 9"),
          ("embedding",)),
     Kind("config.json has another vocabulary", lambda case: case.edit("config.json", vocab_size=64), ("vocab_size is 64",),
          ("embedding",)),

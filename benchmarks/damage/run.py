@@ -47,7 +47,7 @@ cases are named in words.
 RIGHT = """
 ## Right merges
 
-Every method on every arrangement, written as float32, bfloat16 and float16 by the streaming engine, {merges} merges: with the
+The methods on the arrangements, written as float32, bfloat16 and float16 by the streaming engine, {merges} merges: with the
 record {verified} verified, {failed} called failed; by the recipe alone {alone} verified, {alone_failed} called failed.
 
 | method | merges | verified with the record | verified by the recipe alone | called failed |
@@ -93,7 +93,8 @@ def main() -> int:
 
 def read_rows(file: Path | None) -> list[Row]:
     lines = file.read_text("utf-8").splitlines() if file and file.exists() else []
-    return [PARTS[held.pop("part")](**held) for held in map(json.loads, lines)]
+    rows: list[Row] = [PARTS[held.pop("part")](**held) for held in map(json.loads, lines)]
+    return list({identity(row): row for row in rows}.values())
 
 
 def identity(row: Row) -> tuple[str, ...]:
@@ -131,7 +132,8 @@ def page(rows: Sequence[Row]) -> str:
 
 def damage(judged: Sequence[Judged]) -> str:
     by_kind: dict[str, list[Judged]] = defaultdict(list)
-    for row in judged:
+    places = {kind.name: place for place, kind in enumerate(kinds.KINDS)}
+    for row in sorted(judged, key=lambda row: places[row.kind]):
         by_kind[row.kind].append(row)
     whole = {kind: [all(getattr(r, how) for r in rows) for how in ("full", "sample", "record")] for kind, rows in by_kind.items()}
     counts = [sum(found[i] for found in whole.values()) for i in range(3)]

@@ -15,8 +15,11 @@ VOCABULARY: Final = re.compile(r"^(tokenizer\.json|tokenizer\.model|vocab\.json|
 WHOLE: Final = 1.2
 """Share of a source's change in the result above which another source must have added the same."""
 MAPPED: Final = frozenset(
-    {"provenance", "digests", "sources_unchanged", "tokenizer", "chat_template", "finite", "not_empty", "recomputed", "loads"}
-)
+    {
+        "provenance", "digests", "sources_unchanged", "tokenizer", "chat_template", "settings", "end_of_turn", "finite",
+        "not_empty", "recomputed", "loads",
+    }
+)  # fmt: skip
 """Checks of a verification that have a cause of their own here."""
 
 
@@ -105,11 +108,12 @@ def _changed(known: Known) -> Iterator[Cause]:
             evidence=detail,
             next="copy tokenizer_config.json and chat_template.jinja of the base into the folder, then evaluate again",
         )
-    if "config.json" in known.changed_files:
+    odd = failed(known, "settings") or failed(known, "end_of_turn")
+    if odd or "config.json" in known.changed_files:
         yield Cause(
             code="config_changed",
-            cause="config.json was edited after the merge; the weights may be read with other settings",
-            evidence="config.json is not the file that the merge wrote",
+            cause="a config was edited after the merge; the weights may be read, or answers ended, with other settings",
+            evidence=odd or "config.json is not the file that the merge wrote",
             next=AGAIN,
         )
     weights = [name for name in known.changed_files if name.endswith(".safetensors")]

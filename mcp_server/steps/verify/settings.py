@@ -27,7 +27,7 @@ _DECIDES: Final = re.compile(
     r"|decoder_sparse_step|(?:attn|expert)_layer_(?:period|offset)|use_qk_norm|qk_norm|qk_layernorm|alibi|use_alibi|multi_query"
     r"|new_decoder_architecture|parallel_attn|use_parallel_residual|scale_embedding|position_embedding_type|num_buckets"
     r"|relative_attention_num_buckets|relative_attention_max_distance|chunk_size|conv_kernel|patch_size|spatial_merge_size"
-    r"|temporal_patch_size|feed_forward_proj|normalize_before|do_layer_norm_before|residual_dropout_alpha)$"
+    r"|temporal_patch_size|feed_forward_proj|(?:num_)?(?:encoder|decoder)_layers|normalize_before|do_layer_norm_before|residual_dropout_alpha)$"
 )
 """Keys of configs (transformers up to 5.23) whose value changes the result of the same weights."""
 _PARTS: Final = re.compile(r"config$")
