@@ -53,7 +53,14 @@ def measured_peak(job: Path, request: dict[str, Any]) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
 @pytest.mark.parametrize(
-    ("method", "second"), [("linear", "two"), ("ties", "two"), ("dare_ties", "base+lora"), ("sce", "two"), ("arcee_fusion", "")]
+    ("method", "second"),
+    [
+        pytest.param("linear", "two", marks=pytest.mark.slow),
+        ("ties", "two"),
+        pytest.param("dare_ties", "base+lora", marks=pytest.mark.slow),
+        ("sce", "two"),
+        pytest.param("arcee_fusion", "", marks=pytest.mark.slow),
+    ],
 )
 def test_a_merge_stays_below_its_bound_and_near_it(models: Path, tmp_path: Path, method: str, second: str) -> None:
     refs = [str(models / "one"), *(["+".join(str(models / part) for part in second.split("+"))] if second else [])]
@@ -99,7 +106,10 @@ def test_a_packed_base_costs_what_a_plain_one_does_and_what_is_held_of_one_weigh
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by /proc")
-@pytest.mark.parametrize(("method", "rank"), [("linear", None), ("ties", 16), ("ties", 256)])
+@pytest.mark.parametrize(
+    ("method", "rank"),
+    [("linear", None), pytest.param("ties", 16, marks=pytest.mark.slow), pytest.param("ties", 256, marks=pytest.mark.slow)],
+)
 def test_a_merge_in_adapter_space_stays_below_its_bound_and_near_it(
     models: Path, tmp_path: Path, method: str, rank: int | None
 ) -> None:
