@@ -78,6 +78,7 @@ def example(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return folder
 
 
+@pytest.mark.slow
 def test_the_way_of_the_readme_is_walked_as_written(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
     block = (ROOT / "README.md").read_text(encoding="utf-8").partition("cd examples/taskmaster\n")[2].partition("```")[0]
     lines = [words(line) for line in block.splitlines() if line.startswith("model-merging ")]

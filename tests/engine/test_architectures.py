@@ -28,11 +28,18 @@ def test_a_tiny_model_of_the_class_is_merged_right(kind: str, name: str) -> None
 @pytest.mark.parametrize(
     ("kind", "name", "expected"),
     [
-        ("qwen3_moe", "Qwen3MoeForCausalLM", {"default": "right", "experts": "right", "two": "right"}),
-        ("bert", "BertLMHeadModel", {"default": "right", "embeddings": "runs", "saved": "right"}),
+        pytest.param(
+            "qwen3_moe",
+            "Qwen3MoeForCausalLM",
+            {"default": "right", "experts": "right", "two": "right"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "bert", "BertLMHeadModel", {"default": "right", "embeddings": "runs", "saved": "right"}, marks=pytest.mark.slow
+        ),
         ("t5", "T5ForConditionalGeneration", {"embeddings": "runs", "saved": "right"}),
         ("nemotron_h", "NemotronHForCausalLM", {"experts": "right"}),
-        ("ibert", "IBertForMaskedLM", {"embeddings": "runs"}),
+        pytest.param("ibert", "IBertForMaskedLM", {"embeddings": "runs"}, marks=pytest.mark.slow),
         ("mobilebert", "MobileBertForMaskedLM", {"all-linear": "right", "embeddings": "merges"}),
         pytest.param(
             "switch_transformers", "SwitchTransformersForConditionalGeneration", {"saved": "right"}, marks=pytest.mark.slow

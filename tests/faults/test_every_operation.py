@@ -18,7 +18,7 @@ def wrong(words: list[str], sample: int | None) -> dict[str, list[str]]:
 
 
 def test_a_sample_of_the_operations_of_commands_that_write():
-    assert wrong(WRITING, 6) == {}
+    assert wrong(WRITING, 3) == {}
 
 
 @pytest.mark.slow
