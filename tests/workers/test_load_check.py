@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mcp_server.workers.evaluating.models import ModelRef
 from mcp_server.workers.load_check import attempt
-from tests.engine.test_quantised import PACKERS, write_adapter
+from tests.engine.packers import FORMS
+from tests.engine.test_quantised import write_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks transformers for an old name
 PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed"}
@@ -45,7 +46,7 @@ def test_an_adapter_runs_on_packed_weights_that_transformers_can_unpack(base: Pa
     stored = {}
     for name, tensor in load_file(base / "model.safetensors").items():
         is_matrix = tensor.dim() == 2 and "embed" not in name
-        stored |= PACKERS["compressed-tensors int4"](name, tensor.float())[0] if is_matrix else {name: tensor.bfloat16()}
+        stored |= FORMS["int4 groups"].pack(name, tensor.float()).stored if is_matrix else {name: tensor.bfloat16()}
     save_file(stored, packed / "model.safetensors", metadata={"format": "pt"})
     passed, said = loads(packed, base.parent / "adapter")
     assert (passed, "continues" in said) == (True, True), said
