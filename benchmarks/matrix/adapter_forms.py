@@ -11,14 +11,8 @@ has to be refused, by validate and merge alike.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import re
 import sys
-import tempfile
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -50,19 +44,10 @@ from benchmarks.matrix.form_edits import (
     shard,
     unnamed,
 )
+from benchmarks.matrix.forms import GPT2, LOADS, SAME, SIZE, Verdict, row, run, tried
 from benchmarks.matrix.run import tensors
-from mcp_server.engine.merge import merge
-from mcp_server.engine.request import Request
-from mcp_server.errors import MergingError
-from mcp_server.steps.validate import validate
 
-LOADS, SAME = "loads", "same"
 ATTENTION = ["q_proj", "v_proj"]
-SIZE = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 64,
-}  # fmt: skip
-GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
 NO_WEIGHT = "changes no weight"
 NO_FORMULA = r"is a \w+ adapter; LORA"
 
@@ -273,34 +258,11 @@ for _kind in sorted(str(kind).rpartition(".")[2] for kind in peft.PeftType):
         FORMS[f"kind {_kind}"] = edited(config(peft_type=_kind), NO_WEIGHT if _kind in (*PROMPTS, *ROUTES) else NO_FORMULA)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", metavar="WORD", default=[""], help="forms whose name holds one of these words")
-    parser.add_argument("--rows", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    rows = [row_of(name) for name in FORMS if any(word in name for word in args.only)]
-    for row in rows:
-        print(f"{row['form']:46} {row['result']:8} {row['says'][:200]}", flush=True)
-    if args.rows:
-        args.rows.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(dict(Counter(row["result"] for row in rows)))
-    return int(any(row["result"] in ("wrong", "misled", "broke") for row in rows))
-
-
 def row_of(name: str) -> dict[str, str]:
-    with tempfile.TemporaryDirectory(prefix="form-", ignore_cleanup_errors=True) as place, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            result, says = one_form(FORMS[name], Path(place))
-        except Exception as error:  # noqa: BLE001 - the list is for finding whatever goes wrong
-            result, says = "broke", f"{type(error).__name__}: {error}"
-    return {"form": name, "result": result, "says": says.replace(place, "")}
+    return row(name, lambda place: one_form(FORMS[name], place))
 
 
-def one_form(form: Form, place: Path) -> tuple[str, str]:
+def one_form(form: Form, place: Path) -> Verdict:
     """(right | runs | merges | refused | misled | wrong, what was said)."""
     base, folder = place / "base", place / "one"
     model = made(form.base)
@@ -312,19 +274,8 @@ def one_form(form: Form, place: Path) -> tuple[str, str]:
     if form.expect == LOADS:
         adapted = peft.PeftModel.from_pretrained(type(model).from_pretrained(base), folder).eval()
     recipe = recipe_of(base, [folder])
-    errors = [finding.message for finding in validate(recipe).findings if finding.severity == "error"]
-    try:
-        merge(Request(recipe, place / "out", place / "journal", threads=1), lambda *_: None)
-    except MergingError as error:
-        if form.expect in (LOADS, SAME):
-            return "misled", f"refused though PEFT takes it: {error.message}"
-        if not re.search(form.expect, error.message):
-            return "misled", f"not for the reason ({form.expect}): {error.message}"
-        return "refused", error.message
-    if errors:
-        return "misled", f"validate refuses what merges: {errors[0]}"
-    if form.expect not in (LOADS, SAME):
-        return "wrong", f"merged though it is to be refused ({form.expect})"
+    if (verdict := tried(recipe, place, form.expect, "PEFT takes it", early=False)) is not None:
+        return verdict
     running = outputs(adapted)
     adapted.merge_and_unload().save_pretrained(place / "peft-one")
     theirs, out = tensors(place / "peft-one"), tensors(place / "out")
@@ -361,4 +312,4 @@ def store(model: Any, folder: Path, *, bare: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, FORMS, row_of))

@@ -14,9 +14,12 @@ from mcp_server.errors import MergingError
 from mcp_server.formats.identity import TOKENIZER_FILES, chat_template_hash, token_ids
 from mcp_server.formats.tensors import read_json
 
+PROVENANCE_FILE: Final = "merge_provenance.json"
+RECIPE_FILE: Final = "mergekit_config.yml"
+CARD_FILE: Final = "README.md"
 _SUFFIXES: Final = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".vocab", ".bpe", ".spm", ".py")
 _NOT_OURS: Final = (
-    "config.json", "adapter_config.json", "merge_provenance.json", "trainer_state.json", "all_results.json", "train_results.json",
+    "config.json", "adapter_config.json", PROVENANCE_FILE, "trainer_state.json", "all_results.json", "train_results.json",
     "eval_results.json", "training_args.json", "quantize_config.json", "quant_config.json", "requirements.txt",
     "dataset_infos.json", "latest.txt",
 )  # fmt: skip

@@ -15,12 +15,12 @@ from typing import Any, Final
 from blake3 import blake3
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from mcp_server.formats.companions import companions
+from mcp_server.formats.companions import CARD_FILE, PROVENANCE_FILE, RECIPE_FILE, companions
 from mcp_server.schemas.base import Frozen
+from mcp_server.system.hashes import sha256_of
 
-LATER: Final = frozenset({"merge_provenance.json", "mergekit_config.yml", "README.md"})
+LATER: Final = frozenset({PROVENANCE_FILE, RECIPE_FILE, CARD_FILE})
 """The record, the recipe and the card beside it, which are written last."""
-_BLOCK: Final = 1 << 22
 _WEIGHTS: Final = ".safetensors"
 
 
@@ -78,13 +78,4 @@ def digests_of(folder: Path, tensors: dict[str, dict[str, Any] | None] | None = 
     names = {path.name for path in folder.iterdir() if path.is_file() and path.name not in LATER}
     names |= {name for name in companions(folder) if "/" in name}
     small = [name for name in sorted(names) if not known or not name.endswith(_WEIGHTS)]
-    return Digests(tensors=known, files={name: file_digest(folder / name) for name in small})
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return Digests(tensors=known, files={name: sha256_of(folder / name) for name in small})

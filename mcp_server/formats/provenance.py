@@ -18,7 +18,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from mcp_server.errors import Malformed, MergingError, NotAModel, NotFound
-from mcp_server.formats.digests import Digests, file_digest
+from mcp_server.formats.companions import CARD_FILE, PROVENANCE_FILE, RECIPE_FILE
+from mcp_server.formats.digests import Digests
 from mcp_server.formats.folder import folder_of
 from mcp_server.formats.gguf import gguf_files, read_gguf
 from mcp_server.formats.identity import TOKENIZER_FILES
@@ -29,13 +30,11 @@ from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.base import EngineId, Frozen
 from mcp_server.schemas.faults import first_fault
 from mcp_server.system.files import write_json, write_text
+from mcp_server.system.hashes import sha256_of
 from mcp_server.system.outputs import RECORD
 from mcp_server.system.plain_text import markdown_code, markdown_inline
 from mcp_server.system.yaml_io import read_text
 
-PROVENANCE_FILE: Final = "merge_provenance.json"
-RECIPE_FILE: Final = "mergekit_config.yml"
-CARD_FILE: Final = "README.md"
 _CONFIGS: Final = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
 _LEFT_BEHIND: Final = frozenset(
     {
@@ -128,7 +127,7 @@ def _file(path: Path, hash: Literal["headers", "full"]) -> FileIdentity:
         header = read_gguf(path).header if path.suffix == ".gguf" else read_header(path)
         sha256 = hashlib.sha256(f"{header.sha256} {header.file_bytes}".encode()).hexdigest()
         return FileIdentity(name=path.name, bytes=header.file_bytes, sha256=sha256)
-    return FileIdentity(name=path.name, bytes=path.stat().st_size, sha256=file_digest(path))
+    return FileIdentity(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def write_provenance(folder: Path, provenance: Provenance) -> Path:
@@ -175,7 +174,7 @@ def not_ours(folder: Path) -> str | None:
             continue
         for file in _files_in(entry):
             name = file.relative_to(folder).as_posix()
-            if not file.is_file() or taken_over.get(name) != file_digest(file):
+            if not file.is_file() or taken_over.get(name) != sha256_of(file):
                 return f"holds {name!r}, which is not part of a merge"
     return None
 

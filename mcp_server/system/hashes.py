@@ -10,18 +10,22 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mcp_server.system import paths
 from mcp_server.system.files import private_folder, read_json, write_json
-
-_BLOCK: Final = 1 << 22
 
 
 def stamp(path: Path) -> list[int]:
     """What tells one state of a file from another without reading it: size, times, inode, device."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+
+
+def sha256_of(path: Path) -> str:
+    """Of the whole file, read now."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_sha256(path: Path, *, remembered: bool = True) -> str:
@@ -33,12 +37,9 @@ def file_sha256(path: Path, *, remembered: bool = True) -> str:
             known: dict[str, Any] = read_json(memory)
             if known["file"] == identity:
                 return str(known["sha256"])
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    digest = sha256_of(path)
     if identity[0] == str(path.resolve()) and identity[1:] == stamp(path):  # else it changed under our eyes: nothing to note
         with contextlib.suppress(OSError):
             private_folder(memory.parent)
-            write_json(memory, {"file": identity, "sha256": digest.hexdigest()})
-    return digest.hexdigest()
+            write_json(memory, {"file": identity, "sha256": digest})
+    return digest

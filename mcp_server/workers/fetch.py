@@ -12,7 +12,6 @@ Not covered: pickle, ONNX and TensorFlow files (no merge reads them), data sets,
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 import time
@@ -29,7 +28,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from mcp_server.errors import BadInput, DiskFull, Malformed, NotAllowed, NotAModel, NotFound
 from mcp_server.formats.folder import GGUF_ORIGINAL
 from mcp_server.formats.hub.listing import chosen_gguf, holding_of, is_wanted, models_in_gguf, require_plain
-from mcp_server.formats.hub.refusals import explained
+from mcp_server.formats.hub.refusals import explained, may_pass, pause_asked
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.recipe.absent import absent_from
 from mcp_server.formats.recipe.rewrite import rewrite_refs
@@ -39,6 +38,7 @@ from mcp_server.schemas.hub import Fetched
 from mcp_server.schemas.job import FetchRequest
 from mcp_server.system import paths
 from mcp_server.system.files import write_text
+from mcp_server.system.hashes import sha256_of
 from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job, run_worker
 
@@ -155,12 +155,9 @@ def _with_retries(name: str, file: str, commit: str) -> str:
         try:
             return str(hf_hub_download(name, file, revision=commit))
         except (httpx.TransportError, hub_errors.HfHubHTTPError) as error:
-            response = getattr(error, "response", None)
-            passing = response is None or response.status_code == 429 or response.status_code >= 500
-            if attempt == TRIES or not passing:
+            if attempt == TRIES or not may_pass(error):
                 raise
-            wait = response.headers.get("Retry-After", "") if response is not None else ""
-            time.sleep(min(float(wait) if wait.isdigit() else 0.5 * 2**attempt, 60.0))
+            time.sleep(min(pause_asked(error, 0.5 * 2**attempt), 60.0))
     raise AssertionError("the loop returns or raises")
 
 
@@ -168,16 +165,13 @@ def _check_hash(path: Path, sibling: RepoSibling, name: str) -> None:
     """Raise `Malformed` when the file is not what the hub lists, and remove it, so that the next try starts afresh."""
     if sibling.lfs is None:
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    if digest.hexdigest() != sibling.lfs.sha256:
+    digest = sha256_of(path)
+    if digest != sibling.lfs.sha256:
         blob = path.resolve()
         path.unlink()
         blob.unlink(missing_ok=True)
         raise Malformed(
-            f"{sibling.rfilename} of {name} has the SHA-256 {digest.hexdigest()[:16]}…, the hub lists {sibling.lfs.sha256[:16]}…",
+            f"{sibling.rfilename} of {name} has the SHA-256 {digest[:16]}…, the hub lists {sibling.lfs.sha256[:16]}…",
             "it was removed; fetch again, and if it repeats, distrust the mirror in between",
         )
 

@@ -18,19 +18,18 @@ from mcp_server.engine.request import Report, Request
 from mcp_server.errors import from_dict
 from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job
-from mcp_server.workers.sweeping.executors import Executor, LocalExecutor, RayExecutor
-from mcp_server.workers.sweeping.progress import newest_word
-from mcp_server.workers.sweeping.tasks import Step, Task
+from mcp_server.workers.tasks.executors import Executor, executor_for
+from mcp_server.workers.tasks.task import Step, Task
+from mcp_server.workers.tasks.watching import EVERY_S, newest_word
 
 FOLDER: Final = ".parts"
-EVERY_S: Final = 2.0
 
 
 def merge_by_tasks(request: Request, job: Job, report: Report) -> dict[str, Any]:
     """What `merge` returns, and the same bytes."""
     ray, workers = job.parameters.get("ray"), int(job.parameters.get("workers") or 1)
     threads = request.threads or (1 if ray else max(1, usable_cores() // workers))
-    with closing(RayExecutor(ray) if ray else LocalExecutor(workers)) as executor:
+    with closing(executor_for(ray, workers)) as executor:
         return merge_in_parts(request, lambda work: _run(executor, work, request, job, threads), report)
 
 

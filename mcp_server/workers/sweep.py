@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import yaml
@@ -35,18 +36,15 @@ from mcp_server.steps.sweep.cost import cost_of, within
 from mcp_server.steps.sweep.place import MERGED, lineage_of_plan, opened_plan, require_sweep_place
 from mcp_server.system.outputs import Kept
 from mcp_server.workers.protocol import Job, run_worker
-from mcp_server.workers.sweeping.bench import Bench, judged
-from mcp_server.workers.sweeping.executors import Executor, LocalExecutor, RayExecutor
+from mcp_server.workers.sweeping.bench import TRIAL, Bench, judged
 from mcp_server.workers.sweeping.progress import Progress
+from mcp_server.workers.tasks.executors import Executor, executor_for
 
 
 def main(job: Job) -> Sweep:
     request = job.request(SweepRequest)
-    executor: Executor = RayExecutor(request.ray) if request.ray else LocalExecutor(request.workers)
-    try:
+    with closing(executor_for(request.ray, request.workers, TRIAL)) as executor:
         return sweep(request, job, executor)
-    finally:
-        executor.close()
 
 
 def sweep(request: SweepRequest, job: Job, executor: Executor) -> Sweep:

@@ -135,3 +135,16 @@ def run(recipe: str, out: Path, **settings: Any) -> dict[str, Any]:
     """Merge into `out`; the journal lies beside it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     return merge(Request(recipe, out, out.with_suffix(".journal"), **settings), lambda *_: None)
+
+
+def write_two_sources(folder: Path, method: str) -> str:
+    """A base, a fine-tune in two shards and an adapter of the base in `folder`; returns a recipe that merges them."""
+    base = random_tensors(0)
+    write_model(folder / "base", base)
+    write_model(folder / "one", random_tensors(1, around=base), shards=2)
+    write_adapter(folder / "lora", low_rank(2, {"model.layers.1.mlp.up_proj": (16, 12)}, 2))
+    models = [
+        {"model": str(folder / "one"), "parameters": {"weight": 0.6, "density": 0.5}},
+        {"model": f"{folder}/base+{folder}/lora", "parameters": {"weight": 0.5, "density": 0.4}},
+    ]
+    return json.dumps({"merge_method": method, "base_model": str(folder / "base"), "models": models, "dtype": "bfloat16"})

@@ -13,6 +13,7 @@ pytest.importorskip("peft")
 
 from benchmarks.matrix import adapter_forms, checkpoint_forms
 from benchmarks.matrix.adapters import recipe_of, trained
+from benchmarks.matrix.forms import LOADS, SAME
 from mcp_server.engine.merge import merge
 from mcp_server.engine.request import Request
 from mcp_server.steps.verify import verify
@@ -47,14 +48,14 @@ def sample(forms: dict[str, Any]) -> list[Any]:
 @pytest.mark.parametrize("name", sample(adapter_forms.FORMS))
 def test_an_adapter_in_this_form_is_merged_as_peft_does_or_refused_by_its_reason(name: str) -> None:
     row = adapter_forms.row_of(name)
-    merged = adapter_forms.FORMS[name].expect in (adapter_forms.LOADS, adapter_forms.SAME)
+    merged = adapter_forms.FORMS[name].expect in (LOADS, SAME)
     assert row["result"] in (("right", "runs") if merged else ("refused",)), row
 
 
 @pytest.mark.parametrize("name", sample(checkpoint_forms.FORMS))
 def test_a_checkpoint_in_this_form_is_merged_as_it_loads_or_refused_by_its_reason(name: str) -> None:
     row = checkpoint_forms.row_of(name)
-    merged = checkpoint_forms.FORMS[name].expect in (checkpoint_forms.LOADS, checkpoint_forms.SAME)
+    merged = checkpoint_forms.FORMS[name].expect in (LOADS, SAME)
     assert row["result"] == ("right" if merged else "refused"), row
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcp_server.errors import InputChanged
-from tests.engine.synthetic import low_rank, random_tensors, run, write_adapter, write_model
+from tests.engine.synthetic import run, write_two_sources
 
 DIE_AT = """
 import os, signal, sys
@@ -40,15 +40,7 @@ def weights(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    base = random_tensors(0)
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "one", random_tensors(1, around=base), shards=2)
-    write_adapter(tmp_path / "lora", low_rank(2, {"model.layers.1.mlp.up_proj": (16, 12)}, 2))
-    entries = [
-        {"model": str(tmp_path / "one"), "parameters": {"weight": 0.6, "density": 0.5}},
-        {"model": f"{tmp_path}/base+{tmp_path}/lora", "parameters": {"weight": 0.5, "density": 0.4}},
-    ]
-    return json.dumps({"merge_method": "METHOD", "base_model": str(tmp_path / "base"), "models": entries, "dtype": "bfloat16"})
+    return write_two_sources(tmp_path, "METHOD")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from mcp_server.errors import BadInput, DoesNotFit, InputChanged
 from mcp_server.formats.provenance import read_provenance
 from mcp_server.jobs.engines import choose
 from mcp_server.schemas.job import MergeRequest
-from tests.engine.synthetic import low_rank, random_tensors, write_adapter, write_model
+from tests.engine.synthetic import write_two_sources
 
 ROOT = Path(__file__).parents[2]
 SHARD = 2000
@@ -31,13 +31,7 @@ def quiet(*_: object) -> None: ...
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    base = random_tensors(0)
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "one", random_tensors(1, around=base), shards=2)
-    write_adapter(tmp_path / "lora", low_rank(2, {"model.layers.1.mlp.up_proj": (16, 12)}, 2))
-    refs = [str(tmp_path / "one"), f"{tmp_path}/base+{tmp_path}/lora"]
-    models = [{"model": ref, "parameters": {"weight": 0.5, "density": 0.5}} for ref in refs]
-    return json.dumps({"merge_method": "dare_ties", "base_model": str(tmp_path / "base"), "models": models, "dtype": "bfloat16"})
+    return write_two_sources(tmp_path, "dare_ties")
 
 
 def write_job(folder: Path, recipe: str, out: Path, **more: Any) -> Path:

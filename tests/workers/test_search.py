@@ -24,7 +24,7 @@ from mcp_server.workers.sweeping import budget as module
 from mcp_server.workers.sweeping.bench import Bench
 from mcp_server.workers.sweeping.budget import Budget
 from mcp_server.workers.sweeping.progress import Progress
-from mcp_server.workers.sweeping.tasks import Task
+from mcp_server.workers.tasks.task import Task
 from tests.steps.test_sweep import LIMITS, plan
 
 __all__ = ["plan"]

@@ -13,9 +13,10 @@ import pytest
 
 from mcp_server.errors import BadInput
 from mcp_server.workers.protocol import Job
-from mcp_server.workers.sweeping.executors import LocalExecutor, RayExecutor
-from mcp_server.workers.sweeping.progress import Progress, newest_word
-from mcp_server.workers.sweeping.tasks import Step, Task, run_task
+from mcp_server.workers.sweeping.progress import Progress
+from mcp_server.workers.tasks.executors import LocalExecutor, RayExecutor
+from mcp_server.workers.tasks.task import Step, Task, run_task
+from mcp_server.workers.tasks.watching import newest_word
 from tests.fake_worker import FAKE
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +90,7 @@ def test_a_failed_task_runs_again_and_keeps_its_model_until_it_succeeds(tmp_path
 def test_a_process_of_a_task_dies_with_whoever_runs_the_task(tmp_path: Path) -> None:
     """A lost worker of a cluster leaves nobody behind who writes where the task runs again."""
     task = Task("t", str(tmp_path / "t"), [step({"do": "wait_for", "path": str(tmp_path / "never")})])
-    code = f"from mcp_server.workers.sweeping.tasks import run_task; run_task({task.as_dict()!r})"
+    code = f"from mcp_server.workers.tasks.task import run_task; run_task({task.as_dict()!r})"
     runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     events = tmp_path / "t" / "step0" / "events.jsonl"
     while not events.is_file():

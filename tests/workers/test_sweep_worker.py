@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +85,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(place: Path, tmp_path: Path
     folder.mkdir()
     request = {"kind": "sweep", "parameters": parameters_of(place, killed) | {"workers": 1}}
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mcp_server.workers.sweep", str(folder)],
-        env={**os.environ, "MODEL_MERGING_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while not list(killed.glob("work/*/quick/task.json")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_once(folder, home, lambda: any(killed.glob("work/*/quick/task.json")))
     assert not (killed / "sweep.json").exists()
     first = {file.parent.parent.name: file.stat().st_mtime_ns for file in killed.glob("work/*/quick/task.json")}
     status, again = run("sweep", tmp_path / "three", home, **parameters_of(place, killed))
@@ -112,12 +102,8 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(place: Path, tmp_path: Path
     ).read_bytes()
 
 
-def test_a_search_uses_its_minutes_and_goes_on_where_it_was_killed(place: Path, tmp_path: Path) -> None:
-    """kill -9 once the plan is measured to the end: the same request keeps what was tried, and spends only what is left."""
-    out, home, folder = tmp_path / "searched", tmp_path / "home", tmp_path / "one"
-    wanted = parameters_of(place, out) | {"minutes": 1.5, "workers": 1, "grid": [], "quick_limit": 4}
-    folder.mkdir()
-    (folder / "request.json").write_text(json.dumps({"kind": "sweep", "parameters": wanted}), encoding="utf-8")
+def kill_once(folder: Path, home: Path, reached: Callable[[], bool]) -> None:
+    """Run the job in `folder`, and kill -9 its whole process group as soon as that point is reached."""
     process = subprocess.Popen(
         [sys.executable, "-m", "mcp_server.workers.sweep", str(folder)],
         env={**os.environ, "MODEL_MERGING_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -125,11 +111,20 @@ def test_a_search_uses_its_minutes_and_goes_on_where_it_was_killed(place: Path, 
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not list(out.glob("work/*/whole/task.json")):
+    while not reached():
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def test_a_search_uses_its_minutes_and_goes_on_where_it_was_killed(place: Path, tmp_path: Path) -> None:
+    """kill -9 once the plan is measured to the end: the same request keeps what was tried, and spends only what is left."""
+    out, home, folder = tmp_path / "searched", tmp_path / "home", tmp_path / "one"
+    wanted = parameters_of(place, out) | {"minutes": 1.5, "workers": 1, "grid": [], "quick_limit": 4}
+    folder.mkdir()
+    (folder / "request.json").write_text(json.dumps({"kind": "sweep", "parameters": wanted}), encoding="utf-8")
+    kill_once(folder, home, lambda: any(out.glob("work/*/whole/task.json")))
     journal = out / "work" / "search.jsonl"
     tried = [line["settings"] for line in map(json.loads, journal.read_text(encoding="utf-8").splitlines()) if "settings" in line]
     measured = {file: file.stat().st_mtime_ns for file in out.glob("work/*/*/task.json")}

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -66,8 +66,7 @@ def _read(file: str) -> Listing:
 
 
 def keep_listing(folder: Path, listing: Listing) -> None:
-    table = {name: getattr(listing, name) for name in Listing.__slots__}
-    (folder / LISTING).write_text(json.dumps(table), encoding="utf-8")
+    (folder / LISTING).write_text(json.dumps(asdict(listing)), encoding="utf-8")
 
 
 def whole_bytes(file: Path) -> int | None:

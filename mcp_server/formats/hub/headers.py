@@ -24,7 +24,7 @@ from mcp_server.errors import MergingError, NotFound, RunFailed, from_dict
 from mcp_server.formats.hub import copies
 from mcp_server.formats.hub.copies import Listing
 from mcp_server.formats.hub.listing import COMMIT, holding_of
-from mcp_server.formats.hub.refusals import explained
+from mcp_server.formats.hub.refusals import explained, may_pass, pause_asked
 from mcp_server.formats.refs import not_here
 from mcp_server.formats.safetensors import MAX_HEADER_BYTES
 from mcp_server.system import guard
@@ -227,10 +227,9 @@ def _read(url: str, begin: int, count: int) -> bytes:
         try:
             _append(found, url, begin, count)
         except (httpx.TransportError, HfHubHTTPError) as error:
-            response = getattr(error, "response", None)
-            if attempt == TRIES or (response is not None and response.status_code != 429 and response.status_code < 500):
+            if attempt == TRIES or not may_pass(error):
                 raise
-            time.sleep(_wait(response, attempt))
+            time.sleep(min(pause_asked(error, 0.25 * 2**attempt), MOST_WAIT_S))
     if len(found) < count:
         raise httpx.ReadError(f"{url} ended after {begin + len(found)} bytes")
     return bytes(found)
@@ -252,11 +251,6 @@ def _append(found: bytearray, url: str, begin: int, count: int) -> None:
             found += rest[: count - len(found)]
             if len(found) >= count:
                 return
-
-
-def _wait(response: Any, attempt: int) -> float:
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(asked) if asked.isdigit() else 0.25 * 2**attempt, MOST_WAIT_S)
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:

@@ -60,3 +60,16 @@ def explained(name: str, revision: str) -> Iterator[None]:
             "check the network, then do it again: what was downloaded is kept",
             silent=True,
         ) from error
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether asking again may help: the connection failed, or the hub is busy."""
+    response = getattr(error, "response", None)
+    return response is None or response.status_code == 429 or response.status_code >= 500
+
+
+def pause_asked(error: Exception, otherwise: float) -> float:
+    """Seconds that the hub asks to wait before the next try, or `otherwise`."""
+    response = getattr(error, "response", None)
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    return float(asked) if asked.isdigit() else otherwise

@@ -16,14 +16,11 @@ from typing import Any, Final
 import yaml
 
 from mcp_server.errors import BadInput, Malformed, NotAllowed, NotFound
-from mcp_server.formats.companions import is_tokenizer_file
+from mcp_server.formats.companions import CARD_FILE, PROVENANCE_FILE, RECIPE_FILE, is_tokenizer_file
 from mcp_server.formats.content import content_hash
 from mcp_server.formats.folder import classify
 from mcp_server.formats.licence import known_licences, licence_notes
 from mcp_server.formats.provenance import (
-    CARD_FILE,
-    PROVENANCE_FILE,
-    RECIPE_FILE,
     Provenance,
     front_matter,
     public_name,
@@ -34,7 +31,7 @@ from mcp_server.formats.provenance import (
 from mcp_server.formats.refs import is_hub_id
 from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensors import read_json
-from mcp_server.system.hashes import file_sha256
+from mcp_server.system.hashes import sha256_of
 from mcp_server.system.redaction import redact, secrets_of
 
 _TEXTS: Final = (
@@ -115,7 +112,7 @@ def _taken_over(folder: Path, record: Provenance) -> dict[str, Path]:
     for name, digest in sorted(record.digests.files.items() if record.digests else ()):
         path = folder / name
         inside = ".." not in Path(name).parts and not Path(name).is_absolute() and not path.is_symlink()
-        if not inside or path.suffix == ".safetensors" or not path.is_file() or file_sha256(path) != digest:
+        if not inside or path.suffix == ".safetensors" or not path.is_file() or sha256_of(path) != digest:
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         if redact(text, secrets_of(os.environ)) != text or any(own in text for own in _own_folders()):

@@ -8,6 +8,7 @@ from typing import Final
 
 from mcp_server.errors import BadInput
 from mcp_server.formats.lineage import Lineage
+from mcp_server.formats.own_data import Split
 from mcp_server.formats.suites import Suite
 from mcp_server.schemas.estimate import Seconds
 from mcp_server.schemas.job import EvaluateRequest, SweepRequest
@@ -47,7 +48,8 @@ def cost_of(request: SweepRequest, lineage: Lineage, limit: int | None) -> Sweep
     billions = [parameters_of(ref) / 1e9 for ref in refs.values()]
     one = max(billions)
     first = min(look for look in (FIRST_LOOK if request.minutes else request.quick_limit, limit) if look is not None)
-    dev, quick, test = (_answers(request, suites, split, n) for split, n in (("dev", limit), ("dev", first), ("test", limit)))
+    dev, quick = (_answers(request, suites, "dev", prompts) for prompts in (limit, first))
+    test = _answers(request, suites, "test", limit)
     if dev is None or quick is None or test is None:
         return None
     constants, slow = costs(), slowness()
@@ -63,8 +65,8 @@ def cost_of(request: SweepRequest, lineage: Lineage, limit: int | None) -> Sweep
     )
 
 
-def _answers(request: SweepRequest, suites: Sequence[Suite], split: str, limit: int | None) -> tuple[float, bool] | None:
-    return answer_seconds(suites, "dev" if split == "dev" else "test", {s.name: limit for s in suites}, request.dtype)
+def _answers(request: SweepRequest, suites: Sequence[Suite], split: Split, limit: int | None) -> tuple[float, bool] | None:
+    return answer_seconds(suites, split, {s.name: limit for s in suites}, request.dtype)
 
 
 def takes(request: SweepRequest, lineage: Lineage, candidates: int) -> Seconds | None:

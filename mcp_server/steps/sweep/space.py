@@ -76,9 +76,7 @@ class Space:
         settings = {"strategy": strategy.id}
         axes = {axis.name: axis for axis in self.axes(point)}
         at = {name: _rounded(axis, point[name]) for name, axis in axes.items() if not axis.choices}
-        for axis, parameter in (("lambda", "lambda"), ("density", "density")):
-            if axis in at:
-                settings[f"parameters.{parameter}"] = f"{at[axis]:g}"
+        settings |= {f"parameters.{name}": f"{at[name]:g}" for name in ("lambda", "density") if name in at}
         for name in self._weighed(strategy):
             weight, slope = at[f"{strategy.weights}.{name}"], at.get(f"depth.{name}", 0.0)
             ends = [round(weight * (1 - slope), 3), round(weight * (1 + slope), 3)]
@@ -117,7 +115,7 @@ class Space:
             return []
         if strategy.parameter("t"):
             return names[:1] if len(names) == 2 else []
-        return names if len(names) > 1 or _scales(strategy) is False else []
+        return names if len(names) > 1 or not _scales(strategy) else []
 
 
 def _scales(strategy: Strategy) -> bool:

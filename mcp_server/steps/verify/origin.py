@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.digests import Digests, file_digest
+from mcp_server.formats.digests import Digests
 from mcp_server.formats.provenance import Identity, SourceRecord, identify, weight_files
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.sources import unwrapped
 from mcp_server.schemas.evidence import Check
+from mcp_server.system.hashes import sha256_of
 
 _QUICK_BYTES = 2 << 30
 _SHOWN = 12
@@ -69,7 +70,7 @@ def _digests(merge: Merge, recorded: Digests, *, full: bool) -> Check:
 
 
 def _digest(path: Path) -> str | None:
-    return file_digest(path) if path.is_file() else None
+    return sha256_of(path) if path.is_file() else None
 
 
 def changed_sources(merge: Merge, *, touched: bool = False) -> list[str]:

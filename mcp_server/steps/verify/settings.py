@@ -30,7 +30,6 @@ _DECIDES: Final = re.compile(
     r"|temporal_patch_size|feed_forward_proj|(?:num_)?(?:encoder|decoder)_layers|normalize_before|do_layer_norm_before|residual_dropout_alpha)$"
 )
 """Keys of configs (transformers up to 5.23) whose value changes the result of the same weights."""
-_PARTS: Final = re.compile(r"config$")
 
 
 def checks(merge: Merge) -> Iterator[Check]:
@@ -77,7 +76,7 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], label: str) -> di
 
 def _plain(config: dict[str, Any], front: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
-        if isinstance(value, dict) and _PARTS.search(key):
+        if isinstance(value, dict) and key.endswith("config"):
             yield from _plain(value, f"{front}{key}.")
         elif _DECIDES.match(key):
             yield front + key, value

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import RunFailed, Unsupported
+from mcp_server.formats.companions import CARD_FILE, PROVENANCE_FILE
 from mcp_server.formats.dtypes import named_dtype
 from mcp_server.formats.identity import text_section
-from mcp_server.formats.provenance import CARD_FILE, PROVENANCE_FILE
 from mcp_server.formats.tensors import read_json
 from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job

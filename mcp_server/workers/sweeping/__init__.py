@@ -1,1 +1,1 @@
-"""How a sweep runs its tasks: on this machine or on a Ray cluster, behind one small interface. For the sweep worker only."""
+"""A sweep: its candidates and their measurements, a search within minutes, and what it says. For the sweep worker only."""

@@ -18,13 +18,15 @@ from mcp_server.steps.sweep import Candidate
 from mcp_server.steps.sweep.cost import FIRST_LOOK
 from mcp_server.system.machine import GIB
 from mcp_server.system.outputs import Kept
-from mcp_server.workers.sweeping.executors import TRIAL, Executor
 from mcp_server.workers.sweeping.progress import Progress
-from mcp_server.workers.sweeping.tasks import Step, Task
+from mcp_server.workers.tasks.executors import Executor
+from mcp_server.workers.tasks.task import Step, Task
 
 EVALUATE: Final = "mcp_server.workers.evaluate"
 STREAM: Final = "mcp_server.workers.stream"
 MERGEKIT: Final = "mcp_server.workers.mergekit"
+TRIAL: Final = "mcp_server.workers.trial"
+"""The worker that merges a candidate in memory and measures it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from mcp_server.steps.sweep.choose import beaten, goals, in_words, ranked
 from mcp_server.steps.sweep.cost import SweepCost
 from mcp_server.steps.sweep.space import Point, Space
 from mcp_server.workers.sweeping.bench import Bench, judged
-from mcp_server.workers.sweeping.executors import Executor
 from mcp_server.workers.sweeping.forecast import Forecast
 from mcp_server.workers.sweeping.progress import Progress
 from mcp_server.workers.sweeping.search import Search
+from mcp_server.workers.tasks.executors import Executor
 
 LISTED_SHARE: Final = 0.5
 """Of the time for candidates, the most that the plan and the shortlist get."""

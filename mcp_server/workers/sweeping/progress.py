@@ -1,24 +1,15 @@
-"""What a sweep says while its tasks run: its own count, and the newest word of the process that works just now.
-
-The processes write their progress into their folders, on this machine or on a file system that a cluster shares, so the same
-reading serves both executors.
-"""
+"""What a sweep says while its tasks run: its own count, and the newest word of the process that works just now."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Final
 
 from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job
-from mcp_server.workers.sweeping.tasks import Task, places
-
-EVERY_S: Final = 2.0
-TAIL_BYTES: Final = 4096
+from mcp_server.workers.tasks.task import Task
+from mcp_server.workers.tasks.watching import EVERY_S, newest_word
 
 
 class Progress:
@@ -64,33 +55,3 @@ class Progress:
 
         with repeating(follow, self._every_s):
             yield
-
-
-def newest_word(tasks: Sequence[Task]) -> str:
-    """`ties lambda=0.5: persona on taskmaster_persona 12/40 prompts`, or nothing."""
-    found = [(file.stat().st_mtime, task.name, file) for task in tasks for place in places(task) if (file := _events(place))]
-    if not found:
-        return ""
-    _, name, file = max(found)
-    said = _last_line(file)
-    total, unit = said.get("total"), said.get("unit", "")
-    count = f" {said.get('done', 0):g}/{total:g} {unit}".rstrip() if isinstance(total, int | float) and total > 1 else ""
-    return f"{name}: {said['stage']}{count}" if said.get("stage") else ""
-
-
-def _events(place: Path) -> Path | None:
-    file = place / "events.jsonl"
-    return file if file.is_file() else None
-
-
-def _last_line(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
-        lines = stream.read().splitlines()
-    for line in reversed(lines):
-        try:
-            said = json.loads(line)
-        except ValueError:
-            continue
-        return said if isinstance(said, dict) else {}
-    return {}

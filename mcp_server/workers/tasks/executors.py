@@ -12,12 +12,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Protocol
 
 from mcp_server.errors import BadInput, RunFailed
-from mcp_server.workers.sweeping.resident import Resident
-from mcp_server.workers.sweeping.tasks import Task, run_task
+from mcp_server.workers.tasks.resident import Resident
+from mcp_server.workers.tasks.task import Task, run_task
 
 RETRIES = 3
-TRIAL = "mcp_server.workers.trial"
-"""The worker that merges a candidate in memory and measures it."""
 Answer = tuple[Task, dict[str, Any]]
 
 
@@ -35,15 +33,16 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """`workers` tasks at once, the processors shared between them. Each worker keeps one resident process for `TRIAL` steps."""
+    """`workers` tasks at once, the processors shared between them. Each keeps one process for the steps of the module `resident`,
+    if one is named."""
 
     name = "local"
 
-    def __init__(self, workers: int = 1) -> None:
-        self.workers = workers
+    def __init__(self, workers: int = 1, resident: str | None = None) -> None:
+        self.workers, self._resident = workers, resident
         self._threads = str(max(1, (os.cpu_count() or 1) // workers))
         self._residents: list[Resident] = []
-        self._idle: queue.SimpleQueue[Resident] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[Resident | None] = queue.SimpleQueue()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
         environment = {"OMP_NUM_THREADS": self._threads, "NUMBA_NUM_THREADS": self._threads}
@@ -55,10 +54,11 @@ class LocalExecutor:
             finally:
                 self._idle.put(resident)
 
+        if self._resident is not None and not self._residents:
+            self._residents = [Resident(self._resident, environment) for _ in range(self.workers)]
         while self._idle.qsize() < self.workers:
-            self._residents.append(resident := Resident(TRIAL, environment))
-            self._idle.put(resident)
-        if any(step.module == TRIAL for task in tasks for step in task.steps):
+            self._idle.put(self._residents[self._idle.qsize()] if self._residents else None)
+        if any(step.module == self._resident for task in tasks for step in task.steps):
             for resident in self._residents:
                 resident.start()
         pool = ThreadPoolExecutor(self.workers)
@@ -111,3 +111,8 @@ class RayExecutor:
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+def executor_for(ray: str | None, workers: int, resident: str | None = None) -> Executor:
+    """The cluster at an address if there is one, else this machine. Whoever asks closes it."""
+    return RayExecutor(ray) if ray else LocalExecutor(workers, resident)

@@ -19,7 +19,7 @@ from mcp_server.errors import MergingError, RunFailed, from_dict
 from mcp_server.formats.provenance import not_ours
 from mcp_server.system.files import write_json
 from mcp_server.system.outputs import replace_folder, require_folder
-from mcp_server.workers.sweeping.resident import Resident, child_environment
+from mcp_server.workers.tasks.resident import Resident, child_environment
 
 DONE = "task.json"
 
