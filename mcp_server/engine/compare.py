@@ -11,7 +11,6 @@ The largest `TOP_SHARE` of each delta is told from a magnitude that a sample of 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,13 +22,12 @@ import numpy as np
 
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import Block
+from mcp_server.engine.comparable import comparable
 from mcp_server.engine.deltas import OpenTensor
-from mcp_server.engine.plan import TensorPlan, make_plan
+from mcp_server.engine.plan import TensorPlan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
-from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.lineage import short_names
-from mcp_server.formats.recipe import merge_recipe
 from mcp_server.formats.tensor_names import split_layer
 from mcp_server.schemas.comparison import Comparison, ComparisonDetails, Figures, LayerRelation, PairRelation, SourceChange
 
@@ -66,11 +64,8 @@ class Sums:
 
 def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: bool = False, threads: int = 1) -> Comparison:
     """Compare `refs` (full models, base+adapter, or adapters of `base`). Everything goes to `path`, a summary is returned."""
-    models = [_with_base(base, ref) for ref in refs]
+    models, plan = comparable(base, refs)
     names = short_names(refs)
-    entries = [{"model": model, "parameters": {"weight": 1}} for model in models]
-    recipe = {"merge_method": "task_arithmetic", "base_model": base, "models": entries}
-    plan = make_plan(merge_recipe(json.dumps(recipe, ensure_ascii=False)))  # YAML reads no pairs of \\u escapes
     reader, pool = Reader(), ThreadPool(threads)
     per_tensor: dict[str, Sums] = {}
     try:
@@ -103,14 +98,6 @@ def compare(base: str, refs: list[str], path: Path, report: Report, *, sample: b
         tensors=len(per_tensor),
         path=str(path),
     )
-
-
-def _with_base(base: str, ref: str) -> str:
-    if "+" not in ref:
-        folder = locate(ref)
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-            return f"{base}+{ref}"
-    return ref
 
 
 def _tensor(plan: TensorPlan, reader: Reader, pool: ThreadPool, sample: bool) -> Sums:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcp_server.errors import NotAModel, NotFound
+from mcp_server.formats.companions import PROVENANCE_FILE, RECIPE_FILE
+from mcp_server.formats.refs import nearby
 from mcp_server.schemas.inspect import Kind
 
 SAFE = "convert it to safetensors first, where you trust it: from_pretrained() it, then save_pretrained()"
@@ -63,6 +66,28 @@ def classify(path: Path) -> FolderKind:
     return FolderKind(
         "not_a_model", f"it holds {found}; a model has config.json and model.safetensors, an adapter adapter_config.json"
     )
+
+
+def require_folder_there(out: Path) -> None:
+    """Raise `NotFound` where no folder is, `NotAModel` for a file in its place."""
+    if not out.exists():
+        raise NotFound(f"{out} does not exist", f"name the folder of a merged model{nearby(out)}")
+    if not out.is_dir():
+        raise NotAModel(f"{out} is not a folder", "name the folder of a merged model")
+
+
+def require_merge(out: Path) -> None:
+    """Raise `NotFound` or `NotAModel` where nothing speaks of a merge: no files of a model or adapter, no record, no recipe.
+
+    A merge whose weights are gone or broken is one: that is for the checks to say.
+    """
+    require_folder_there(out)
+    found = classify(out)
+    names = {entry.name for entry in out.iterdir()}
+    spoken = {PROVENANCE_FILE, RECIPE_FILE} & names or _ending(sorted(names), ".safetensors", ".safetensors.index.json")
+    if found.kind not in ("full", "lora") and not spoken:
+        what, _, then = found.detail.partition("; ")
+        raise NotAModel(f"{out} is no merge: {what}", then or "name the folder of a merged model", kind=found.kind)
 
 
 def folder_of(path: str | Path) -> Path:

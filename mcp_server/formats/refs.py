@@ -41,11 +41,11 @@ def not_here(ref: str, name: str, revision: str | None, path: Path) -> NotFound:
             ref=ref,
             hub_id=True,
         )
-    return NotFound(f"{path} does not exist", "check the path" + _sibling_hint(path), ref=ref)
+    return NotFound(f"{path} does not exist", "check the path" + nearby(path), ref=ref)
 
 
-def _sibling_hint(path: Path) -> str:
-    """Name what the nearest existing folder holds, so that a typo shows."""
+def nearby(path: Path) -> str:
+    """What the nearest existing folder holds, to go behind a next step, so that a typo shows."""
     parent = next((p for p in path.parents if p.is_dir()), None)
     if parent is None or parent == Path(parent.anchor):
         return ""

@@ -18,6 +18,7 @@ from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref, split_
 from mcp_server.formats.suites import TEXTS, find_suite
 from mcp_server.jobs import engines, publish, queue, store
 from mcp_server.jobs import locks as claims
+from mcp_server.jobs.before import require_startable
 from mcp_server.jobs.control import status
 from mcp_server.jobs.store import Record
 from mcp_server.schemas.estimate import Seconds
@@ -37,7 +38,6 @@ from mcp_server.steps.estimate.of_job import takes
 from mcp_server.steps.evaluate.line_up import distinct, require_measurable
 from mcp_server.steps.export import require_exportable
 from mcp_server.steps.handles import plan_of, plan_text
-from mcp_server.steps.publish import publication
 from mcp_server.steps.validate import require_valid
 from mcp_server.system import files, policy, settings
 from mcp_server.system.machine import GIB
@@ -69,18 +69,8 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
         request = PrepareRequest()  # made of an installed package: no hub is asked
     rules = policy or _default_policy()
     reads, online = check_names(request, rules)
-    if isinstance(request, (FetchRequest, PublishRequest)):
-        if rules.offline:
-            what = (
-                f"{request.ref} cannot be fetched" if isinstance(request, FetchRequest) else f"{request.repo} cannot be published"
-            )
-            raise NotAllowed(
-                f"{what}: the network is switched off",
-                "unset HF_HUB_OFFLINE, or have the operator set offline = false",
-            )
-        online = True
-    if isinstance(request, PublishRequest):
-        publication(Path(request.out), request.repo, private=request.private, licence=request.licence)
+    require_startable(request, rules)
+    online |= isinstance(request, (FetchRequest, PublishRequest))
     outputs = [rules.check_write(text) for role, text in request.named() if role is Names.OUTPUT]
     out = outputs[0] if outputs else None
     seconds: Seconds | None = None

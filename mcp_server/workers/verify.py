@@ -1,6 +1,6 @@
 """Verify a merge: the checks of `mcp_server.steps.verify`, then loading and generating in a process of its own.
 
-Worker inputs   request.json parameters: {out, full, recipe (path or text), load (default true), base}
+Worker inputs   request.json parameters: {out, full, recipe (path), load (default true), base}
 Worker outputs  result.json: `Verification`; verification.json beside the merge
 Not covered     the quality of the text.
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mcp_server.errors import Malformed, NotFound
+from mcp_server.errors import Malformed
 from mcp_server.formats.content import content_hash
 from mcp_server.formats.lineage import read_lineage
 from mcp_server.schemas.evidence import Check, Verification
 from mcp_server.schemas.job import VerifyRequest
 from mcp_server.steps.verify import verify, with_check
 from mcp_server.system.outputs import is_json_with, leave_record
+from mcp_server.system.yaml_io import read_text
 from mcp_server.workers.apart import run_apart
 from mcp_server.workers.protocol import Job, run_worker
 
@@ -31,7 +32,8 @@ def main(job: Job) -> Verification:
     out = Path(wanted.out)
     job.progress("headers and weights", 0, 2, unit="steps")
     model = content_hash(out) if out.is_dir() else None  # before the checks: what changes during them is not what was checked
-    found = verify(out, full=wanted.full, recipe=_recipe_text(wanted.recipe), base=wanted.base, sources=wanted.sources)
+    recipe = read_text(Path(wanted.recipe), "the recipe") if wanted.recipe is not None else None
+    found = verify(out, full=wanted.full, recipe=recipe, base=wanted.base, sources=wanted.sources)
     found = found.model_copy(update={"model": model})
     if found.verdict != "unreadable" and wanted.load:
         job.progress("load and generate", 1, 2, unit="steps")
@@ -39,14 +41,6 @@ def main(job: Job) -> Verification:
     job.progress("done", 2, 2, unit="steps")
     leave_record(out / RESULT_FILE, found.model_dump(mode="json"), is_json_with("verdict", "checks"))
     return found
-
-
-def _recipe_text(recipe: str | None) -> str | None:
-    if recipe is None or "\n" in recipe:
-        return recipe
-    if not Path(recipe).is_file():
-        raise NotFound(f"{recipe} does not exist", "give the path of the recipe that made this merge")
-    return Path(recipe).read_text(encoding="utf-8")
 
 
 def _loads(out: Path, base: str | None, job: Job) -> Check:

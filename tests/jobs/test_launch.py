@@ -8,7 +8,17 @@ import pytest
 from mcp_server import jobs
 from mcp_server.errors import BadInput, DoesNotFit, Malformed, NotAllowed, NotAModel, NotFound, OutputExists, Unsupported
 from mcp_server.jobs import store as stored
-from mcp_server.schemas.job import CompareRequest, EvaluateRequest, MergeRequest, SweepRequest, VerifyRequest
+from mcp_server.schemas.job import (
+    AskRequest,
+    CompareRequest,
+    EvaluateRequest,
+    ExportRequest,
+    FetchRequest,
+    MergeRequest,
+    PublishRequest,
+    SweepRequest,
+    VerifyRequest,
+)
 from mcp_server.system.policy import Policy
 from tests import tiny
 from tests.fake_worker import FAKE
@@ -302,3 +312,66 @@ def test_a_pinned_revision_of_a_cached_model_becomes_its_own_snapshot(model, tmp
     started = start(tiny.linear_recipe(model, "owner/name@v2"), tmp_path / "out")
     recipe = request_of(started.job_id)["parameters"]["recipe"]
     assert (started.engine, f"{cached}/snapshots/{'b' * 40}" in recipe, "@v2" in recipe) == ("stream", True, False)
+
+
+NO_MERGE = {"missing": NotFound, "file": NotAModel, "empty": NotAModel, "notes": NotAModel}
+
+
+@pytest.fixture
+def no_merge(store, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("buy milk", encoding="utf-8")
+    (tmp_path / "file").write_text("buy milk", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("what", NO_MERGE)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path, _: VerifyRequest(out=path),
+        lambda path, _: EvaluateRequest(out=path),
+        lambda path, _: AskRequest(out=path, text="hello"),
+        lambda path, _: CompareRequest(base=path, refs=[path]),
+        lambda path, base: CompareRequest(base=base, refs=[path]),
+        lambda path, base: VerifyRequest(out=base, base=path),
+        lambda path, base: VerifyRequest(out=base, sources=[path]),
+        lambda path, base: ExportRequest(out=path, dest=f"{base}-dest", to="vllm"),
+        lambda path, _: PublishRequest(out=path, repo="me/mine", yes=True),
+        lambda path, base: MergeRequest(recipe=tiny.linear_recipe(base, path), out=f"{base}-out"),
+    ],
+)
+def test_what_is_no_merge_or_model_leaves_no_job_and_no_file(make, what, no_merge):
+    base = str(tiny.write_model(no_merge / "model"))
+    before = sorted(no_merge.rglob("*"))
+    with pytest.raises(BadInput) as refused:
+        jobs.start(make(str(no_merge / what), base), worker=FAKE)
+    assert str(no_merge / what) in refused.value.message
+    assert refused.value.next_step
+    assert jobs.list_jobs().total == 0
+    assert sorted(path for path in no_merge.rglob("*") if "home" not in path.parts) == before
+
+
+def test_a_recipe_that_cannot_be_read_is_refused_before_a_verification(model, tmp_path):
+    (tmp_path / "broken.yml").write_text("merge_method: [", encoding="utf-8")
+    for recipe, error in (("none.yml", NotFound), (".", BadInput), ("broken.yml", Malformed)):
+        with pytest.raises(error):
+            jobs.start(VerifyRequest(out=str(model), recipe=str(tmp_path / recipe)), worker=FAKE)
+    assert jobs.list_jobs().total == 0
+
+
+def test_a_comparison_of_models_that_do_not_fit_each_other_leaves_no_job(model, tmp_path):
+    other = tiny.write_model(tmp_path / "other")
+    tiny.write_safetensors(other / "model.safetensors", {"model.norm.weight": ("BF16", [4], tiny.bf16([1.0] * 4))})
+    with pytest.raises(BadInput, match=r"is in .*model but not in .*other"):
+        jobs.start(CompareRequest(base=str(model), refs=[str(other)]), worker=FAKE)
+    assert jobs.list_jobs().total == 0
+
+
+@pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "two words", "owner/name/more", "model"])
+def test_what_no_hub_can_have_or_is_here_already_is_not_fetched(name, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=r"is not a hub id|is here already"):
+        jobs.start(FetchRequest(ref=name), worker=FAKE)
+    assert jobs.list_jobs().total == 0

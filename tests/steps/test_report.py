@@ -135,7 +135,9 @@ def test_a_page_with_evidence_shows_every_figure_in_words(tmp_path: Path) -> Non
 
 
 def test_a_page_without_evidence_says_what_is_missing_and_how_to_make_it(tmp_path: Path) -> None:
-    page = render_page(gather(put(tmp_path / "m")))
+    merge = put(tmp_path / "m")
+    (merge / "mergekit_config.yml").write_text("merge_method: linear\n", encoding="utf-8")
+    page = render_page(gather(merge))
     assert "Nobody has measured this merge yet." in page
     for command in (
         "model-merging evaluate OUT",
@@ -228,7 +230,7 @@ def test_a_sweeps_table_ranks_by_the_least_kept_gain_and_puts_the_stopped_last()
 
 
 def test_a_missing_folder_is_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="is not a folder"):
+    with pytest.raises(NotFound, match="does not exist"):
         write_report(tmp_path / "nothing")
 
 

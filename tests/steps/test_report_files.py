@@ -23,6 +23,7 @@ def test_a_report_has_a_name_of_its_kind(name, out, tmp_path):
 
 
 def test_only_an_earlier_report_is_replaced(out, tmp_path):
+    (out / "mergekit_config.yml").write_text("merge_method: linear\n", encoding="utf-8")
     page = tmp_path / "page.html"
     page.write_text("<p>mine</p>", encoding="utf-8")
     with pytest.raises(OutputExists, match="not a report of ours"):

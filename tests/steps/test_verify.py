@@ -81,7 +81,7 @@ def test_a_right_merge_is_verified(merged: Path, full: bool) -> None:
 
 
 def test_a_missing_folder_is_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="is not a folder"):
+    with pytest.raises(NotFound, match="does not exist"):
         verify(tmp_path / "nothing")
 
 

@@ -68,7 +68,8 @@ def test_a_merge_whose_loading_is_unknown_is_inconclusive_and_never_fine(job: Jo
         return Check(name="loads", passed=None, detail="no memory")
 
     recipe = f"merge_method: passthrough\nmodels: [{{model: {job.parameters['out']}}}]\ndtype: bfloat16"
-    job.parameters |= {"recipe": recipe + "\n", "load": False}
+    (job.folder / "mine.yml").write_text(recipe, encoding="utf-8")
+    job.parameters |= {"recipe": str(job.folder / "mine.yml"), "load": False}
     assert verify.main(job).verdict == "verified"
     job.parameters["load"] = True
     monkeypatch.setattr(verify, "_loads", unknown)

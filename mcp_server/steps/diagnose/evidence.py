@@ -9,8 +9,9 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mcp_server.errors import MergingError, NotFound
+from mcp_server.errors import MergingError
 from mcp_server.formats.content import content_hash
+from mcp_server.formats.folder import require_merge
 from mcp_server.formats.identity import token_ids
 from mcp_server.formats.lineage import Lineage, read_lineage
 from mcp_server.formats.provenance import Provenance, identify, read_provenance, weight_files
@@ -55,9 +56,8 @@ class Known:
 
 
 def read_evidence(out: Path) -> Known:
-    """Raises `NotFound` when there is no such folder; whatever is wrong with its content is evidence."""
-    if not out.is_dir():
-        raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    """Raises `NotFound` without a folder, `NotAModel` where nothing speaks of a merge; what else is wrong in it is evidence."""
+    require_merge(out)
     known = Known(out)
     _read_record(known)
     _read_weights(known)

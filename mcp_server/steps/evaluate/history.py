@@ -12,8 +12,9 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from mcp_server.errors import Malformed, NotFound
+from mcp_server.errors import Malformed
 from mcp_server.formats.content import content_hash
+from mcp_server.formats.folder import require_folder_there
 from mcp_server.schemas.evidence import Evaluation, EvaluationList, EvaluationRun, Verification
 from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.replies import KeptReplies
@@ -46,8 +47,7 @@ def _append(out: Path, found: Evaluation) -> None:
 
 def evaluations(out: Path) -> EvaluationList:
     """Every run of a merge, newest first. Raises `NotFound` without the folder, `Malformed` for a line that is no evaluation."""
-    if not out.is_dir():
-        raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    require_folder_there(out)
     now = content_hash(out, remembered=True)
     runs = [_run(found, now) for found in _stored(out)]
     return EvaluationList(output=str(out), runs=runs[::-1])

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from mcp_server.errors import BadInput, Malformed, NotFound, did_you_mean
 from mcp_server.formats.content import content_hash
+from mcp_server.formats.folder import require_folder_there
 from mcp_server.schemas.evidence import Evaluation
 from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.replies import KeptReplies, Outcome, PromptReplies, ShownReplies, Tally
@@ -77,8 +78,7 @@ def show_replies(
 
     Raises `NotFound` where nothing was measured or no suite has the name, `Malformed` for a file that is not ours.
     """
-    if not out.is_dir():
-        raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    require_folder_there(out)
     if (kept := stored_replies(out)) is None:
         raise NotFound(f"{out} holds no replies: it was not evaluated yet on a suite that generates", MEASURE)
     names = list(dict.fromkeys(one.suite for one in kept.replies))

@@ -16,7 +16,7 @@ from typing import Any, Final
 from mcp_server.errors import BadInput, DiskFull, NotAModel, NotFound, Unsupported, did_you_mean
 from mcp_server.formats.adapter_folder import open_adapter_folder
 from mcp_server.formats.checkpoint import open_checkpoint
-from mcp_server.formats.folder import classify
+from mcp_server.formats.folder import classify, require_folder_there
 from mcp_server.formats.identity import architectures
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.formats.tensors import read_json
@@ -50,8 +50,9 @@ class Source:
 
 
 def source_of(request: ExportRequest) -> Source:
-    """Raises `NotAModel` for a folder that holds neither a model nor an adapter in safetensors."""
+    """Raises `NotFound` without a folder, `NotAModel` for one that holds neither a model nor an adapter in safetensors."""
     folder = Path(request.out)
+    require_folder_there(folder)
     holding = classify(folder)
     if holding.kind == "full":
         return Source(folder, "model", None, None, open_checkpoint(str(folder)).config)

@@ -18,7 +18,7 @@ import yaml
 from mcp_server.errors import BadInput, Malformed, NotAllowed, NotFound
 from mcp_server.formats.companions import CARD_FILE, PROVENANCE_FILE, RECIPE_FILE, is_tokenizer_file
 from mcp_server.formats.content import content_hash
-from mcp_server.formats.folder import classify
+from mcp_server.formats.folder import classify, require_folder_there
 from mcp_server.formats.licence import known_licences, licence_notes
 from mcp_server.formats.provenance import (
     Provenance,
@@ -71,6 +71,7 @@ def publication(folder: Path, name: str, *, private: bool, licence: str | None) 
     """Raises `BadInput`, `NotFound`, `NotAllowed` for what may not be published, before anything is sent."""
     if not is_hub_id(name) or name.count("/") != 1:
         raise BadInput(f"{name!r} is not the name of a repository", "give USER/NAME")
+    require_folder_there(folder)
     record = read_provenance(folder)
     if record is None or classify(folder).kind not in ("full", "lora"):
         raise NotFound(f"{folder} is no merge of this tool: it holds no {PROVENANCE_FILE}", "name a merged model or adapter")

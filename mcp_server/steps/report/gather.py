@@ -7,7 +7,8 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mcp_server.errors import Malformed, MergingError, NotFound
+from mcp_server.errors import Malformed, MergingError
+from mcp_server.formats.folder import require_folder_there, require_merge
 from mcp_server.formats.provenance import Provenance, read_provenance, read_recipe_text
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.base import Frozen
@@ -133,17 +134,17 @@ class Evidence(Frozen):
 def gather(out: Path) -> Evidence:
     """Read what lies in `out`, and plan.yaml, comparison.json, sweep.json and estimate.json also beside it.
 
-    Raises `NotFound` when there is no such folder, `Malformed` for a file of ours that cannot be read.
+    Raises `NotFound` without the folder, `NotAModel` where nothing in it speaks of a merge, `Malformed` for a file of ours that
+    cannot be read.
     """
-    if not out.is_dir():
-        raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    require_folder_there(out)
     provenance = read_provenance(out)
     left_out: list[str] = []
     verification = _read(out / FILES["verification"], Verification)
     evaluation = _read(out / FILES["evaluation"], Evaluation)
     replies = _replies(out, left_out)
     current = of_these_files(out, evaluation=evaluation, verification=verification, replies=replies and replies[0])
-    return Evidence(
+    evidence = Evidence(
         folder=str(out),
         name=out.name,
         recipe=read_recipe_text(out) or (provenance.recipe if provenance else None),
@@ -160,6 +161,10 @@ def gather(out: Path) -> Evidence:
         estimate=_near(out, FILES["estimate"], _Estimate, left_out) or _estimate(provenance),
         left_out=left_out,
     )
+    told = (evaluation, verification, evidence.plan, evidence.replies, evidence.comparison, evidence.sweep, left_out)
+    if not any(told):
+        require_merge(out)
+    return evidence
 
 
 def _replies(out: Path, left_out: list[str]) -> tuple[KeptReplies, ShownReplies] | None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from mcp_server.errors import MergingError, NotFound
+from mcp_server.errors import MergingError
+from mcp_server.formats.folder import require_folder_there
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.recompute.merge import Merge, open_merge
 from mcp_server.schemas.evidence import Check, Verification
@@ -34,8 +35,7 @@ def verify(
     Raises `NotFound` when there is no such folder and `Malformed` for a recipe that cannot be read; whatever is wrong
     with the model itself is an answer, not an error.
     """
-    if not out.is_dir():
-        raise NotFound(f"{out} is not a folder", "name the folder of a merged model")
+    require_folder_there(out)
     if recipe is not None:
         read_recipe(recipe, "the given recipe")
     try:
