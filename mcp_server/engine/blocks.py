@@ -16,6 +16,9 @@ BLOCK_ELEMENTS: Final = 1 << 18
 CHUNK: Final = 1024
 """Elements that the compiled loops take at a time: what several of them need again is still in the first-level cache."""
 
+SUMS_AT_ONCE: Final = 16
+"""Blocks whose sums over columns are held until they are added in order, so that no result depends on the threads."""
+
 MOST_COLLECTED: Final = 24_000_000
 MOST_COLLECTED_SHARE: Final = 0.04
 """What a selection may keep in memory, in elements: all cuts of a tensor together, and as a share of the tensor for each."""

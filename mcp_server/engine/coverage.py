@@ -38,7 +38,7 @@ def _from_text(recipe: Recipe) -> list[str]:
         reasons.append(f"merge_method {recipe.method} is not done by this engine")
     if odd := [ref for ref in recipe.references() if ref.override_architecture]:
         reasons.append(f"the override_architecture of {odd[0]} is done by mergekit only")
-    if recipe.modules:
+    if recipe.in_parts:
         reasons.append("`modules` (models of several parts) is done by mergekit only")
     for name, dtype in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
         if dtype not in (None, "bfloat16", "float16", "float32"):

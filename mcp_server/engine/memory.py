@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mcp_server.engine.blocks import BLOCK_ELEMENTS, MOST_COLLECTED, MOST_COLLECTED_SHARE
-from mcp_server.engine.plan import MergePlan
+from mcp_server.engine.blocks import BLOCK_ELEMENTS, MOST_COLLECTED, MOST_COLLECTED_SHARE, SUMS_AT_ONCE
+from mcp_server.engine.plan import MergePlan, TensorPlan
 from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.formats.tensors import ITEM_BYTES
 
@@ -37,7 +37,8 @@ class MergeShape:
     `deltas`: sources without the base. `row`: the longest last dimension of any tensor. `largest`: elements of the largest
     tensor. `factors`: the most float32 values that the low-rank factors of one tensor hold together, Σ rank·(rows + columns).
     `stored_bytes`, `out_bytes`: the widest element among the inputs, and in the output. `held`: bytes that packed weights keep in
-    memory while a tensor is merged (scales; codes that lie across its rows).
+    memory while a tensor is merged (scales; codes that lie across its rows). `filters`: bytes of the lengths, angles and factors
+    that a tensor's rows or columns have of their own.
     """
 
     method: str
@@ -49,6 +50,7 @@ class MergeShape:
     stored_bytes: int = 4
     out_bytes: int = 4
     held: int = 0
+    filters: int = 0
 
 
 def peak_anon(shape: MergeShape) -> dict[str, int]:
@@ -71,6 +73,7 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
         + 4 * selects  # patterns found
         + 4 * (shape.factors > 0)  # an update beside its base
         + 24 * (sparsification == "della")  # order, ranks, probabilities
+        + 8 * (shape.deltas + 2) * (shape.filters > 0)  # deltas and their products, or the sum, in float64
         + 4 * (shape.deltas + 1) * scores  # deltas again while scores are ranked, and the scores
     )
     cuts = shape.deltas * (2 if sparsification == "outliers" else 1) if selects else 0
@@ -83,6 +86,7 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
         "selection": max(shape.threads * cuts * _COUNTS_BYTES, _COUNTS_BYTES + 4 * collected),
         "adapter factors": _WHOLE_COPIES * 4 * shape.factors,
         **({"row divergences": _DIVERGENCES_BYTES} if shape.method == "arcee_fusion" else {}),
+        **({"filters": shape.filters} if shape.filters else {}),
         **({"packed weights": shape.held} if shape.held else {}),
     }
 
@@ -106,6 +110,7 @@ def shape_of(plan: MergePlan, threads: int) -> MergeShape:
         ),
         stored_bytes=max((ITEM_BYTES[stored.dtype] for stored in inputs), default=4),
         out_bytes=max((4 if tensor.dtype == "float32" else 2 for tensor in tensors), default=4),
+        filters=max(map(_filter_bytes, tensors), default=0),
         held=max(
             (
                 sum(p.held_bytes for p in {id(p): p for p in (entry.stored.packed for entry in tensor.inputs) if p}.values())
@@ -114,6 +119,18 @@ def shape_of(plan: MergePlan, threads: int) -> MergeShape:
             default=0,
         ),
     )
+
+
+def _filter_bytes(tensor: TensorPlan) -> int:
+    """Float64 sums, their temporaries and the factors, for each row, or for each column with the blocks that wait."""
+    by_rows, apart = tensor.shared.get("filter_wise"), tensor.shared.get("nuslerp_flatten") is False
+    if not (by_rows or apart) or not tensor.count:
+        return 0
+    columns = bool(apart and tensor.shared.get("nuslerp_row_wise"))
+    filters = 1 if len(tensor.shape) < 2 else tensor.count // tensor.shape[0 if columns else -1]
+    sources = len(tensor.inputs) - (tensor.base is not None)
+    pairs = sources * (sources + 1) // 2
+    return 8 * filters * (pairs * (4 + SUMS_AT_ONCE * columns) + 2 * sources + 4)
 
 
 def factors_of(shapes: Iterable[tuple[int, ...]], ranks: Iterable[int]) -> int:

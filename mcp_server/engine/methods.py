@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mcp_server.engine import kernels, selective, spherical
+from mcp_server.engine import filters, kernels, selective, spherical
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.signatures import SIGNATURES
@@ -31,6 +31,8 @@ MergeBlock = Callable[[Workspace, Block, Array, Array, Array], None]
 def prepare(method: str, tensor: OpenTensor, pool: ThreadPool, seed: int) -> MergeBlock:
     """Read what the method must know about the whole tensor; returns how to merge one block of it."""
     signature = SIGNATURES[method]
+    if method in filters.BY_FILTER and (by := filters.filters_of(tensor.plan)):
+        return filters.BY_FILTER[method](tensor, pool, by)
     if method in spherical.FACTORS:
         return weighted(*spherical.FACTORS[method](tensor, pool))
     if method in selective.PREPARE:

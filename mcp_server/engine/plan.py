@@ -278,9 +278,6 @@ class _Planner:
             for key, (kind, default) in self.signature.shared.items()
         }
         self._check_rows(name, inputs[0].stored.shape)
-        for key, only in (("filter_wise", False), ("nuslerp_flatten", True)):
-            if shared.get(key, only) is not only:
-                raise Unsupported(f"{key}: {str(not only).lower()} is not done by this engine", "use --engine mergekit")
         check_values(self.recipe.method, shared, dict(zip((i.source for i in inputs), per_source, strict=True)), name)
         base = next((i for i, listed in enumerate(group.sources) if listed.model == base_ref), None)
         return TensorPlan(

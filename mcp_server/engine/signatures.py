@@ -117,6 +117,10 @@ def check_values(method: str, shared: dict[str, Any], per_source: dict[str, dict
             if parameter and parameter.range and value is not None and not parameter.range.holds(value):
                 start = parameter.default if parameter.start is None else parameter.start
                 text = f"{name} {value:g} of {ref} at {tensor} is outside {parameter.range}"
+                if name == "density" and value > 1:
+                    text += "; mergekit drops nothing from 1 on"
+                    share = f"{value / 100:g} if per cent is meant" if value >= 2 else f"{start} to drop some"
+                    raise Malformed(text, f"write 1 to keep everything, or {share}")
                 raise Malformed(text, f"use for instance {start}")
         density, epsilon = values.get("density", 1.0), values.get("epsilon")
         if epsilon is not None and 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
@@ -125,7 +129,7 @@ def check_values(method: str, shared: dict[str, Any], per_source: dict[str, dict
             )
     weights = [values["weight"] for values in per_source.values() if "weight" in values]
     divides = (method == "linear" and shared["normalize"]) or (method == "multislerp" and shared["normalize_weights"])
-    if (divides or method == "nuslerp") and abs(sum(weights)) < 1e-6:
+    if divides and abs(sum(weights)) < 1e-6:
         raise Malformed(
             f"the weights {weights} at {tensor} sum to {sum(weights):g}, and {method} divides by their sum",
             "change the weights; +1 and −1 belong in task_arithmetic",

@@ -16,6 +16,7 @@ import numpy as np
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.deltas import OpenTensor
+from mcp_server.engine.filters import share_of_second
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.errors import Malformed
 
@@ -59,7 +60,7 @@ def slerp(tensor: OpenTensor, pool: ThreadPool) -> Factors:
 def nuslerp(tensor: OpenTensor, pool: ThreadPool) -> Factors:
     """Slerp of two sources, or of their deltas when there is a base; t is the second's share of the weights."""
     first, second = (values["weight"] for values in tensor.parameters)
-    t = second / (first + second)
+    t = share_of_second(first, second)
     products = gram(tensor, pool, with_reference=False)
     lengths = [max(math.sqrt(products[i, i]), 1e-7) for i in range(2)]
     cosine = min(1.0, max(-1.0, products[0, 1] / (lengths[0] * lengths[1])))

@@ -66,5 +66,11 @@ def load(made: Made, span: Span) -> tuple[Array | None, list[Array], list[Array]
     return base, values, [value if base is None else value - base for value in values], size
 
 
+def share_of_second(weights: list[float]) -> float:
+    """nuslerp's place between two sources; weights that cancel mean the middle."""
+    total = sum(weights)
+    return 0.5 if abs(total) < 1e-6 else weights[1] / total
+
+
 def weights_of(made: Made) -> list[float]:
     return [operand.settings["weight"] for operand in made.operands]

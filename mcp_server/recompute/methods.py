@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from mcp_server.recompute import filters
 from mcp_server.recompute.adapters import CannotCompute
-from mcp_server.recompute.inputs import CLOSE, SPARSE, Block, Made, Span, load, weights_of
+from mcp_server.recompute.inputs import CLOSE, SPARSE, Block, Made, Span, load, share_of_second, weights_of
 from mcp_server.recompute.reading import spans
 from mcp_server.recompute.selective import SELECTIVE, Compute
 from mcp_server.recompute.sparse import Sparse
@@ -31,6 +32,8 @@ WHOLE: Final = frozenset(
 
 def reads_whole(made: Made) -> bool:
     """Whether blocks cannot be computed without a pass over the whole tensor."""
+    if filters.asked_for(made):
+        return filters.along_first(made)
     return made.method in WHOLE or (made.method in SPARSE and bool(made.shared.get("rescale")))
 
 
@@ -43,6 +46,8 @@ def prepare(made: Made, seed: int | None, close: float = CLOSE) -> Compute:
         return Sparse(made, seed, close).block
     if made.method in SELECTIVE:
         return SELECTIVE[made.method](made, max(CLOSE, close))
+    if filters.asked_for(made):
+        return filters.by_filter(made)
     if made.method not in _FACTORS:
         raise CannotCompute(f"{made.method} has no definition here")
     scale, factors = _FACTORS[made.method](made)
@@ -113,8 +118,7 @@ def _slerp(made: Made) -> Factors:
 
 
 def _nuslerp(made: Made) -> Factors:
-    weights = weights_of(made)
-    t, gram = weights[1] / sum(weights), _gram(made, deltas=True)
+    t, gram = share_of_second(weights_of(made)), _gram(made, deltas=True)
     norms = [max(math.sqrt(n), 1e-7) for n in gram.diagonal()]
     cosine = max(-1.0, min(1.0, gram[0, 1] / (norms[0] * norms[1])))
     if 1 - cosine**2 <= 1e-16:
@@ -182,8 +186,6 @@ def _karcher(made: Made) -> Factors:
 def _model_stock(made: Made) -> Factors:
     import numpy as np
 
-    if made.shared.get("filter_wise"):
-        raise CannotCompute("model_stock by filters has no definition here")
     gram, count = _gram(made, deltas=True), len(made.operands)
     lengths = np.sqrt(gram.diagonal())
     cosines = [

@@ -155,8 +155,6 @@ class Names:
             else self._number(key, resolve(group.settings(key), name, t, default, as_number), default)
             for key, default in shared.items()
         }
-        if resolved.get("nuslerp_flatten") is False or resolved.get("nuslerp_row_wise"):
-            raise CannotCompute("nuslerp row by row has no definition here")
         if base is None and method not in ("linear", "passthrough", "nuslerp", "multislerp", "karcher"):
             raise CannotCompute(f"{method} needs a base, and the slice has none")
         if not operands:

@@ -7,7 +7,9 @@ line. Numbers follow YAML 1.1 like mergekit's own reader, so both read the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,12 +35,30 @@ def load_yaml(text: str, what: str) -> Any:
     return documents[0] if documents else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Document:
     """One YAML document: its value, and the nodes that say where in the text each part of it stands."""
 
     value: Any
     node: yaml.Node
+
+    @cached_property
+    def homes(self) -> frozenset[str]:
+        """Keys at the top whose values hold an anchor that another key's value takes up by an alias."""
+        first: dict[int, str] = {}
+        found = set()
+        for key, value in self.node.value if isinstance(self.node, yaml.MappingNode) else ():
+            for identity in _identities(value):
+                if (home := first.setdefault(identity, key.value)) != key.value:
+                    found.add(str(home))
+        return frozenset(found)
+
+
+def _identities(node: yaml.Node) -> Iterator[int]:
+    yield id(node)
+    for child in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for part in child if isinstance(child, tuple) else (child,):
+            yield from _identities(part)
 
 
 def load_yaml_all(text: str, what: str) -> list[Any]:

@@ -51,7 +51,7 @@ def donor_of(recipe: Recipe) -> ModelRef | None:
 
 def require_all(recipe: Recipe, base: Checkpoint, out: Checkpoint, whose: str) -> None:
     """Raise `RunFailed` when the output lacks a tensor of the base. Slices change the layers, a mixture its feed-forward."""
-    sliced = bool(recipe.slices) or any(stage.slices for stage in recipe.stages) or any(m.slices for m in recipe.modules.values())
+    sliced = recipe.sliced or any(stage.sliced for stage in recipe.stages)
     stack = tensor_names.main_stack(tensor_names.stacks(base.tensors)) if sliced else None
     mixture = recipe.kind == "moe" or any(stage.kind == "moe" for stage in recipe.stages)
     missing = []

@@ -40,6 +40,17 @@ def nuslerp(first: Array, second: Array, weights: Sequence[float], base: Array |
     return zero + ((math.sin((1 - t) * theta) * a + math.sin(t * theta) * b) / math.sin(theta)).reshape(first.shape)
 
 
+def nuslerp_by_rows(first: Array, second: Array, weights: Sequence[float], base: Array | None, columns: bool = False) -> Array:
+    """nuslerp_flatten: false; with `columns` nuslerp_row_wise, whose name says the opposite."""
+    zero = np.zeros_like(first) if base is None else base
+    if first.ndim < 2:
+        return nuslerp(first, second, weights, base)
+    turned = [np.swapaxes(v, 0, -1) if columns else v for v in (first, second, zero)]
+    rows = [v.reshape(-1, turned[0].shape[-1]) for v in turned]
+    merged = np.stack([nuslerp(a, b, weights, z) for a, b, z in zip(*rows, strict=True)]).reshape(turned[0].shape)
+    return np.swapaxes(merged, 0, -1) if columns else merged
+
+
 def multislerp(values: Sequence[Array], weights: Sequence[float], base: Array | None, eps: float = 1e-8) -> Array:
     if len(values) == 1:
         return values[0]
@@ -67,6 +78,14 @@ def model_stock(base: Array, values: Sequence[Array]) -> Array:
     denominator = 1 + (count - 1) * cosine
     t = 0.0 if abs(denominator) < 1e-6 else count * cosine / denominator
     return t * sum(values) / count + (1 - t) * base
+
+
+def model_stock_by_rows(base: Array, values: Sequence[Array]) -> Array:
+    """filter_wise."""
+    if base.ndim < 2:
+        return model_stock(base, values)
+    rows = [v.reshape(-1, base.shape[-1]) for v in (base, *values)]
+    return np.stack([model_stock(b, others) for b, *others in zip(*rows, strict=True)]).reshape(base.shape)
 
 
 def karcher(values: Sequence[Array], max_iter: int = 10, tol: float = 1e-5) -> Array:

@@ -233,11 +233,7 @@ slices:
     - {model: A, layer_range: [0, 2], parameters: {weight: 0.5, density: 0.5}}
     - {model: BASE, layer_range: [0, 2]}
 """,
-}
-REFUSED: dict[str, tuple[str, str]] = {
-    "anchors": (
-        "unknown key",
-        """\
+    "anchors at the top": """\
 x: &p {weight: 0.5, density: 0.5}
 merge_method: ties
 base_model: BASE
@@ -245,9 +241,81 @@ models:
   - {model: A, parameters: *p}
   - {model: B, parameters: *p}
 """,
-    ),
+    "int8 mask at the top": """\
+merge_method: ties
+base_model: BASE
+int8_mask: true
+parameters: {density: 0.5, weight: 1}
+models: [{model: A}, {model: B}]
+""",
+    "modules": """\
+merge_method: linear
+modules:
+  default:
+    models:
+      - {model: A, parameters: {weight: 0.7}}
+      - {model: B, parameters: {weight: 0.4}}
+""",
+    "stock filter wise": """\
+merge_method: model_stock
+base_model: BASE
+parameters: {filter_wise: true}
+models: [{model: A}, {model: B}]
+""",
+    "nuslerp row by row": """\
+merge_method: nuslerp
+parameters: {nuslerp_flatten: false}
+models:
+  - {model: A, parameters: {weight: 0.7}}
+  - {model: B, parameters: {weight: 0.4}}
+""",
+    "layer range string": """\
+merge_method: passthrough
+slices:
+  - sources: [{model: A, layer_range: [0, '2']}]
+""",
+    "nuslerp column by column": """\
+merge_method: nuslerp
+base_model: BASE
+parameters: {nuslerp_flatten: false, nuslerp_row_wise: true}
+models:
+  - {model: A, parameters: {weight: 0.7}}
+  - {model: B, parameters: {weight: 0.4}}
+""",
+    "nuslerp whose weights cancel": """\
+merge_method: nuslerp
+models:
+  - {model: A, parameters: {weight: 0.5}}
+  - {model: B, parameters: {weight: -0.5}}
+""",
+    "modules with parameters and slices": """\
+merge_method: ties
+base_model: BASE
+parameters: {density: 0.3}
+modules:
+  default:
+    parameters: {density: 0.6, weight: 0.5}
+    slices:
+      - sources:
+        - {model: A, layer_range: ['0', 2]}
+        - {model: BASE, layer_range: [0, 2.0]}
+      - sources:
+        - {model: B, layer_range: [2, 4]}
+        - {model: BASE, layer_range: [2, 4]}
+""",
+    "a scalar anchored at the top": """\
+w: &w 0.3
+d: &all {density: 0.5, weight: *w}
+merge_method: dare_ties
+base_model: BASE
+models:
+  - {model: A, parameters: {<<: *all, density: 1}}
+  - {model: B, parameters: {weight: *w, density: 1.0}}
+""",
+}
+REFUSED: dict[str, tuple[str, str]] = {
     "density 50": (
-        "outside",
+        "mergekit drops nothing from 1 on",
         """\
 merge_method: ties
 base_model: BASE
@@ -255,6 +323,28 @@ parameters: {density: 50}
 models:
   - {model: A, parameters: {weight: 0.7}}
   - {model: B, parameters: {weight: 0.4}}
+""",
+    ),
+    "a misspelt key that takes up an alias": (
+        "unknown key 'paramters'",
+        """\
+merge_method: ties
+base_model: BASE
+models:
+  - {model: A, parameters: &p {weight: 0.5, density: 0.5}}
+  - {model: B, parameters: *p}
+paramters: *p
+""",
+    ),
+    "one part of several": (
+        "mergekit only",
+        """\
+merge_method: linear
+modules:
+  text_decoder:
+    models:
+      - {model: A, parameters: {weight: 0.7}}
+      - {model: B, parameters: {weight: 0.4}}
 """,
     ),
     "tab": (
@@ -321,16 +411,6 @@ models:
   - {model: A, parameters: {weight: 0.4}}
 """,
     ),
-    "int8 mask at top": (
-        "int8_mask",
-        """\
-merge_method: ties
-base_model: BASE
-int8_mask: true
-parameters: {density: 0.5, weight: 1}
-models: [{model: A}, {model: B}]
-""",
-    ),
     "tokenizer base": (
         "tokenizer.json",
         """\
@@ -387,43 +467,13 @@ models:
   - {model: B, parameters: {weight: 1}}
 """,
     ),
-    "modules": (
-        "mergekit only",
-        """\
-merge_method: linear
-modules:
-  default:
-    models:
-      - {model: A, parameters: {weight: 0.7}}
-      - {model: B, parameters: {weight: 0.4}}
-""",
-    ),
     "density 1.5": (
-        "outside",
+        "mergekit drops nothing from 1 on",
         """\
 merge_method: ties
 base_model: BASE
 parameters: {density: 1.5, weight: 0.5}
 models: [{model: A}, {model: B}]
-""",
-    ),
-    "stock filter wise": (
-        "filter_wise",
-        """\
-merge_method: model_stock
-base_model: BASE
-parameters: {filter_wise: true}
-models: [{model: A}, {model: B}]
-""",
-    ),
-    "nuslerp": (
-        "nuslerp_flatten",
-        """\
-merge_method: nuslerp
-parameters: {nuslerp_flatten: false}
-models:
-  - {model: A, parameters: {weight: 0.7}}
-  - {model: B, parameters: {weight: 0.4}}
 """,
     ),
     "slices and models": (
@@ -432,14 +482,6 @@ models:
 merge_method: linear
 models: [{model: A}]
 slices: [{sources: [{model: A, layer_range: [0, 1]}]}]
-""",
-    ),
-    "layer range string": (
-        "two whole numbers",
-        """\
-merge_method: passthrough
-slices:
-  - sources: [{model: A, layer_range: [0, '2']}]
 """,
     ),
     "name of tokens": (

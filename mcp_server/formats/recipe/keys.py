@@ -30,6 +30,8 @@ GATE_MODES: Final = ("hidden", "cheap_embed", "random", "uniform_random")
 CHAT_TEMPLATES: Final = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
 
 
+IDLE: Final = ("int8_mask",)
+"""Parameters without an effect on any weight: beside `parameters`, where mergekit ignores them, they change nothing either."""
 OWN: Final = "x-"
 """Keys with this prefix belong to the author: a home for YAML anchors."""
 Level = Literal["top", "input", "slice", "module", "parameters", "filter", "tokenizer", "token", "expert"]
@@ -45,11 +47,19 @@ class Table:
     level: Level
     known: Sequence[str]
     content: dict[Any, Any]
+    homes: frozenset[str] = frozenset()
 
     def unread(self) -> Iterator[str]:
-        """Its keys that mergekit ignores, in the order of the text."""
+        """Its keys that mergekit ignores, in the order of the text, without those that are there for their anchors."""
         if self.level != "parameters":
-            yield from (name for name in map(str, self.content) if name not in self.known and not name.startswith(OWN))
+            for name in map(str, self.content):
+                if name not in self.known and not name.startswith(OWN) and name not in self.homes:
+                    yield name
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Those of them that need no correction."""
+        return tuple(name for name in self.unread() if name in IDLE and "parameters" in self.known)
 
 
 def dotted(path: Sequence[Any]) -> str:
@@ -58,15 +68,18 @@ def dotted(path: Sequence[Any]) -> str:
     return text.removeprefix(".")
 
 
-def tables(document: Any, *, mixture: bool = False) -> Iterator[Table]:
-    """Every table of one document at its place; what has another form there is left to `parse`, which refuses it."""
+def tables(document: Any, *, mixture: bool = False, homes: frozenset[str] = frozenset()) -> Iterator[Table]:
+    """Every table of one document at its place; what has another form there is left to `parse`, which refuses it.
+
+    `homes`: keys at the top that hold what others take up by an alias.
+    """
     if mixture:
-        yield from _table((), document, "top", (*MOE, "merge_method"))
+        yield from _table((), document, "top", (*MOE, "merge_method"), homes)
         for name in ("experts", "shared_experts"):
             for number, entry in _entries(document, name):
                 yield from _table((name, number), entry, "expert", EXPERT)
         return
-    yield from _table((), document, "top", STAGE)
+    yield from _table((), document, "top", STAGE, homes)
     yield from _parameters((), document)
     yield from _inputs((), document)
     for name, module in _content(_content(document).get("modules")).items():
@@ -104,9 +117,9 @@ def _parameters(path: Path, holder: Any) -> Iterator[Table]:
         yield from _table((*at, name), setting, "filter", FILTER)
 
 
-def _table(path: Path, value: Any, level: Level, known: Sequence[str]) -> Iterator[Table]:
+def _table(path: Path, value: Any, level: Level, known: Sequence[str], homes: frozenset[str] = frozenset()) -> Iterator[Table]:
     if isinstance(value, dict):
-        yield Table(path, level, known, value)
+        yield Table(path, level, known, value, homes)
 
 
 def _entries(holder: Any, name: str) -> Iterator[tuple[int, Any]]:

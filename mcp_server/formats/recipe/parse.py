@@ -5,6 +5,7 @@ Unknown keys pass, because mergekit ignores them: `read` and the linter name the
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -199,8 +200,8 @@ class Reader:
         return Source(model=ref, layer_range=layers, parameters=settings) if ref else None
 
     def layer_range(self, value: Any, where: str) -> tuple[int, int] | None:
-        if isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value):
-            return value[0], value[1]
+        if isinstance(value, list) and len(value) == 2 and None not in (ends := [as_layer(v) for v in value]):
+            return ends[0], ends[1]  # type: ignore[return-value]
         found = "is missing" if value is None else f"is {short(value)}"
         self.refuse("MM108", f"{where} {found}; it is two whole numbers", where, "write [first layer, one past the last layer]")
         return None
@@ -277,6 +278,13 @@ class Reader:
     def experts(self, value: Any, where: str) -> tuple[Expert, ...]:
         found = [self.expert(entry, f"{where}[{n}]") for n, entry in enumerate(self.inputs(value, where))]
         return tuple(e for e in found if e)
+
+
+def as_layer(value: Any) -> int | None:
+    """A layer's number as mergekit's reader takes it: whole, in quotes or not."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) else None
+    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1 else None
 
 
 def which(table: dict[str, Any], names: tuple[str, ...]) -> str:

@@ -98,9 +98,9 @@ def _length(document: Any) -> int:
     return sum(min(len(entries), MAX_SOURCES // 2) for entries in lists if isinstance(entries, list))
 
 
-def unread_keys(document: Any) -> list[Problem]:
-    """One problem for each key that mergekit would ignore."""
-    mixture = isinstance(document, dict) and kind_of(document) == "moe"
+def unread_keys(document: Document) -> list[Problem]:
+    """One problem for each key that mergekit would ignore and that could mean something."""
+    mixture = isinstance(document.value, dict) and kind_of(document.value) == "moe"
     return [
         Problem(
             "MM103",
@@ -109,8 +109,9 @@ def unread_keys(document: Any) -> list[Problem]:
             dotted((*table.path, name)),
             "correct or remove it",
         )
-        for table in tables(document, mixture=mixture)
+        for table in tables(document.value, mixture=mixture, homes=document.homes)
         for name in table.unread()
+        if name not in table.idle
     ]
 
 
@@ -120,7 +121,7 @@ def parse_recipe(text: str, what: str = "the recipe", *, unread: bool = False) -
     Several documents make a multi-stage recipe. Raises `Malformed` for broken YAML.
     """
     found = read_text(text, what)
-    ignored = [problem for document in found.documents for problem in unread_keys(document.value)] if unread else []
+    ignored = [problem for document in found.documents for problem in unread_keys(document)] if unread else []
     return found.recipe, [*ignored, *found.problems]
 
 

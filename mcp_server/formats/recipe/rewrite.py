@@ -17,7 +17,12 @@ _REF_KEYS = ("model", "base_model", "source_model")
 def rewrite_refs(text: str, rewrite: Rewrite) -> str:
     """`text` with every reference passed through `rewrite`. Names that are no reference (tokenizer 'union') stay."""
     documents = read_text(text).documents
-    old = [document.value for document in documents]
+    old = [
+        {name: item for name, item in document.value.items() if name not in document.homes}
+        if isinstance(document.value, dict)
+        else document.value
+        for document in documents
+    ]
     stages = {str(d["name"]) for d in old if isinstance(d, dict) and d.get("name")}
     new = [_walk(value, rewrite, stages, inside_tokenizer=False) for value in old]
     if new == old:

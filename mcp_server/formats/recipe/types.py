@@ -18,6 +18,7 @@ from mcp_server.schemas.base import Frozen
 
 RecipeKind = Literal["merge", "moe", "multi"]
 Settings = dict[str, Any]
+WHOLE: Final = "default"
 
 
 class ModelRef(Frozen):
@@ -143,6 +144,16 @@ class Recipe(Frozen):
     def out_precision(self) -> str | None:
         """The dtype of the written tensors when the recipe fixes it; else mergekit keeps what the inputs promote to."""
         return self.out_dtype or self.dtype
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether `modules` cuts the model; mergekit's name for the one part of an ordinary model is `default`."""
+        return bool(set(self.modules) - {WHOLE})
+
+    @property
+    def sliced(self) -> bool:
+        """Whether ranges of layers are named."""
+        return any(source.layer_range is not None for source in self._sources())
 
     @property
     def donor(self) -> ModelRef:

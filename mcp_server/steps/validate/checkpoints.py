@@ -58,7 +58,7 @@ def vocabularies_agree(context: Context) -> Iterator[Found]:
 
 @check("MM306")
 def tensors_agree(context: Context) -> Iterator[Found]:
-    if context.recipe.slices or context.recipe.modules or has_tokenizer(context):
+    if context.recipe.sliced or context.recipe.in_parts or has_tokenizer(context):
         vocabulary_matters = False
     else:
         vocabulary_matters = True

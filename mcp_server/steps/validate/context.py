@@ -25,6 +25,7 @@ class Context:
     recipe: Recipe
     problems: Sequence[Problem]
     folder: Path
+    homes: frozenset[str] = frozenset()
     out: Path | None = None
     ram_gib: float | None = None
     stage_names: frozenset[str] = frozenset()

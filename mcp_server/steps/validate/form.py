@@ -45,12 +45,14 @@ class Key:
 def unread_keys(context: Context) -> Iterator[Key]:
     """Every key that mergekit does not read at its place, in the order of the text."""
     mixture = context.recipe.kind == "moe" or is_moe_in_disguise(context.document)
-    for table in tables(context.document, mixture=mixture):
+    for table in tables(context.document, mixture=mixture, homes=context.homes):
         yield from _parameters(table, context) if table.level == "parameters" else _keys(table)
 
 
 def _keys(table: Table) -> Iterator[Key]:
     for name in table.unread():
+        if name in table.idle:
+            continue
         if "parameters" in table.known and name in parameter_names():
             belongs: Literal["parameters", "top", ""] = "parameters"
         else:

@@ -66,6 +66,9 @@ def unread_parameter(context: Context) -> Iterator[Found]:
         if name in parameter_names() and name not in mine:
             users = ", ".join(sorted(n for n, s in merge_methods().items() if s.parameter(name)))
             yield Found(f"{method.id} does not read {name!r} (it belongs to {users}); it has no effect", where)
+    for table in tables(context.document, homes=context.homes):
+        for name in table.idle:
+            yield Found(f"{name!r} is not read here; it has no effect in 'parameters' either", dotted((*table.path, name)))
 
 
 @check("MM207")

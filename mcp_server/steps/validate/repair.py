@@ -68,7 +68,9 @@ def _context(documents: list[Document], number: int, folder: Path) -> Context:
     names = [str(d.value["name"]) for d in documents if isinstance(d.value, dict) and d.value.get("name")]
     document = unshared(documents[number].value)
     recipe, problems = parse_document(document)
-    return Context(document, recipe, problems, folder, stage_names=frozenset(names if len(documents) > 1 else ()))
+    return Context(
+        document, recipe, problems, folder, documents[number].homes, stage_names=frozenset(names if len(documents) > 1 else ())
+    )
 
 
 def unshared(value: Any) -> Any:

@@ -73,7 +73,8 @@ def validate(
     for number, (recipe, problems) in enumerate(stages):
         value = read.documents[number].value if read.documents else None
         table = value if isinstance(value, dict) else {}
-        context = Context(table, recipe, problems, folder, stage_names=names)
+        homes = read.documents[number].homes if read.documents else frozenset()
+        context = Context(table, recipe, problems, folder, homes, stage_names=names)
         prefix = f"stages[{number}]." if len(stages) > 1 else ""
         found += _stage(context, prefix, skipped)
         here = here and not problems and context.all_here()

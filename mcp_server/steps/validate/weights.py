@@ -14,12 +14,14 @@ from mcp_server.steps.validate.methods import ignores_base, needs_base
 from mcp_server.steps.validate.registry import Found, check
 
 DOMINATES: Final = 10.0
+SWITCHES: Final = ("normalize", "normalize_weights")
+"""What turns dividing by the sum of the weights off; a method without one (nuslerp) knows what to do with a sum of 0."""
 
 
 @check("MM208")
 def weights_sum_to_zero(context: Context) -> Iterator[Found]:
     method = context.known_method()
-    if method.parameter("weight") is None or needs_base(method):
+    if method.parameter("weight") is None or needs_base(method) or not any(map(method.parameter, SWITCHES)):
         return
     for group in context.recipe.groups():
         if not normalises(method, group):
@@ -119,7 +121,7 @@ def number_at(group: Group, name: str, source: Source | None, t: float, tensor: 
 
 def normalises(method: Strategy, group: Group, t: float = 0.0, tensor: str = "") -> bool:
     """Whether the method divides by the sum of the weights: by its own switch where it has one."""
-    for name in ("normalize", "normalize_weights"):
+    for name in SWITCHES:
         if parameter := method.parameter(name):
             return bool(as_flag(resolve(group.settings(name), tensor, t, parameter.default)))
     return True

@@ -49,7 +49,7 @@ def measure(merge: Merge, *, full: bool) -> Landing:
     if merge.recipe is None:
         found.checks += without_recipe(merge, full=full)
         return found
-    if merge.recipe.kind != "merge" or merge.recipe.modules:
+    if merge.recipe.kind != "merge" or merge.recipe.in_parts:
         what = "mixtures of experts" if merge.recipe.kind == "moe" else "recipes of several stages or modules"
         found.checks.append(Check(name="recomputed", passed=None, detail=f"{what} are not computed again here"))
         return found
@@ -208,7 +208,7 @@ def _nearer_to_each_other(likeness: Likeness, slopes: dict[str, float]) -> bool:
 
 def _shares(merge: Merge, again: Recomputed, found: Landing) -> None:
     recorded = dict(found.rounding_loss)
-    if merge.recipe is None or merge.recipe.slices or merge.recipe.method == "passthrough":
+    if merge.recipe is None or merge.recipe.sliced or merge.recipe.method == "passthrough":
         return
     for name, total in again.landed.items():
         if not total.energy:

@@ -53,9 +53,7 @@ def _settings(merge: Merge) -> Check:
 
 
 def _rewrites_layers(recipe: Recipe) -> bool:
-    if recipe.kind != "merge" or recipe.modules:
-        return True
-    return any(listed.layer_range is not None for group in recipe.groups() for listed in group.sources)
+    return recipe.kind != "merge" or recipe.in_parts or recipe.sliced
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], label: str) -> dict[str, str]:

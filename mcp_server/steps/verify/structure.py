@@ -31,7 +31,7 @@ def checks(merge: Merge) -> Iterator[Check]:
 
 def _sliced(merge: Merge) -> bool:
     """Recipes built from slices may repeat or drop layers; then the base's list of tensors says nothing."""
-    return merge.recipe is not None and bool(merge.recipe.slices or merge.recipe.modules)
+    return merge.recipe is not None and (merge.recipe.sliced or merge.recipe.in_parts)
 
 
 def _index(merge: Merge) -> Check:
