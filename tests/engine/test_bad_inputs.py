@@ -105,7 +105,7 @@ def test_densities_out_of_range(models: Path, density: object) -> None:
     refused(models, Malformed, "outside|is not a number", recipe(models, one={"density": density}))
 
 
-@pytest.mark.parametrize("method", ["linear", "nuslerp", "multislerp"])
+@pytest.mark.parametrize("method", ["linear", "multislerp"])
 def test_weights_that_sum_to_zero_where_the_method_divides(models: Path, method: str) -> None:
     refused(models, Malformed, "sum to 0", recipe(models, method, one={"weight": 1}, two={"weight": -1}, base=False))
 
