@@ -15,6 +15,7 @@ from typing import Any
 
 Row = dict[str, Any]
 FORMS = ("float32", "bfloat16, shards")
+MERGEKIT = "mergekit"
 KINDS = {
     "default": "LoRA on the modules that PEFT chooses, rank-stabilised, with rank and alpha patterns and all biases",
     "all-linear": "LoRA on every linear layer",
@@ -26,6 +27,7 @@ KINDS = {
     "ia3": "IA³",
     "two": "two LoRAs into one model (task_arithmetic, 0.5 and 0.3)",
 }
+COLUMNS = (*FORMS, MERGEKIT, *KINDS)
 
 
 def main() -> int:
@@ -39,7 +41,8 @@ def read(file: Path) -> list[Row]:
 
 
 def text(merges: list[Row], adapters: list[Row], forms: list[list[Row]]) -> str:
-    tried = [row for row in merges if row["result"] != "skipped"]
+    tried = [row for row in merges if row["result"] != "skipped" and row["form"] != MERGEKIT]
+    theirs = [row for row in merges if row["form"] == MERGEKIT]
     made = [row for row in adapters if row["result"] != "none"]
     counts, right = Counter(row["result"] for row in tried), Counter(row["result"] for row in made)
     left_out = sorted({row["type"] for row in merges} - {row["type"] for row in tried})
@@ -56,6 +59,10 @@ def text(merges: list[Row], adapters: list[Row], forms: list[list[Row]]) -> str:
         "hold. `refused`: by validate and merge alike, with the reason. Others are merged in the same way, by tensor name.",
         "",
         f"{len({row['type'] for row in tried})} architectures, {len(tried)} merges: {listed(counts)}.",
+        "",
+        f"mergekit {version('mergekit')} was given the same float32 folders and recipe: {len(theirs)} merges:",
+        f"{listed(Counter(row['result'] for row in theirs))}. `drops`: the run ends as a success and tensors of the base",
+        "are missing from its output. `wrong`: values or names differ. `fails`: it stops with an error.",
         "",
         "## Adapters",
         "",
@@ -78,14 +85,14 @@ def text(merges: list[Row], adapters: list[Row], forms: list[list[Row]]) -> str:
         cells = [own["right"], own["runs"], own["merges"], own["refused"], wrong]
         lines.append(f"| {kind} | {what} | {sum(own.values())} | " + " | ".join(map(str, cells)) + " |")
     lines += ["", *refusals(made), "", *forms_tried(*forms), "", "## Every architecture", ""]
-    lines += ["| model type | class | " + " | ".join((*FORMS, *KINDS)) + " |", "|---|---|" + "---|" * (len(FORMS) + len(KINDS))]
+    lines += ["| model type | class | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     table: dict[str, dict[str, Row]] = defaultdict(dict)
-    for row in tried:
+    for row in (*tried, *theirs):
         table[row["type"]][row["form"]] = row
     for row in made:
         table[row["type"]][row["kind"]] = row
     for name in sorted(table):
-        cells = [table[name][column]["result"] if column in table[name] else "" for column in (*FORMS, *KINDS)]
+        cells = [table[name][column]["result"] if column in table[name] else "" for column in COLUMNS]
         lines.append(f"| {name} | {next(iter(table[name].values()))['class']} | " + " | ".join(cells) + " |")
     lines += ["", f"Not made tiny from their default configurations, so not tried ({len(left_out)}): {', '.join(left_out)}.", ""]
     return "\n".join(lines)

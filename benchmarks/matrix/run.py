@@ -5,8 +5,9 @@ usage: run.py [--only WORD...] [--rows FILE]
 
 For each class and stored form: the linter's verdict, the streaming engine's merge, every output tensor beside float64 task
 arithmetic on the stored tensors (read by the safetensors package), and what transformers reports when it loads the output beside
-what it reports for the base. Nothing of this shares code with the engine. `--rows` keeps the results as JSON lines, and a second
-run with the same file goes on where the first one ended.
+what it reports for the base. Nothing of this shares code with the engine. The float32 form is merged by mergekit too, and its
+output is held against the same sums. `--rows` keeps the results as JSON lines, and a second run with the same file goes on where
+the first one ended.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import gc
 import json
+import logging
 import os
 import signal
 import sys
@@ -29,6 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import transformers
+import yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
 from safetensors.torch import load_file
 
 from benchmarks.matrix.tiny import classes, tiny
@@ -38,6 +44,8 @@ from mcp_server.errors import MergingError
 from mcp_server.steps.validate import validate
 
 FORMS = {"float32": (torch.float32, "5GB"), "bfloat16, shards": (torch.bfloat16, "100KB")}
+MERGEKIT = "mergekit"
+"""The form of the rows that tell what mergekit makes of the float32 form."""
 WEIGHTS = (0.5, 0.3)
 SECONDS = 90
 """A class that takes longer is left out, and counted."""
@@ -52,6 +60,7 @@ def main() -> int:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)  # mergekit tells of each class what it infers
     lines = args.rows.read_text("utf-8").splitlines() if args.rows and args.rows.exists() else []
     rows = [json.loads(line) for line in lines]
     known, started = {row["type"] for row in rows}, time.monotonic()
@@ -89,7 +98,10 @@ def one_class(kind: str, name: str) -> list[dict[str, Any]]:
                 result, says = "skipped", f"took more than {SECONDS} s"
             except Exception as error:  # noqa: BLE001 - the matrix is for finding whatever goes wrong
                 result, says = "broke", f"{type(error).__name__}: {error}"
-        rows.append({"type": kind, "class": name, "form": form, "result": result, "says": says.replace(place, "")})
+            rows.append({"type": kind, "class": name, "form": form, "result": result, "says": says.replace(place, "")})
+            if form == "float32" and (Path(place) / "two").exists():
+                result, says = by_mergekit(Path(place))
+                rows.append({"type": kind, "class": name, "form": MERGEKIT, "result": result, "says": says.replace(place, "")})
     del model
     gc.collect()
     return rows
@@ -111,12 +123,7 @@ def one_merge(model: Any, place: Path, dtype: torch.dtype, shard: str) -> tuple[
         finally:
             model.float()
     word = str(dtype).removeprefix("torch.")
-    models = "".join(
-        f"  - model: {place / name}\n    parameters: {{weight: {weight}}}\n"
-        for name, weight in zip(("one", "two"), WEIGHTS, strict=True)
-    )
-    recipe = f"merge_method: task_arithmetic\nbase_model: {place / 'base'}\nmodels:\n{models}dtype: {word}\n"
-    base, one, two = (tensors(place / name) for name in ("base", "one", "two"))
+    recipe = recipe_of(place, word)
     checked = validate(recipe)
     errors = [finding.message for finding in checked.findings if finding.severity == "error"]
     try:
@@ -124,21 +131,52 @@ def one_merge(model: Any, place: Path, dtype: torch.dtype, shard: str) -> tuple[
     except MergingError as error:
         late = "" if errors else " (validate found nothing)"
         return ("refused" if errors else "misled"), error.message + late
-    out = tensors(place / "out")
-    if lost := sorted(set(base) ^ set(out)):
-        return "wrong", f"{len(lost)} names differ from the base's, such as {lost[0]}"
-    for key, found in out.items():
-        if not base[key].is_floating_point():
-            if not torch.equal(found, base[key]):
-                return "wrong", f"{key} is not the base's"
-            continue
-        b, first, second = (part[key].double() for part in (base, one, two))
-        wanted = b + WEIGHTS[0] * (first - b) + WEIGHTS[1] * (second - b)
-        if found.dtype != base[key].dtype or ((found.double() - wanted).abs() > wanted.abs() * ULP[word] + 1e-6).any():
-            return "wrong", f"{key} is not the sum of its deltas"
+    if unlike := difference(place, "out", word):
+        return "wrong", unlike
     if errors:
         return "misled", f"validate refuses what merges right: {errors[0]}"
     return load(cls, place)
+
+
+def by_mergekit(place: Path) -> tuple[str, str]:
+    """(right | drops | wrong | fails, what was said): mergekit's output of the same recipe, beside the same sums."""
+    try:
+        with deadline(SECONDS):
+            config = MergeConfiguration.model_validate(yaml.safe_load(recipe_of(place, "float32")))
+            run_merge(config, str(place / "theirs"), MergeOptions(copy_tokenizer=False, quiet=True, lora_merge_cache=str(place)))
+    except TimeoutError:
+        return "fails", f"took more than {SECONDS} s"
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is mergekit's answer
+        return "fails", f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    if lost := sorted(set(tensors(place / "base")) - set(tensors(place / "theirs"))):
+        return "drops", f"{len(lost)} of {len(tensors(place / 'base'))} tensors are missing, such as {lost[0]}"
+    unlike = difference(place, "theirs", "float32")
+    return ("wrong", unlike) if unlike else ("right", "")
+
+
+def recipe_of(place: Path, dtype: str) -> str:
+    models = "".join(
+        f"  - model: {place / name}\n    parameters: {{weight: {weight}}}\n"
+        for name, weight in zip(("one", "two"), WEIGHTS, strict=True)
+    )
+    return f"merge_method: task_arithmetic\nbase_model: {place / 'base'}\nmodels:\n{models}dtype: {dtype}\n"
+
+
+def difference(place: Path, output: str, dtype: str) -> str:
+    """How the output differs from float64 task arithmetic on the stored tensors; empty when it does not."""
+    base, one, two, out = (tensors(place / name) for name in ("base", "one", "two", output))
+    if lost := sorted(set(base) ^ set(out)):
+        return f"{len(lost)} names differ from the base's, such as {lost[0]}"
+    for key, found in out.items():
+        if not base[key].is_floating_point():
+            if not torch.equal(found, base[key]):
+                return f"{key} is not the base's"
+            continue
+        b, first, second = (part[key].double() for part in (base, one, two))
+        wanted = b + WEIGHTS[0] * (first - b) + WEIGHTS[1] * (second - b)
+        if found.dtype != base[key].dtype or ((found.double() - wanted).abs() > wanted.abs() * ULP[dtype] + 1e-6).any():
+            return f"{key} is not the sum of its deltas"
+    return ""
 
 
 def load(cls: Any, place: Path) -> tuple[str, str]:
