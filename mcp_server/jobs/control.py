@@ -16,7 +16,7 @@ from mcp_server.errors import BadInput, NotFound, RunFailed
 from mcp_server.jobs import about, publish, queue, store
 from mcp_server.jobs import locks as claims
 from mcp_server.jobs.locks import is_held, try_lock
-from mcp_server.jobs.logs import last_progress, read_page
+from mcp_server.jobs.log_file import last_progress, read_page
 from mcp_server.jobs.process import end_group, is_alive
 from mcp_server.jobs.store import TERMINAL, Record
 from mcp_server.schemas.job import JobList, JobStatus, LogPage

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import MergingError, OutOfMemory, RunFailed, from_dict
-from mcp_server.jobs.logs import tail
+from mcp_server.jobs.log_file import tail
 from mcp_server.jobs.store import Record
 from mcp_server.jobs.watch import Watched
 from mcp_server.schemas.job import MergeResult

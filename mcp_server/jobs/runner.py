@@ -18,7 +18,7 @@ from typing import Any
 from mcp_server.errors import OutputExists
 from mcp_server.jobs import outcome, publish, queue, store
 from mcp_server.jobs.locks import output_lock, remove_lock, try_lock
-from mcp_server.jobs.logs import LogWriter
+from mcp_server.jobs.log_file import LogWriter
 from mcp_server.jobs.process import identify
 from mcp_server.jobs.store import Record
 from mcp_server.jobs.watch import Stop, Watched, watch

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp_server.jobs.logs import LogWriter
+from mcp_server.jobs.log_file import LogWriter
 from mcp_server.jobs.process import ProcessId, anon_bytes, end_group, identify, worker_environment
 from mcp_server.system.settings import Settings
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mcp_server.errors import MergingError, from_dict
 from mcp_server.jobs import locks, store
-from mcp_server.jobs.logs import LogWriter, last_progress, read_page
+from mcp_server.jobs.log_file import LogWriter, last_progress, read_page
 from mcp_server.schemas.job import Progress
 
 JSON = st.recursive(

@@ -3,7 +3,7 @@
 import pytest
 
 from mcp_server import jobs
-from mcp_server.jobs.logs import LogWriter, last_progress, read_page
+from mcp_server.jobs.log_file import LogWriter, last_progress, read_page
 from mcp_server.system.redaction import redact, secrets_of
 from mcp_server.workers import protocol
 
