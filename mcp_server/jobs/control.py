@@ -115,7 +115,7 @@ def interrupt(job_id: str) -> JobStatus:
 
 def _interrupt_here(folder: Path) -> bool:
     """Interrupt a job that waits in the queue. False when somebody is starting it."""
-    handle = try_lock(folder / "runner.lock", wait_seconds=1.0)
+    handle = try_lock(folder / "runner.lock", wait_seconds=5.0)
     if handle is None:
         return False
     try:
@@ -149,7 +149,7 @@ def _stop(folder: Path, record: Record) -> None:
 
 def _cancel_here(folder: Path) -> bool:
     """Cancel a job that nobody runs: it waits in the queue, or its runner is dead. False when somebody holds it."""
-    handle = try_lock(folder / "runner.lock", wait_seconds=1.0)
+    handle = try_lock(folder / "runner.lock", wait_seconds=5.0)
     if handle is None:
         return False
     try:
@@ -259,14 +259,16 @@ def prune(older_than_seconds: float = 0.0) -> int:
     made again. What the index knows to be over is read once only, under its lock.
     """
     removed = 0
-    over, active = store.ended(), {folder.name for folder in store.active()}
-    named = "\n".join(_request_text(paths.jobs_dir() / name) for name in active)
+    listed = store.active()
+    over, active = store.ended(), {folder.name for folder in listed}
+    # a runner that is on its way out has written its last state and is still listed: what it names is over with it
+    named = "\n".join(_request_text(folder) for folder in listed if _read(folder).state not in TERMINAL)
     for folder in store.folders():
         if (folder.name in active or folder.name not in over) and _read(folder).state not in TERMINAL:
             continue
         if older_than_seconds and store.age_seconds(folder) < older_than_seconds:
             continue
-        handle = try_lock(folder / "runner.lock", wait_seconds=1.0)  # a runner may be on its way out, or somebody resumes it
+        handle = try_lock(folder / "runner.lock", wait_seconds=5.0)  # a runner may be on its way out, or somebody resumes it
         if handle is None:
             continue
         try:
