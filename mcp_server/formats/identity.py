@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from mcp_server.formats.hub.copies import is_copy, listing_of
 from mcp_server.formats.hub.headers import bring
+from mcp_server.formats.remembered import Remembered
 from mcp_server.formats.tensors import StoredTensor, read_json
 
 FIELDS: Final[dict[str, tuple[str, ...]]] = {
@@ -88,6 +89,10 @@ def unread_tokenizer(folder: Path) -> bool:
     return is_copy(folder) and "tokenizer.json" in listing_of(folder).sizes and not (folder / "tokenizer.json").is_file()
 
 
+_VOCABULARIES: Final = Remembered[dict[str, int]](most=4)
+"""A large vocabulary takes tens of megabytes, and one merge asks for few of them, many times."""
+
+
 def token_ids(folder: Path) -> dict[str, int] | None:
     """Token → id from tokenizer.json, or None when it is absent or of another form (a plain SentencePiece file)."""
     path = folder / "tokenizer.json"
@@ -95,7 +100,15 @@ def token_ids(folder: Path) -> dict[str, int] | None:
         bring(folder, VOCABULARY_FILES)
     if not path.is_file():
         return None
-    data = read_json(path)
+    about = path.stat()
+    ids = _VOCABULARIES.of(about)
+    if ids is None:
+        ids = _ids_in(read_json(path))
+        _VOCABULARIES.keep(about, ids)
+    return dict(ids) or None
+
+
+def _ids_in(data: dict[str, Any]) -> dict[str, int]:
     model = data.get("model") if isinstance(data.get("model"), dict) else {}
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     ids: dict[str, int] = {}
@@ -106,7 +119,7 @@ def token_ids(folder: Path) -> dict[str, int] | None:
     for added in data.get("added_tokens") or []:
         if isinstance(added, dict) and type(added.get("id")) is int:
             ids[str(added.get("content"))] = added["id"]
-    return ids or None
+    return ids
 
 
 def chat_template_hash(folder: Path) -> str | None:

@@ -13,9 +13,10 @@ SETTLED_NS: Final = 100_000_000
 
 
 class Remembered(Generic[T]):
-    """By device, inode, size and both times; of more than `MOST` files the oldest are forgotten."""
+    """By device, inode, size and both times; of more than `most` files the oldest are forgotten."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
         self._known: dict[tuple[int, ...], T] = {}
 
     def of(self, about: os.stat_result) -> T | None:
@@ -24,7 +25,7 @@ class Remembered(Generic[T]):
     def keep(self, about: os.stat_result, found: T) -> None:
         if time.time_ns() - about.st_ctime_ns > SETTLED_NS:
             self._known[_key(about)] = found
-            while len(self._known) > MOST:
+            while len(self._known) > self._most:
                 del self._known[next(iter(self._known))]
 
     def clear(self) -> None:

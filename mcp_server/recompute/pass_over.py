@@ -94,23 +94,30 @@ class Recomputed:
         return f"holds what belongs into {owners[0]}" if len(owners) == 1 else tally.said
 
 
-def recompute(merge: Merge, *, full: bool) -> Recomputed:
-    """Compute and compare. The recipe and all of its models must be there."""
+def recompute(merge: Merge, *, full: bool, most: int | None = None) -> Recomputed:
+    """Compute and compare. The recipe and all of its models must be there.
+
+    `most`: of tensors that must be read whole, about so many elements are computed, spread evenly over the model.
+    """
     assert merge.recipe is not None
     output = merge.tensors if not merge.is_adapter else _adapted_tensors(merge)
     names = Names(merge.recipe, merge.by_ref, output)
     found = Recomputed(landed={name: Sums() for name in merge.sources})
     if not merge.is_adapter:
         found.absent = [name for name in names.expected() if name not in output and not _is_twin(names, name)]
-    budget = WHOLE_BUDGET
+    budget, credit = WHOLE_BUDGET, 0.0
+    share = min(1.0, most / max(1, sum(stored.count for stored in output.values()))) if most is not None else 1.0
     squares = [0.0, 0.0]
     for name, stored in output.items():
         planned = names.plan(name)
-        if planned.made is not None and not full and reads_whole(planned.made) and stored.count > WHOLE_ELEMENTS:
-            if stored.count > budget:
+        if planned.made is not None and not full and reads_whole(planned.made):
+            credit += share * stored.count
+            large = stored.count > WHOLE_ELEMENTS
+            if (share < 1.0 and credit < stored.count) or (large and stored.count > budget):
                 found.skipped += 1
                 continue
-            budget -= stored.count
+            credit -= stored.count
+            budget -= stored.count if large else 0
         try:
             _tensor(merge, planned, stored, found, squares, full=full)
         except CannotCompute as reason:

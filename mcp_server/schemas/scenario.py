@@ -76,6 +76,7 @@ class Scenario(Frozen):
     relations: list[PairRelation] | None = None
     goal: Goal | None = None
     strategy: str | None = Field(default=None, description="that the user asked for")
+    weighting: Literal["equal", "examples"] | None = Field(default=None, description="shares of an average")
     constraints: Constraints | None = None
     cross_context: dict[str, dict[str, float]] | None = Field(
         default=None, description="source → context → rate of its own behaviour there (evaluate cross)"

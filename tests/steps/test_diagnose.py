@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mcp_server.errors import NotFound
-from mcp_server.schemas.evidence import Capability, Evaluation, Interval
+from mcp_server.schemas.evidence import Capability, Check, Evaluation, Interval
 from mcp_server.schemas.replies import KeptReplies, PromptReplies
 from mcp_server.steps.diagnose import CONSEQUENCES, ROOTS, diagnose, evidence
 from mcp_server.steps.evaluate.replies import keep_replies
@@ -370,6 +370,20 @@ def test_a_verification_of_the_same_files_is_not_made_twice(ground: Ground, monk
     ground.tokenizer("out", shift=1)
     assert "tokenizer_swapped" in [cause.code for cause in diagnose(out).findings]
     assert again, "files changed since the verification"
+
+
+def test_a_method_that_sorts_whole_tensors_is_computed_again_in_part(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    def computed(checks: Iterable[Check]) -> int:
+        return next(int(check.detail.split()[0]) for check in checks if check.name == "recomputed")
+
+    out = ties(ground)
+    whole = verify(out)
+    monkeypatch.setattr(evidence, "COMPUTED_ELEMENTS", sum(t.size for t in load(out).values()) // 2)
+    known = evidence.read_evidence(out)
+    assert 0 < computed(known.checks.values()) < computed(whole.checks)
+    assert known.landed == pytest.approx(dict(whole.landed), abs=0.2)
+    assert any("computed again only in part" in text for text in known.unknown)
+    assert diagnose(out).ok
 
 
 def test_no_folder_is_no_diagnosis(tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ def test_the_scenario_table_holds(case: dict[str, Any]) -> None:
     assert plan.decided is case.get("decided", True)
     if "weights" in case:
         assert plan.weights == case["weights"]
+    if "parameters" in case:
+        assert plan.strategy is not None
+        assert plan.strategy.parameters == case["parameters"]
     if "then" in case:
         assert plan.runner_up[0].strategy == case["then"]
     assert set(case.get("measures", [])) <= {step.suite for step in plan.evaluation}
@@ -92,10 +95,18 @@ def test_the_plan_of_the_verification_prompt_fits_what_a_tool_may_answer() -> No
     assert len(json.dumps(plan_of(TABLE[0]).model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))) < 7_800
 
 
-def test_two_hundred_and_five_hundred_examples_weigh_39_to_61_in_every_averaging_strategy() -> None:
-    for name in ("ties", "linear", "slerp"):
-        plan = recommend(read_scenario({**TABLE[0]["scenario"], "strategy": name}))
-        assert plan.weights == {"persona": 0.39, "tools": 0.61}
+def test_averages_take_equal_shares_and_root_of_examples_where_it_is_asked_for() -> None:
+    asked = {**TABLE[0]["scenario"], "weighting": "examples"}
+    for name in ("linear", "slerp", "nuslerp"):
+        assert recommend(read_scenario({**TABLE[0]["scenario"], "strategy": name})).weights == {"persona": 0.5, "tools": 0.5}
+        assert recommend(read_scenario({**asked, "strategy": name})).weights == {"persona": 0.39, "tools": 0.61}
+
+
+def test_elections_take_root_of_examples_until_something_is_measured() -> None:
+    measured = {**TABLE[0]["scenario"], "strategy": "ties", "relation": {"cosine": 0.3}}
+    assert recommend(read_scenario({**TABLE[0]["scenario"], "strategy": "ties"})).weights == {"persona": 0.39, "tools": 0.61}
+    assert recommend(read_scenario(measured)).weights == {"persona": 0.5, "tools": 0.5}
+    assert recommend(read_scenario({**measured, "weighting": "examples"})).weights == {"persona": 0.39, "tools": 0.61}
 
 
 def test_strategies_that_add_deltas_take_every_source_whole_and_a_lambda_below_one() -> None:
@@ -147,7 +158,7 @@ def test_the_weights_of_many_sources_still_sum_to_one_after_rounding() -> None:
 
 
 def test_slerp_counts_t_from_the_first_source_by_the_second_ones_share() -> None:
-    plan = recommend(read_scenario({**TABLE[0]["scenario"], "strategy": "slerp"}))
+    plan = recommend(read_scenario({**TABLE[0]["scenario"], "strategy": "slerp", "weighting": "examples"}))
     assert plan.strategy is not None
     assert plan.strategy.parameters == {"t": 0.61}
 

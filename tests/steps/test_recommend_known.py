@@ -69,7 +69,9 @@ def test_an_average_of_different_skills_is_warned_about_with_the_way_out(scenari
     (warning,) = [warning.message for warning in plan.warnings if warning.code == "averages_dilute"]
     assert plan.strategy and plan.strategy.id == "linear"
     assert "--set strategy=task_arithmetic" in warning
-    alike = scenario.relation and scenario.relation.model_copy(update={"capabilities": None, "similarity": "similar"})
+    alike = scenario.relation and scenario.relation.model_copy(
+        update={"capabilities": None, "similarity": "similar", "cosine": 0.95}
+    )
     assert "averages_dilute" not in codes(scenario.model_copy(update={"strategy": "linear", "relation": alike}))
 
 

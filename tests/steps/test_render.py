@@ -83,7 +83,7 @@ def test_another_strategy_starts_afresh_with_its_own_parameters_and_weights() ->
 def test_slerp_names_one_of_its_sources_as_the_base_and_counts_t_from_it() -> None:
     document = recipe(plan_for("slerp"))
     assert document["base_model"] == document["models"][0]["model"]
-    assert document["parameters"] == {"t": 0.61}
+    assert document["parameters"] == {"t": 0.5}
 
 
 def test_a_share_under_slerp_moves_t() -> None:
@@ -120,11 +120,11 @@ def test_the_dtype_is_the_bases_own_unless_the_plan_says_another(tmp_path: Path)
     plan = plan_for(base_model=str(tmp_path / "base"))
     assert recipe(plan)["dtype"] == "float16"
     assert recipe(plan, "dtype=float32")["dtype"] == "float32"
-    assert [w.code for w in render(plan).warnings] == ["ties_blunts_weights"]
+    assert [w.code for w in render(plan).warnings] == ["ties_blunts_weights", "changes_not_measured"]
 
 
 def test_a_dtype_that_nothing_tells_is_assumed_aloud() -> None:
-    assert [w.code for w in render(plan_for()).warnings] == ["ties_blunts_weights", "dtype_assumed"]
+    assert [w.code for w in render(plan_for()).warnings] == ["ties_blunts_weights", "changes_not_measured", "dtype_assumed"]
 
 
 def test_the_warnings_are_those_of_the_strategy_that_is_rendered() -> None:

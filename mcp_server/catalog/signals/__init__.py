@@ -10,13 +10,16 @@ from mcp_server.catalog.signals.bases import has_base
 from mcp_server.catalog.signals.goals import favoured
 from mcp_server.catalog.signals.observed import SeenScenario
 from mcp_server.catalog.signals.registry import SIGNALS, Facts
-from mcp_server.catalog.signals.sources import examples_known, is_base, norm_ratio, source_names, trained
+from mcp_server.catalog.signals.relations import apart, widest_cosine
+from mcp_server.catalog.signals.sources import cross_context_rate, examples_known, is_base, norm_ratio, source_names, trained
 from mcp_server.schemas.scenario import Scenario
 
 __all__ = [
     "SIGNALS",
     "Facts",
     "SeenScenario",
+    "apart",
+    "cross_context_rate",
     "examples_known",
     "favoured",
     "has_base",
@@ -25,6 +28,7 @@ __all__ = [
     "read_facts",
     "source_names",
     "trained",
+    "widest_cosine",
 ]
 
 

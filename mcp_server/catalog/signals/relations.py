@@ -94,6 +94,36 @@ def cosine(scenario: Scenario) -> float | None:
 
 
 @signal
+def widest_cosine(scenario: Scenario) -> float | None:
+    """The cosine of two task vectors that is farthest from zero, of either sign; unknown until every pair's is."""
+    found = [relation.cosine for _, relation in pair_relations(scenario)]
+    known = [value for value in found if value is not None]
+    return max(known, key=abs) if known and len(known) == len(found) else None
+
+
+@signal
+def apart(scenario: Scenario) -> bool | None:
+    """Whether the sources' changes are measured to be near-orthogonal while nothing says that skills or data overlap."""
+    from mcp_server.catalog import threshold
+
+    cos = widest_cosine(scenario)
+    if cos is None:
+        return None
+    shared = data_overlap(scenario) or 0.0
+    said = capabilities(scenario) in ("partial", "conflicting") or shared >= threshold("overlap_caution")
+    return abs(cos) <= threshold("near_orthogonal") and not said and redundant_deltas(scenario) is not True
+
+
+@signal
+def different_skills(scenario: Scenario) -> bool | None:
+    """Whether the sources learnt different things: measured apart, or said to be complementary and no near copies."""
+    from mcp_server.catalog import threshold
+
+    copies = (cosine(scenario) or 0.0) >= threshold("near_copy")
+    return True if apart(scenario) or (capabilities(scenario) == "complementary" and not copies) else None
+
+
+@signal
 def low_conflict_figures(scenario: Scenario) -> bool | None:
     """Whether measured weight statistics look harmless (|cosine| under 0.1, no sign majority): no reason to call it safe."""
     cos, sign = max(values(scenario, "cosine"), key=abs, default=None), sign_disagreement(scenario)

@@ -15,6 +15,7 @@ from mcp_server.formats.folder import require_merge
 from mcp_server.formats.identity import token_ids
 from mcp_server.formats.lineage import Lineage, read_lineage
 from mcp_server.formats.provenance import Provenance, identify, read_provenance, weight_files
+from mcp_server.recompute.methods import WHOLE
 from mcp_server.schemas.evidence import Check, Evaluation, Verification
 from mcp_server.schemas.plan import Observed
 from mcp_server.schemas.scenario import PairRelation, Scenario, ScenarioSource
@@ -32,6 +33,8 @@ EVIDENCE: Final = frozenset(
 
 RECOMPUTED_BYTES: Final = 1_200_000_000
 """Of weights times sources: half a minute on two idle cores. A tool's call must end before its client gives up."""
+COMPUTED_ELEMENTS: Final = 1 << 23
+"""Of tensors that a method such as TIES must sort whole: two seconds of one core."""
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -93,14 +96,20 @@ def _read_weights(known: Known) -> None:
     if stored and stored.model not in (None, content_hash(known.folder, remembered=True)):
         stored = None  # a copied folder has its files' change times in any order
     current = stored if stored and _newest_is_its_verification(known.folder) else None
-    found = verify(known.folder, before=current or _recorded(known))
+    found = verify(known.folder, before=current or _recorded(known), most=COMPUTED_ELEMENTS)
     checks = [*found.checks, *(check for check in (stored.checks if stored else []) if check.name == "loads")]
     known.checks = {check.name: check for check in checks}
     known.landed = {name: share for name, share in found.landed.items() if share is not None}
     known.rounding_loss = {name: share for name, share in found.rounding_loss.items() if share is not None}
     known.looked_at.append("weights (sampled)")
     if stored is None:
-        known.unknown.append(f"whether it loads: model-merging verify {shlex.quote(str(known.folder))}")
+        part = " and, of what was computed again only in part, the rest" if _in_part(known) else ""
+        known.unknown.append(f"whether it loads{part}: model-merging verify {shlex.quote(str(known.folder))}")
+
+
+def _in_part(known: Known) -> bool:
+    elements = sum(file.stat().st_size for file in weight_files(known.folder)) // 2
+    return known.lineage.tried.method in WHOLE and elements > COMPUTED_ELEMENTS
 
 
 def _recorded(known: Known) -> Verification | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mcp_server import catalog
 from mcp_server.catalog.models import Catalog, Rule, Strategy
-from mcp_server.catalog.signals import Facts, SeenScenario, favoured, read_facts, trained
+from mcp_server.catalog.signals import Facts, SeenScenario, read_facts
 from mcp_server.formats.hub.copies import looking
 from mcp_server.schemas.base import Message
 from mcp_server.schemas.plan import EngineChoice, EvaluationStep, Plan, RunnerUp, StrategyChoice
@@ -99,7 +99,7 @@ def _with_strategy(plan: Plan, decision: Decision, rules: Catalog) -> Plan:
 
 def _start(scenario: Scenario, strategy: Strategy) -> dict[str, Any]:
     weights, _ = weights_for(scenario, strategy)
-    return starting_parameters(strategy, weights, len(trained(scenario)), favoured(scenario) in weights)
+    return starting_parameters(scenario, strategy, weights)
 
 
 def _runner_up(rule: Rule, rules: Catalog, scenario: Scenario) -> RunnerUp:

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from mcp_server.catalog import threshold
 from mcp_server.catalog.signals import SeenScenario, source_names
+from mcp_server.catalog.signals.relations import pair_relations
 from mcp_server.errors import MergingError
 from mcp_server.formats.source import inspect_source
 from mcp_server.schemas.inspect import Difference, Inspection, SourceInfo
@@ -51,7 +53,7 @@ def look(scenario: Scenario, figures: Figures | None = None) -> SeenScenario:
         update={
             "looked_at": list(found),
             "unreachable": _joined(absent),
-            "said_otherwise": _contradictions(scenario, names, kinds),
+            "said_otherwise": _joined([*_contradictions(scenario, names, kinds), *_unlike(scenario, measured)]),
             "damaged": _damaged(measured),
             "relative_norm": measured.relative_norm,
             "measured_by": measured.origin,
@@ -115,7 +117,7 @@ def _values(difference: Difference, titles: dict[str, str]) -> str:
     return ", ".join(f"{titles.get(ref, ref)}: {value}" for ref, value in difference.values.items() if value is not None)
 
 
-def _contradictions(scenario: Scenario, names: list[str], kinds: dict[str, SourceInfo]) -> str | None:
+def _contradictions(scenario: Scenario, names: list[str], kinds: dict[str, SourceInfo]) -> list[str]:
     found = []
     for name, source in zip(names, scenario.sources or [], strict=True):
         if (info := kinds.get(name)) is None:
@@ -124,7 +126,21 @@ def _contradictions(scenario: Scenario, names: list[str], kinds: dict[str, Sourc
             said = getattr(source, field)
             if said is not None and there is not None and said != there:
                 found.append(f"{name}: {field} is {there}, not {said}")
-    return _joined(found)
+    return found
+
+
+def _unlike(scenario: Scenario, measured: Figures) -> list[str]:
+    """Pairs whose task vectors lie otherwise than the scenario's `similarity` has it."""
+    said = {pair: relation.similarity for pair, relation in pair_relations(scenario)}
+    found = []
+    for pair, figures in measured.pairs.items():
+        similarity, cosine = said.get(pair) or said.get((pair[1], pair[0])), figures.get("cosine")
+        if similarity is None or cosine is None:
+            continue
+        other = abs(cosine) <= threshold("near_orthogonal") if similarity == "similar" else cosine >= threshold("near_copy")
+        if other:
+            found.append(f"{' and '.join(pair)} are not {similarity}, the cosine of their changes is {cosine:.2g}")
+    return found
 
 
 def _facts(info: SourceInfo) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Weights and starting parameters: how much of each source goes in.
 
-Averages dilute: what one source gets, the others lose, so they take shares with a sum of one. Shares follow √examples: doubling
-the data does not double what was learnt, and the root keeps a small source alive beside a large one (200 and 500 examples give
-0.39 and 0.61). Importance multiplies them; measured norms divide them, because with unequal norms equal shares are not equal
-influence.
+Averages dilute: what one source gets, the others lose, so they take shares with a sum of one. Shares are equal: by √examples the
+smaller source of the running example kept 5 % of its skill; who wants examples to count says so (`weighting: examples`). TIES
+counts weights only where sources disagree; there √examples, the lessons' rule, is taken while nothing is measured. Importance
+multiplies shares; measured norms divide them, because with unequal norms equal shares are not equal influence.
 
-Sums of deltas dilute nothing: each source goes in whole, at the strength that it was trained to, and `lambda` scales the sum. A
-weight below 1 takes of a skill without giving to another: at 0.43 of its delta a persona kept half of its gain, at 0.7 all of it.
+Sums of deltas dilute nothing: each source goes in whole, at the strength that it was trained to, and `lambda` scales the sum. Two
+sources that are measured apart begin at lambda 1, unless one acts in the other's place; all others begin below it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 
 from mcp_server.catalog import threshold
 from mcp_server.catalog.models import Strategy
-from mcp_server.catalog.signals import examples_known, favoured, norm_ratio, trained
+from mcp_server.catalog.signals import apart, cross_context_rate, examples_known, favoured, norm_ratio, trained, widest_cosine
 from mcp_server.schemas.plan import FiredRule
 from mcp_server.schemas.scenario import Scenario, ScenarioSource
 
-_MEASURED = "measured here, docs/taskmaster.md: weights by √examples lost a skill that whole ones kept"
+_MEASURED = "measured here, docs/benchmark.md: weights by √examples lost a skill that whole ones kept"
+_LESSON = "Lesson 0, Step 5: 0.4/0.6 for 200 and 500"
 _SMALLEST_NORM = 1e-9
 """Below that a task vector is rounding dust, and dividing by it would give it all the weight."""
 
@@ -30,7 +31,7 @@ def weights_for(scenario: Scenario, strategy: Strategy) -> tuple[dict[str, float
     """The weights that a plan of this strategy begins with, and why."""
     if strategy.weights == "whole":
         return _whole(scenario)
-    portions, why = shares(scenario)
+    portions, why = shares(scenario, elected=strategy.deltas == "elected")
     return scaled(portions, strategy), why
 
 
@@ -61,25 +62,23 @@ def _summed_start(count: int) -> float:
     return min(threshold("lambda_start"), round(threshold("lambda_total") / max(count, 1), 2))
 
 
-def shares(scenario: Scenario) -> tuple[dict[str, float], list[FiredRule]]:
-    """Each trained source's share (they sum to one), and why."""
+def shares(scenario: Scenario, *, elected: bool = False) -> tuple[dict[str, float], list[FiredRule]]:
+    """Each trained source's share (they sum to one), and why. `elected`: weights count only where sources disagree."""
     sources = dict(trained(scenario))
     if not sources:
         return {}, []
-    fired: list[FiredRule] = []
-    if examples_known(scenario):
+    raw = dict.fromkeys(sources, 1.0)
+    unmeasured = elected and scenario.weighting is None and widest_cosine(scenario) is None
+    if not (scenario.weighting == "examples" or unmeasured):
+        fired = [_rule("weights_equal", "equal shares; √examples only where it is asked for (weighting: examples)", _MEASURED)]
+    elif examples_known(scenario):
         raw = {name: math.sqrt(source.training_examples or 0) for name, source in sources.items()}
         counts = ", ".join(f"{name} {source.training_examples}" for name, source in sources.items())
-        fired.append(
-            _rule(
-                "weights_by_examples", f"√training examples, normalised ({counts})", "Lesson 0, Step 5: 0.4/0.6 for 200 and 500"
-            )
-        )
+        why = "as asked for" if scenario.weighting else "nothing else is measured, and they decide elections only"
+        fired = [_rule("weights_by_examples", f"√training examples, normalised ({counts}): {why}", _LESSON)]
     else:
-        raw = dict.fromkeys(sources, 1.0)
-        fired.append(
-            _rule("weights_equal", "not every source says how many examples it saw, so all count the same", "no fact to weigh by")
-        )
+        because = "not every source says how many examples it saw, so all count the same"
+        fired = [_rule("weights_equal", because, "no fact to weigh by")]
     if any(source.importance not in (None, 1.0) for source in sources.values()):
         raw = {name: value * (sources[name].importance or 1.0) for name, value in raw.items()}
         fired.append(_rule("weights_by_importance", "multiplied by the importance that you gave", "your scenario"))
@@ -121,20 +120,28 @@ def scaled(shares: dict[str, float], strategy: Strategy) -> dict[str, float]:
     return {name: value / unit for name, value in rounded.items()}
 
 
-def starting_parameters(strategy: Strategy, weights: dict[str, float], count: int, favouring: bool = False) -> dict[str, Any]:
+def starting_parameters(scenario: Scenario, strategy: Strategy, weights: dict[str, float]) -> dict[str, Any]:
     """What a plan begins with: each parameter's `start`, t from the weights, lambda by the sources (1 to favour one)."""
     parameters: dict[str, Any] = {}
+    whole = len(trained(scenario)) == 1 or favoured(scenario) in weights or goes_whole(scenario)
     for parameter in strategy.parameters:
         if parameter.name == "weight":
             continue
         if parameter.name == "t" and parameter.scope == "shared" and strategy.weights == "sum_one":
             parameters["t"] = list(weights.values())[-1] if len(weights) == 2 else parameter.start
         elif parameter.start_total is not None:
+            count = len(trained(scenario))
             start = min(float(parameter.start), round(parameter.start_total / max(count, 1), 2))
-            parameters[parameter.name] = parameter.default if count == 1 or favouring else start
+            parameters[parameter.name] = parameter.default if whole else start
         elif parameter.start is not None:
             parameters[parameter.name] = parameter.start
     return parameters
+
+
+def goes_whole(scenario: Scenario) -> bool:
+    """Two sources that are measured apart, of which none is known to act in the other's place."""
+    leak = cross_context_rate(scenario)
+    return len(trained(scenario)) == 2 and apart(scenario) is True and (leak is None or leak <= threshold("cross_context_leak"))
 
 
 def _favour(shares: dict[str, float], name: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ def example_plan(strategy: Strategy) -> Plan:
     wanted = strategy.inputs.max or 2
     scenario = EXAMPLE.model_copy(update={"sources": (EXAMPLE.sources or [])[:wanted]})
     weights, _ = weights_for(scenario, strategy)
-    parameters = starting_parameters(strategy, weights, len(scenario.sources or []))
+    parameters = starting_parameters(scenario, strategy, weights)
     return Plan(
         verdict="merge",
         strategy=StrategyChoice(id=strategy.id, parameters=parameters),

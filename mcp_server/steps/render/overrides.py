@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from mcp_server import catalog
 from mcp_server.catalog.models import Parameter, Strategy
-from mcp_server.catalog.signals import favoured, source_names, trained
+from mcp_server.catalog.signals import source_names
 from mcp_server.errors import BadInput, did_you_mean
 from mcp_server.schemas.plan import Plan, StrategyChoice
 from mcp_server.steps.recommend.weights import scaled, starting_parameters, weights_for
@@ -71,8 +71,7 @@ def _switch(plan: Plan, name: str) -> Plan:
     own = _own_shares(plan)
     weights = scaled(own, strategy) if own else weights_for(plan.scenario, strategy)[0]
     proposed = next((r.parameters for r in plan.runner_up if r.strategy == name), None)
-    favouring = not own and favoured(plan.scenario) in weights
-    start = starting_parameters(strategy, weights, len(trained(plan.scenario)), favouring)
+    start = starting_parameters(plan.scenario.model_copy(update={"goal": None}) if own else plan.scenario, strategy, weights)
     parameters = proposed if proposed is not None else start
     kept = {
         source: {key: value for key, value in own.items() if key == "layer_range" or strategy.parameter(key)}

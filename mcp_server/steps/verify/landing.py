@@ -42,8 +42,8 @@ class Landing:
     checks: list[Check] = field(default_factory=list)
 
 
-def measure(merge: Merge, *, full: bool) -> Landing:
-    """The checks `tensors`, `recomputed` and `base`, and the landing per source."""
+def measure(merge: Merge, *, full: bool, most: int | None = None) -> Landing:
+    """The checks `tensors`, `recomputed` and `base`, and the landing per source. `most`: see `recompute`."""
     record = merge.provenance
     found = Landing(dict(record.landed), dict(record.rounding_loss)) if record else Landing()
     if merge.recipe is None:
@@ -60,7 +60,7 @@ def measure(merge: Merge, *, full: bool) -> Landing:
         found.checks.append(Check(name="recomputed", passed=None, detail="the adapter could not be read"))
         return found
     try:
-        again = recompute(merge, full=full)
+        again = recompute(merge, full=full, most=most)
     except CannotCompute as reason:
         found.checks.append(Check(name="recomputed", passed=None, detail=str(reason)))
         return found
@@ -116,7 +116,7 @@ def _values(merge: Merge, again: Recomputed, *, full: bool) -> Check:
         return Check(name="recomputed", passed=None, detail=detail)
     if not count:
         return Check(name="recomputed", passed=None, detail="no tensor could be computed again")
-    skipped = f"; {again.skipped} large ones only with --full" if again.skipped else ""
+    skipped = f"; {again.skipped} others only with --full" if again.skipped else ""
     detail = f"{count} tensors computed again from the sources ({depth}): as the recipe makes them{said}{skipped}"
     return Check(name="recomputed", passed=True, detail=detail)
 

@@ -24,6 +24,7 @@ def verify(
     base: str | None = None,
     sources: Sequence[str] = (),
     before: Verification | None = None,
+    most: int | None = None,
 ) -> Verification:
     """Check the merged model or adapter in folder `out`.
 
@@ -32,6 +33,7 @@ def verify(
     base      where the base is: it stands for the recipe's own, or says what to compare with where there is no recipe
     sources   the same for the sources, in the recipe's order: FOLDER, HUB/ID, BASE+ADAPTER, or an adapter of `base`
     before    an earlier answer about the same files: its recomputation is taken over, unless a check that is made now fails
+    most      of tensors that must be read whole, compute about so many elements
     Raises `NotFound` when there is no such folder and `Malformed` for a recipe that cannot be read; whatever is wrong
     with the model itself is an answer, not an error.
     """
@@ -55,7 +57,7 @@ def verify(
         named = {check.name for check in checks}
         checks += [check for check in before.checks if check.name not in named]
         return before.model_copy(update={"verdict": verdict_of(checks), "checks": checks, "output": str(out)})
-    landed = landing.measure(merge, full=full)
+    landed = landing.measure(merge, full=full, most=most)
     checks += landed.checks
     return Verification(
         verdict=verdict_of(checks), checks=checks, landed=landed.landed, rounding_loss=landed.rounding_loss, output=str(out)
