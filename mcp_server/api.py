@@ -24,7 +24,7 @@ import yaml
 from mcp_server import jobs
 from mcp_server.errors import MergingError, from_dict
 from mcp_server.formats.refs import anchor_whole
-from mcp_server.schemas.base import Engine
+from mcp_server.schemas.base import Engine, OutputFormat
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.evidence import Verification
 from mcp_server.schemas.inspect import Inspection
@@ -67,6 +67,7 @@ def merge(
     *,
     engine: Engine = "auto",
     output: Literal["model", "adapter"] = "model",
+    output_format: OutputFormat | None = None,
     rank: int | None = None,
     ram_gib: float | None = None,
     seed: int | None = None,
@@ -79,7 +80,8 @@ def merge(
     Raises a `MergingError` before anything is written for a recipe that is wrong, does not fit, or whose output is there.
     """
     text, folder = _recipe(recipe)
-    fields = {"recipe": text, "engine": engine, "output": output, "rank": rank, "ram_gib": ram_gib, "seed": seed}
+    fields: dict[str, Any] = {"recipe": text, "engine": engine, "output": output, "output_format": output_format}
+    fields |= {"rank": rank, "ram_gib": ram_gib, "seed": seed}
     return _merged(fields, folder, out, threads, overwrite, on_progress)
 
 

@@ -12,7 +12,7 @@ from mcp_server.catalog import Strategy
 from mcp_server.catalog import load as load_catalog
 from mcp_server.cli.console import Json, cell, emit, line, say, size, stderr, table
 from mcp_server.errors import MergingError, NotFound, OutputExists
-from mcp_server.schemas.base import Frozen
+from mcp_server.schemas.base import Frozen, OutputFormat
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.inspect import Inspection
 from mcp_server.schemas.plan import Plan
@@ -234,12 +234,14 @@ def estimate(
     ram_gib: Annotated[float | None, typer.Option(help="memory to fit into")] = None,
     out: Annotated[Path | None, typer.Option(help="where the output would go; its free disk is checked")] = None,
     output: Annotated[Literal["model", "adapter"], typer.Option(help="as in merge")] = "model",
+    output_format: Annotated[OutputFormat | None, typer.Option(help="as in merge")] = None,
     rank: Annotated[int | None, typer.Option(help="as in merge")] = None,
     json: Json = False,
 ) -> int:
     """What the merge will cost, per engine: memory, disk, time."""
     text, folder = read_text(recipe, "recipe"), recipe.resolve().parent
-    found = estimate_recipe(text, ram_gib=ram_gib, out=out, folder=folder, output=output, rank=rank)
+    form = output_format
+    found = estimate_recipe(text, ram_gib=ram_gib, out=out, folder=folder, output=output, output_format=form, rank=rank)
     emit(found, json, lambda: show_estimate(found))
     return 1 if all(engine.fits is False for engine in found.engines.values()) else 0
 

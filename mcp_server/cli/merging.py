@@ -113,6 +113,9 @@ def merge(
     out: Annotated[Path, typer.Argument(help="folder to write; must not exist")],
     engine: Annotated[str, typer.Option(help="auto, stream or mergekit")] = "auto",
     output: Annotated[str, typer.Option(help="model, or adapter: LoRAs of one base become one LoRA")] = "model",
+    output_format: Annotated[
+        str | None, typer.Option(help="fp8: store it as an FP8 model of the recipe is stored; unchanged blocks keep its bytes")
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="rank of an adapter made by truncated SVD")] = None,
     ram_gib: Annotated[float | None, typer.Option(help="memory that the merge may use")] = None,
     seed: Annotated[int | None, typer.Option(help="for DARE and DELLA; recorded in any case")] = None,
@@ -133,6 +136,7 @@ def merge(
             "out": str(out.resolve()),
             "engine": engine,
             "output": output,
+            "output_format": output_format,
             "rank": rank,
             "ram_gib": ram_gib,
             "seed": seed,

@@ -13,6 +13,7 @@ import typer
 from mcp_server.cli.console import Json, emit, say
 from mcp_server.errors import BadInput, Malformed, NotFound, OutputExists, did_you_mean
 from mcp_server.jobs.ask import ask_planner
+from mcp_server.schemas.base import OutputFormat
 from mcp_server.schemas.validation import Finding, Validation
 from mcp_server.steps.validate import LintRule, rules
 from mcp_server.steps.validate import fix as fix_recipe
@@ -34,6 +35,7 @@ def validate(
     ] = False,
     deep: Annotated[bool, typer.Option("--deep", help="also ask mergekit's own planner (slow start)")] = False,
     ram_gib: Annotated[float | None, typer.Option(help="memory that the merge may use")] = None,
+    output_format: Annotated[OutputFormat | None, typer.Option(help="as in merge: whether the result can be stored so")] = None,
     explain: Annotated[str | None, typer.Option(help="say what a code means, such as MM207, and check nothing")] = None,
     json: Json = False,
 ) -> int:
@@ -51,7 +53,7 @@ def validate(
         if found.fixed_recipe is not None and recipe != STDIN:
             replace_keeping(recipe, text, found.fixed_recipe)
     else:
-        found = validate_recipe(text, folder=folder, deep=deep, planner=ask_planner, ram_gib=ram_gib)
+        found = validate_recipe(text, folder=folder, deep=deep, planner=ask_planner, ram_gib=ram_gib, output_format=output_format)
     name = "standard input" if recipe == STDIN else str(recipe)
     emit(found, json, lambda: show(found, name, text))
     return 0 if found.ok else 1

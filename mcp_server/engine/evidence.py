@@ -56,8 +56,9 @@ def rounding_warnings(lost: dict[str, float | None], dtype: str) -> list[str]:
     if not any(lost.values()):
         return []
     limit = threshold("rounding_loss")
+    step = "leave out --output-format" if dtype.startswith("float8") else "use `out_dtype: float32`"
     return [
-        f"{share:.0%} of what {source} adds is too small for {dtype} and was rounded away; use `out_dtype: float32` to keep it"
+        f"{share:.0%} of what {source} adds is too small for {dtype} and was rounded away; {step} to keep it"
         for source, share in lost.items()
         if share is not None and share >= limit
     ]

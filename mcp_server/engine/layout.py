@@ -50,7 +50,8 @@ def plan_layout(tensors: Sequence[TensorPlan], shard_bytes: int) -> Layout:
     held = 0
     sizes = [tensor.count * ITEM_BYTES[STORED[tensor.dtype]] for tensor in tensors]
     for number, size in enumerate(sizes):
-        if groups[-1] and held + size > shard_bytes:
+        stays = tensors[number].how == "scales"  # with the codes before them, which are written at the same time
+        if groups[-1] and held + size > shard_bytes and not stays:
             groups.append([])
             held = 0
         groups[-1].append(number)

@@ -24,8 +24,8 @@ _COUNTS_BYTES: Final = 8 * (1 << 15 | 1 << 16)
 _WRITE_BUFFERS_AHEAD: Final = 4
 _WHOLE_COPIES: Final = 3
 """Of a low-rank factor while it is read: as stored, widened, rearranged."""
-
-
+_SCALE_BYTES: Final = 24
+"""Held for each scale of an FP8 result: stored, decoded, fresh, the largest value under it, and copies while they change."""
 _DIVERGENCES_BYTES: Final = 8 << 18
 """Eight bytes for each row of a tensor: a vocabulary of 262,144 rows."""
 
@@ -51,6 +51,8 @@ class MergeShape:
     out_bytes: int = 4
     held: int = 0
     filters: int = 0
+    repacks: bool = False
+    """Whether results are stored as FP8 codes."""
 
 
 def peak_anon(shape: MergeShape) -> dict[str, int]:
@@ -62,14 +64,15 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
     selects = sparsification in ("magnitude", "outliers") or scores
     kept = {"none": 0, "magnitude": 1}.get(sparsification, shape.deltas)  # by magnitude one at a time, to restore its norm
     has_reference = shape.factors > 0 or (signature is not None and signature.base != "ignored")
-    narrows = shape.out_bytes < 4
+    narrows = shape.out_bytes < 4 or shape.repacks
     bytes_per_element = (
         shape.stored_bytes  # raw
         + 4 * has_reference
         + 4 * (shape.deltas + kept)
         + 4  # merged
         + 4 * narrows  # merged, rounded
-        + 4 * (narrows and has_reference and shape.stored_bytes != shape.out_bytes)  # the reference, rounded
+        + 4 * (narrows and has_reference and (shape.repacks or shape.stored_bytes != shape.out_bytes))  # the reference, rounded
+        + 5 * shape.repacks  # codes that are kept, and quotients
         + 4 * selects  # patterns found
         + 4 * (shape.factors > 0)  # an update beside its base
         + 24 * (sparsification == "della")  # order, ranks, probabilities
@@ -93,7 +96,7 @@ def peak_anon(shape: MergeShape) -> dict[str, int]:
 
 def shape_of(plan: MergePlan, threads: int) -> MergeShape:
     """The shape of a planned merge."""
-    tensors = [tensor for tensor in plan.tensors if tensor.how != "copied"]
+    tensors = [tensor for tensor in plan.tensors if tensor.how not in ("copied", "scales")]
     inputs = [entry.stored for tensor in tensors for entry in tensor.inputs]
     return MergeShape(
         method=plan.recipe.method,
@@ -114,10 +117,12 @@ def shape_of(plan: MergePlan, threads: int) -> MergeShape:
         held=max(
             (
                 sum(p.held_bytes for p in {id(p): p for p in (entry.stored.packed for entry in tensor.inputs) if p}.values())
+                + (_SCALE_BYTES * tensor.form.scale.elements if tensor.form else 0)
                 for tensor in tensors
             ),
             default=0,
         ),
+        repacks=any(tensor.form for tensor in tensors),
     )
 
 

@@ -19,6 +19,7 @@ from mcp_server.engine import kernels
 from mcp_server.engine.blocks import BLOCK_ELEMENTS, split
 from mcp_server.engine.coverage import require_coverage
 from mcp_server.engine.evidence import rounding_warnings, total
+from mcp_server.engine.fp8_plan import in_fp8
 from mcp_server.engine.journal import InputFile, Journal
 from mcp_server.engine.layout import Layout, plan_layout
 from mcp_server.engine.limits import usable_cores
@@ -56,6 +57,8 @@ class Work:
         recipe = merge_recipe(request.recipe)
         require_coverage(recipe)
         plan = make_plan(recipe)
+        if request.output_format == "fp8":
+            plan = in_fp8(plan)
         inputs = [InputFile.of(path, header.sha256) for path, header in all_headers(plan).items()]
         return cls(plan, plan_layout(plan.tensors, request.shard_bytes), choose_seed(request), inputs)
 
@@ -185,6 +188,8 @@ def _differing(plan: MergePlan, evidence: dict[int, Any]) -> list[str]:
 
 
 def _main_dtype(plan: MergePlan) -> str:
+    if any(tensor.form for tensor in plan.tensors):
+        return "float8_e4m3fn"
     return next((tensor.dtype for tensor in plan.tensors if tensor.how != "copied"), "float32")
 
 

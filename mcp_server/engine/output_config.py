@@ -7,6 +7,7 @@ from typing import Any
 
 from mcp_server.engine.plan import MergePlan
 from mcp_server.formats import tensor_names
+from mcp_server.formats.checkpoint import Checkpoint
 from mcp_server.formats.dtypes import DTYPE_KEYS
 from mcp_server.formats.identity import text_section
 from mcp_server.formats.quantised import without_quantisation
@@ -17,7 +18,10 @@ def output_config(plan: MergePlan, *, own_head: bool = False) -> dict[str, Any]:
     """`own_head` says that the head that was written differs from the embedding, so that no flag may tie them."""
     donor = plan.sources[plan.recipe.donor]
     config = copy.deepcopy(without_quantisation(donor.checkpoint.config))
-    name_dtypes(config, [tensor.dtype for tensor in plan.tensors if tensor.how != "copied"])
+    if plan.stored_like is None:
+        name_dtypes(config, [tensor.dtype for tensor in plan.tensors if tensor.how != "copied"])
+    else:
+        config = quantised_like(plan.sources[plan.stored_like].checkpoint, config)
     section = text_section(config)
     if plan.layers is not None:
         section |= plan.layer_settings
@@ -33,6 +37,13 @@ def output_config(plan: MergePlan, *, own_head: bool = False) -> dict[str, Any]:
     if own_head or (stores_head and untied and donor.tied is not False):
         say_untied(config)
     return config
+
+
+def quantised_like(model: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
+    """`config`, saying of packed weights and dtypes what the model's says, at the top, where loaders look for it."""
+    said = {key: model.config[key] for key in DTYPE_KEYS if key in model.config}
+    kept = {key: value for key, value in config.items() if key not in DTYPE_KEYS}
+    return kept | copy.deepcopy(said | ({"quantization_config": model.quantisation} if model.quantisation else {}))
 
 
 def name_dtypes(config: dict[str, Any], dtypes: list[str]) -> None:

@@ -21,13 +21,17 @@ from mcp_server.engine.vocabulary import Vocabulary, align
 from mcp_server.errors import Incompatible, Malformed, Unsupported, did_you_mean
 from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import require_float
+from mcp_server.formats.quantised.scaled import Scaled
 from mcp_server.formats.recipe import KEEPS_TIES, Group, ModelRef, Recipe
 from mcp_server.formats.recipe import Source as Listed
 from mcp_server.formats.recipe.parameters import has_gradient, resolve
 from mcp_server.formats.tensors import DTYPES, FLOATS
 
-How = Literal["merged", "kept", "copied"]
-"""Merged by the method; kept: the donor's values, in the output's dtype; copied: the donor's bytes (buffers, integers)."""
+How = Literal["merged", "kept", "copied", "scales"]
+"""Merged by the method; kept: the donor's values, in the output's dtype; copied: the donor's bytes (buffers, integers).
+
+Scales belong to the FP8 codes of the tensor before them, and are written with it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class TensorPlan:
     shared: dict[str, Any]
     per_source: tuple[dict[str, Any], ...]
     how: How = "merged"
+    form: Scaled | None = None
+    """Where the output holds FP8 codes: how the model that it is stored like has them."""
 
     @property
     def count(self) -> int:
@@ -68,6 +74,13 @@ class MergePlan:
     layer_settings: dict[str, Any] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
     """Where the sources number their tokens differently, or the recipe asks for other rows."""
+    stored_like: ModelRef | None = None
+    """The model whose quantised form the output has; None: the output is not quantised."""
+
+    @property
+    def scales_are_powers(self) -> bool:
+        """Whether the model whose form the output has says that its FP8 scales are powers of two (DeepSeek's scale_fmt)."""
+        return self.stored_like is not None and self.sources[self.stored_like].checkpoint.quantisation.get("scale_fmt") == "ue8m0"
 
     @property
     def labels(self) -> tuple[str, ...]:

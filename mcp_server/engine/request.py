@@ -11,6 +11,7 @@ from typing import Literal
 from mcp_server.engine.journal import recorded_seed
 from mcp_server.engine.plan import MergePlan
 from mcp_server.formats.safetensors import Header
+from mcp_server.schemas.base import OutputFormat
 
 Report = Callable[[str, float, float, str], None]
 """(stage, done, total, unit): called often; the receiver thins it out."""
@@ -32,6 +33,8 @@ class Request:
     job_id: str = ""
     rank: int | None = None
     whole: tuple[str, ...] = ()
+    output_format: OutputFormat | None = None
+    """How the weights are stored; None: in the recipe's dtype."""
 
 
 def choose_seed(request: Request) -> int:

@@ -9,15 +9,17 @@ import numpy as np
 
 from mcp_server.engine import kernels
 from mcp_server.engine.blocks import Block
-from mcp_server.engine.codecs import count_stored_nonfinite, decode, encode
+from mcp_server.engine.codecs import decode, encode
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.evidence import TensorEvidence
+from mcp_server.engine.fp8 import Fp8
 from mcp_server.engine.layout import Layout
 from mcp_server.engine.limits import PeakMeter
 from mcp_server.engine.methods import prepare, weighted
 from mcp_server.engine.plan import MergePlan, TensorPlan
 from mcp_server.engine.reader import Reader
 from mcp_server.engine.request import Report
+from mcp_server.engine.stores import Plain, Store
 from mcp_server.engine.thread_pool import ThreadPool, Workspace
 from mcp_server.errors import Malformed
 from mcp_server.formats.digests import digest_of, piece_digest
@@ -72,9 +74,12 @@ class Pass:
         done = set(self.journal.done)
         for number in wanted:
             tensor = self.plan.tensors[number]
-            if number in done:
-                self.skipped += 1
-                self.written += places[number].nbytes
+            scaled = tensor.form is not None
+            if tensor.how == "scales":
+                continue
+            if number in done and (not scaled or number + 1 in done):
+                self.skipped += 1 + scaled
+                self.written += places[number].nbytes + (places[number + 1].nbytes if scaled else 0)
                 continue
             evidence = self.copy(number, tensor) if tensor.how == "copied" else self.tensor(number, tensor)
             self.journal.computed(number, evidence.as_dict())
@@ -104,50 +109,52 @@ class Pass:
         return TensorEvidence(differing=sorted(differing), digest=digest_of(pieces, largest))
 
     def tensor(self, number: int, plan: TensorPlan) -> TensorEvidence:
-        """Merge one tensor and write it."""
+        """Merge one tensor and write it; of FP8 codes the scales too, which are the tensor after it."""
         tensor = OpenTensor(plan, self.reader)
         evidence = TensorEvidence()
         self.check(tensor, tensor.nonfinite_factors(), evidence)
         method = self.plan.recipe.method
         merge_block = weighted(0.0, [1.0]) if plan.how == "kept" else prepare(method, tensor, self.pool, self.seed)
-        stored = STORED[plan.dtype]
-        known = tensor.reference
-        same_grid = known is not None and known.stored.dtype == stored and not known.stored.packed and not known.updates
+        fp8 = Fp8(plan.form, self.reader, powers_of_two=self.plan.scales_are_powers) if plan.form else None
+        store: Store = fp8 or Plain(tensor)
+        size = store.item_bytes
+
+        def look(workspace: Workspace, block: Block) -> None:
+            reference, deltas, bad = tensor.load_checked(workspace, block)
+            self.check(tensor, bad)
+            out = workspace.take("out", block.count)
+            merge_block(workspace, block, reference, deltas, out)
+            store.measure(workspace, block, out)
+
+        if store.measures:
+            self.pool.run(look, tensor.blocks)
 
         def work(workspace: Workspace, block: Block) -> tuple[list[list[float]], dict[str, int], bytes]:
             reference, deltas, bad = tensor.load_checked(workspace, block)
             self.check(tensor, bad)
             out = workspace.take("out", block.count)
             merge_block(workspace, block, reference, deltas, out)
-            size = ITEM_BYTES[stored]
             buffer = self.writer.buffer()
             raw = buffer[: block.count * size]
-            encode(out, stored, raw)
+            count = store.store(workspace, block, out, raw)
             piece = piece_digest(raw.data)
-            if count := count_stored_nonfinite(raw, stored):
+            if count:
                 if not self.allow_nonfinite:
-                    raise _overflow(tensor, reference, deltas, out, stored)
+                    raise _overflow(tensor, reference, deltas, out, "float32" if fp8 else plan.dtype)
                 bad["merged"] = count
-            rounded = out
-            if tensor.reference is not None and stored != "F32":
-                rounded = workspace.take("rounded", block.count)
-                decode(raw, stored, rounded)
+            rounded = store.stored(workspace, block, out, raw) if tensor.reference is not None else out
             self.writer.write(number, block.start * size, buffer, raw.size)
             self.written += raw.size
             self.report("merge", self.written, self.weight_bytes, "bytes")
             if tensor.reference is None:
                 return [], bad, piece
-            grid = reference
-            if not same_grid and stored != "F32":
-                grid, raw = workspace.take("grid", block.count), workspace.take("raw", block.count * size, np.uint8)
-                encode(reference, stored, raw)
-                decode(raw, stored, grid)
+            grid = store.on_grid(workspace, block, reference)
             sums = np.zeros((len(deltas), 4))
             kernels.landing(reference, grid, out, rounded, deltas, sums)
             return sums.tolist(), bad, piece
 
         results = self.pool.run(work, tensor.blocks)
-        chunk = max((block.count for block in tensor.blocks), default=0) * ITEM_BYTES[stored]
+        chunk = max((block.count for block in tensor.blocks), default=0) * size
         evidence.digest = digest_of([piece for _, _, piece in results], chunk)
         for sums, bad, _ in results:
             for source, count in bad.items():
@@ -156,9 +163,25 @@ class Pass:
                 held = evidence.landing.setdefault(entry.source, [0.0] * 4)
                 for i, value in enumerate(values):
                     held[i] += value
+        if fp8 is not None:
+            self._write_scales(number + 1, fp8.scale_bytes.reshape(-1))
         self.meter.sample()
         tensor.close()
         return evidence
+
+    def _write_scales(self, number: int, raw: Array) -> None:
+        pieces: list[bytes] = []
+        done = largest = 0
+        while done < raw.size:
+            buffer = self.writer.buffer()
+            part = raw[done : done + buffer.size]
+            buffer[: part.size] = part
+            pieces.append(piece_digest(part))
+            self.writer.write(number, done, buffer, part.size)
+            done, largest = done + part.size, max(largest, part.size)
+        self.written += raw.size
+        self.journal.computed(number, TensorEvidence(digest=digest_of(pieces, largest)).as_dict())
+        self.writer.finished(number)
 
     def check(self, tensor: OpenTensor, bad: dict[str, int], evidence: TensorEvidence | None = None) -> None:
         """Stop at the first value that is not finite, unless that was allowed."""
@@ -174,8 +197,9 @@ class Pass:
             evidence.nonfinite |= bad
 
 
-def _overflow(tensor: OpenTensor, reference: Array, deltas: Array, out: Array, stored: str) -> Malformed:
+def _overflow(tensor: OpenTensor, reference: Array, deltas: Array, out: Array, dtype: str) -> Malformed:
     """The sources are finite and the result is not: too large for the output's dtype. Names the source that is largest there."""
+    stored = STORED[dtype]
     raw, rounded = np.empty(out.size * ITEM_BYTES[stored], np.uint8), np.empty_like(out)
     encode(out, stored, raw)
     decode(raw, stored, rounded)
@@ -185,7 +209,6 @@ def _overflow(tensor: OpenTensor, reference: Array, deltas: Array, out: Array, s
         start = float(reference[place])
         values = {source: start + delta for source, delta in values.items()} | {tensor.reference.source: start}
     source = max(values, key=lambda ref: abs(values[ref]))
-    dtype = tensor.plan.dtype
     return Malformed(
         f"{tensor.plan.name} overflows {dtype}: the value {out[place]:g} becomes infinite; {source} has the largest there, "
         f"{values[source]:g}",

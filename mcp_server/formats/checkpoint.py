@@ -7,7 +7,7 @@ refused is refused before anything runs, in the same words.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ class Checkpoint:
     """What was taken out of stored names: `_orig_mod.`, `module.`."""
     shadowed_by: str | None = None
     """A stray whole file beside an index."""
+    left_out: dict[str, StoredTensor] = field(default_factory=dict)
+    """Scales of what flows through packed layers: they mean nothing for the weights."""
+    quantisation: dict[str, Any] = field(default_factory=dict)
+    """What its config says of packed weights; empty where it says nothing."""
 
     @cached_property
     def layers(self) -> int | None:
@@ -91,13 +95,14 @@ def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
         raise not_a("a full model", ref, folder, holding)
     config = read_json(folder / "config.json")
     headers, shadowed_by = read_headers(folder)
+    stored = Stored.of(str(folder), headers, config, _quantisation(folder, headers))
     try:
-        unpacked = _unpacked(_together(folder, headers), Stored.of(str(folder), headers, config, _quantisation(folder, headers)))
+        unpacked, left_out = _unpacked(_together(folder, headers), stored)
     except Unsupported as unread:
         raise NotAModel(unread.message, unread.next_step, ref=ref, kind="quantised") from unread
-    names, wrapper = without_wrappers(unpacked)
-    tensors = {names[name]: tensor for name, tensor in unpacked.items()}
-    return Checkpoint(ref, folder, config, tensors, headers, wrapper, shadowed_by)
+    names, wrapper = without_wrappers([*unpacked, *left_out])
+    tensors, beside = ({names[name]: tensor for name, tensor in found.items()} for found in (unpacked, left_out))
+    return Checkpoint(ref, folder, config, tensors, headers, wrapper, shadowed_by, beside, stored.settings)
 
 
 def _quantisation(folder: Path, headers: dict[Path, Header]) -> dict[str, Any]:
@@ -179,8 +184,11 @@ def _together(folder: Path, headers: dict[Path, Header]) -> dict[str, StoredTens
     return tensors
 
 
-def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, StoredTensor]:
-    """The tensors that a model has, in stored order: packed weights stand where the first of their parts does."""
+def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """The tensors that a model has, in stored order: packed weights stand where the first of their parts does.
+
+    And those that belong to packed layers without being a part of any weight.
+    """
     weights = find_weights(stored)
     for name in weights.packed:
         if is_conv1d(stored.config, name.removesuffix(".weight")):
@@ -195,7 +203,7 @@ def _unpacked(tensors: dict[str, StoredTensor], stored: Stored) -> dict[str, Sto
                 found[name] = tensor
         elif weight not in found:
             found[weight] = _packed(weights.packed[weight])
-    return found
+    return found, {name: tensors[name] for name in tensors if name in weights.dropped}
 
 
 def _packed(packing: Packing) -> StoredTensor:

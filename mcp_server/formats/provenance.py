@@ -214,7 +214,7 @@ def write_model_card(folder: Path, provenance: Provenance, name: str | None = No
 
 A merge of {len(provenance.sources)} sources by `{provenance.method}`, made with {provenance.product}
 (engine {provenance.engine_version}, seed {provenance.seed if provenance.seed is not None else "not used"}).
-
+{_stored_form(provenance)}
 ## Lineage and licences
 
 | source | role | from | licence | identity |
@@ -255,6 +255,16 @@ def source_id(source: SourceRecord) -> str | None:
         return hub_id_of(Path(part))
     name = part.partition("@")[0]
     return name if "/" in name and is_hub_id(name) else None
+
+
+def _stored_form(provenance: Provenance) -> str:
+    """How the weights are stored, where that is not the recipe's dtype."""
+    if provenance.settings.get("output_format") != "fp8":
+        return ""
+    return (
+        "\nThe weights are stored in FP8 as one of the sources has them: blocks that no source changed keep its bytes, "
+        "the others are quantised anew (scale = largest magnitude of the block ÷ 448).\n"
+    )
 
 
 def _landing(provenance: Provenance) -> str:

@@ -48,6 +48,9 @@ def choose(request: MergeRequest) -> Choice:
     if split and (request.engine == "mergekit" or request.output == "adapter"):
         reason = "the mergekit engine cannot" if request.engine == "mergekit" else "an adapter is one small file"
         raise BadInput(f"--workers and --ray split a merge by output file; {reason}", "leave them out")
+    if request.output_format and (request.engine == "mergekit" or request.output == "adapter"):
+        reason = "mergekit writes 16 and 32 bits only" if request.engine == "mergekit" else "an adapter is not quantised"
+        raise BadInput(f"--output-format {request.output_format}: {reason}", "leave it out, or use engine 'stream' and a model")
     ram_gib = request.ram_gib or settings.load().ram_gib or limit_bytes() / GIB
     costs = estimate(
         request.recipe,
@@ -56,6 +59,7 @@ def choose(request: MergeRequest) -> Choice:
         shard_size=request.shard_size,
         threads=request.threads,
         output=request.output,
+        output_format=request.output_format,
         rank=request.rank,
         whole=request.whole,
     )

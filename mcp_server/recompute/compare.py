@@ -241,7 +241,8 @@ def _order(stored: Array, expected: Array) -> Array | None:
     if not 1 < len(expected) <= _MATCHED_ROWS or stored.shape != expected.shape:
         return None
     nearest = ((expected**2).sum(axis=1)[None] - 2 * stored @ expected.T).argmin(axis=1)
-    return nearest if len(np.unique(nearest)) == len(expected) else None
+    moved = bool((nearest != np.arange(len(expected))).any())
+    return nearest if moved and len(np.unique(nearest)) == len(expected) else None
 
 
 def _scaled(tally: Tally) -> str:

@@ -94,17 +94,37 @@ def _e2m1(code: Array) -> Array:
     return np.where(code & 8, -1.0, 1.0) * _E2M1[code & 7]
 
 
-def _scaled(packing: Scaled, row: Array, column: Array) -> Array:
+def codes_of(packing: Scaled, first: int, last: int, *, numbers: bool = False) -> Array:
+    """The FP8 codes of rows of the last dimension, as bytes or as the numbers that they are without their scales."""
+    codes = np.asarray(_stored(packing.codes, "U8").reshape(-1, packing.columns)[first:last])
+    return _float8(codes, packing.codes.dtype) if numbers else codes
+
+
+def scales_of(packing: Scaled, first: int, last: int) -> Array:
+    """The scale of every value of these rows, float64."""
+    row, column = np.meshgrid(np.arange(first, last), np.arange(packing.columns), indexing="ij")
+    return _scale_at(packing, row, column)
+
+
+def _scale_at(packing: Scaled, row: Array, column: Array) -> Array:
     height = packing.shape[-2]
     grid = (-1, -(-height // packing.block[0]), -(-packing.columns // packing.block[1]))
     where = (row // height, row % height // packing.block[0], column // packing.block[1])
     kind = "F8_E8M0" if packing.scale.dtype == "U8" else None
-    scale = _stored(packing.scale, kind).reshape(grid)[where].astype(np.float64)
+    return _stored(packing.scale, kind).reshape(grid)[where].astype(np.float64)
+
+
+def _scaled(packing: Scaled, row: Array, column: Array) -> Array:
+    scale = _scale_at(packing, row, column)
     dtype = packing.codes.dtype
     codes = _stored(packing.codes, "I8" if dtype == "I8" else "U8").reshape(-1, packing.columns)[row, column]
     if dtype != "I8":
         return _float8(codes, dtype) * scale
-    zero = _stored(packing.zero).reshape(grid)[where].astype(np.float64) if packing.zero else 0.0
+    zero: Any = 0.0
+    if packing.zero is not None:
+        height, (high, wide) = packing.shape[-2], packing.block
+        grid = (-1, -(-height // high), -(-packing.columns // wide))
+        zero = _stored(packing.zero).reshape(grid)[row // height, row % height // high, column // wide].astype(np.float64)
     return (codes.astype(np.float64) - zero) * scale
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.adapters import CannotCompute, adapted_rows
 from mcp_server.recompute.compare import COUNTED, Precision, Tally
+from mcp_server.recompute.fp8 import Fp8
 from mcp_server.recompute.inputs import Block, Made
 from mcp_server.recompute.methods import prepare, reads_whole
 from mcp_server.recompute.names import Names, Planned
@@ -174,15 +175,17 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
     untouched = made.base is not None
     along = dict.fromkeys((operand.label for operand in made.operands if not operand.value.adapted), 0.0)
     energy = 0.0
-    for span in spans(made.shape, full=full):
+    fp8 = None if merge.is_adapter else Fp8.of(made, stored, ours=merge.ours)
+    misfit = ""
+    for span in fp8.spans(full=full) if fp8 else spans(made.shape, full=full):
         block = compute(span)
-        slack: Any = 0.0
         if merge.is_adapter:
             values, slack = _adapter_rows(merge, made, block, span)
             squares[0] += float(((values - block.expected) ** 2).sum())
             squares[1] += float(((block.expected - block.base) ** 2).sum()) if block.base is not None else 0.0
         else:
-            values = read_rows(stored, *span)
+            values, slack = read_rows(stored, *span), fp8.half_step(block.expected, span) if fp8 else 0.0
+            misfit = misfit or (fp8.fault(block.expected, span) if fp8 else "")
         tally.add(span[0], block, values, folded, slack)
         land(merge, made, block, values, found)
         untouched = untouched and not any(delta.any() for delta in block.deltas)
@@ -197,14 +200,20 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         found.meant[made.name] = (made.shape, tally.meant)
     if wrong:
         tally.settle(closely=len(found.wrong) < CLOSELY)
-        found.wrong[made.name] = tally
+    if wrong or misfit:
+        found.wrong[made.name] = tally if wrong else misfit
     if untouched:
         found.untouched.append(wrong)
     for label, sum_ in along.items():
         found.likeness.add_slope(label, sum_, energy)
     if "lambda" in made.shared:
-        weights = 1.0 if made.shared["normalize"] else sum(operand.settings["weight"] for operand in made.operands)
-        found.likeness.share = max(found.likeness.share or 0.0, abs(1 - made.shared["lambda"] * weights))
+        found.likeness.share = max(found.likeness.share or 0.0, _share_of_base(made))
+
+
+def _share_of_base(made: Made) -> float:
+    """How much of the base itself a sum of deltas leaves in the result."""
+    weights = 1.0 if made.shared["normalize"] else sum(operand.settings["weight"] for operand in made.operands)
+    return float(abs(1 - made.shared["lambda"] * weights))
 
 
 def _adapter_rows(merge: Merge, made: Made, block: Block, span: tuple[int, int]) -> tuple[Any, Any]:
@@ -222,7 +231,7 @@ def _precision(merge: Merge, stored: StoredTensor, made: Made) -> Precision:
     if merge.is_adapter:
         return Precision("F32")
     if merge.ours:
-        return Precision(stored.dtype)
+        return Precision("F32" if stored.packed is not None else stored.dtype)
     asked = merge.recipe.dtype if merge.recipe and not merge.assumed else None
     inputs = [operand.value.stored.dtype for operand in made.operands]
     coarsest = min((d for d in [stored.dtype, *inputs] if is_float(d)), key=lambda d: MANTISSA[d])

@@ -15,6 +15,8 @@ class Frozen(BaseModel):
 
 Engine = Literal["auto", "stream", "mergekit"]
 EngineId = Literal["stream", "mergekit"]
+OutputFormat = Literal["fp8"]
+"""How weights are stored, where that is not the recipe's dtype."""
 Severity = Literal["error", "warning", "note"]
 Verdict = Literal["merge", "merge_with_caution", "retrain_combined", "route", "distill", "train_first", "cannot_merge"]
 

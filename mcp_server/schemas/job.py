@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_type_h
 from pydantic import Field, ValidationError
 
 from mcp_server.errors import BadInput
-from mcp_server.schemas.base import Engine, EngineId, Frozen
+from mcp_server.schemas.base import Engine, EngineId, Frozen, OutputFormat
 from mcp_server.schemas.export import Quant, Target
 from mcp_server.schemas.faults import first_fault
 
@@ -78,6 +78,7 @@ class MergeRequest(JobRequest):
     out: Annotated[str, Names.OUTPUT] = Field(description="output folder, absolute")
     engine: Engine = "auto"
     output: Literal["model", "adapter"] = "model"
+    output_format: OutputFormat | None = Field(default=None, description="fp8: as an FP8 model of the recipe; null: its dtype")
     rank: int | None = Field(default=None, ge=1, description="for --output adapter with a method that needs an SVD")
     whole: list[Whole] = Field(default_factory=list, description="what an adapter of full models stores whole where it changed")
     ram_gib: float | None = Field(default=None, gt=0)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
+from mcp_server.schemas.base import OutputFormat
+
 MAX_RECIPE_CHARACTERS = 1_000_000
 MAX_WAIT_SECONDS = 50
 """Clients give up on a call after 60 s."""
@@ -40,6 +42,10 @@ Out = Annotated[
 Output = Annotated[
     Literal["model", "adapter"],
     Field(description="adapter: LoRAs of one base become one LoRA (linear, task_arithmetic: exact)."),
+]
+Form = Annotated[
+    OutputFormat | None,
+    Field(description="fp8: stored as an FP8 model of the recipe."),
 ]
 Rank = Annotated[int | None, Field(ge=1, le=4096, description="Of an adapter output whose method needs an SVD.")]
 Seed = Annotated[int | None, Field(ge=0, description="For methods that drop at random; recorded in any case.")]

@@ -1,7 +1,7 @@
 """The streaming merge as a job.
 
 in    request.json: kind "merge", parameters recipe (text), out, partial (the folder to fill), seed, threads, shard_size,
-      allow_nonfinite, hash, output (model | adapter), rank,
+      allow_nonfinite, hash, output (model | adapter), output_format, rank,
       whole, workers and ray (the merge as one task for each output file: workers/parts.py); such a task has shard and
       fingerprint
       hub ids that are not in the local cache are fetched first, where the operator allows the network
@@ -58,6 +58,7 @@ def main(job: Job) -> dict[str, Any]:
         job_id=str(parameters.get("job_id", "")),
         rank=parameters.get("rank"),
         whole=tuple(parameters.get("whole") or ()),
+        output_format=parameters.get("output_format"),
     )
 
     def report(stage: str, done: float, total: float, unit: str) -> None:

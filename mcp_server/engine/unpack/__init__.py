@@ -57,7 +57,7 @@ def _floats(part: Part, read: Read) -> Array:
     """A part of floating-point scales as float32, in its shape."""
     raw = _whole(part, read)
     if part.dtype in ("U8", "F8_E8M0"):
-        return _exponents()[raw].reshape(part.shape)
+        return exponents()[raw].reshape(part.shape)
     if part.dtype in ("F8_E4M3", "F8_E5M2"):
         return float8_table(part.dtype)[raw].reshape(part.shape)
     out = np.empty(part.elements, np.float32)
@@ -80,7 +80,7 @@ def float8_table(dtype: str) -> Array:
     return np.where((_BYTES & 127) == 127, np.nan, values).astype(np.float32)
 
 
-def _exponents() -> Array:
+def exponents() -> Array:
     """2^(byte − 127); 255 is not a number."""
     values: Array = np.ldexp(np.float32(1), (np.minimum(_BYTES, 254) - 127).astype(np.int32))
     values[255] = np.nan
@@ -191,7 +191,7 @@ class _TurnedFloat4:
                 )
                 self._experts[number] = (
                     kernels.turned(codes.reshape(outputs, inputs // 2)),
-                    _exponents()[scale].reshape(outputs, inputs // 32).T.copy(),
+                    exponents()[scale].reshape(outputs, inputs // 32).T.copy(),
                 )
                 while len(self._experts) > UNITS_HELD:
                     self._experts.popitem(last=False)

@@ -18,7 +18,21 @@ from mcp_server.schemas.scenario import Scenario
 from mcp_server.schemas.validation import Validation
 from mcp_server.server.access import Access
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import LOOKS, READS, Offset, Out, Output, PageSize, PlanFile, PlanTable, RamGib, Rank, Recipe, Ref
+from mcp_server.server.inputs import (
+    LOOKS,
+    READS,
+    Form,
+    Offset,
+    Out,
+    Output,
+    PageSize,
+    PlanFile,
+    PlanTable,
+    RamGib,
+    Rank,
+    Recipe,
+    Ref,
+)
 from mcp_server.steps.estimate import estimate
 from mcp_server.steps.handles import keep_plan, keep_recipe
 from mcp_server.steps.inspect import inspect_models as inspect_checkpoints
@@ -125,12 +139,13 @@ def validate_config(
     recipe: Recipe,
     fix: Annotated[bool, Field(description="Also return `fixed_recipe`.")] = False,
     ram_gib: RamGib = None,
+    output_format: Form = None,
 ) -> Validation:
     """Find in a recipe what mergekit would report late or never: wrong names and ranges, missing base, layer ranges,
     architectures and tokenizers that differ, ignored keys. `ok` is false exactly when a finding is an error.
     """
     text, folder = Access.now().recipe(recipe)
-    return fix_recipe(text, folder=folder) if fix else validate(text, folder=folder, ram_gib=ram_gib)
+    return fix_recipe(text, folder=folder) if fix else validate(text, folder=folder, ram_gib=ram_gib, output_format=output_format)
 
 
 def estimate_ram(
@@ -138,6 +153,7 @@ def estimate_ram(
     ram_gib: RamGib = None,
     out: Annotated[Out | None, Field(description="Where the output goes; its disk is checked.")] = None,
     output: Output = "model",
+    output_format: Form = None,
     rank: Rank = None,
 ) -> Estimate:
     """Say what a merge will cost, for each engine: peak memory (an upper bound), disk, seconds, whether it fits, and what makes
@@ -145,7 +161,7 @@ def estimate_ram(
     access = Access.now()
     text, folder = access.recipe(recipe)
     place = access.output(out) if out else None
-    return estimate(text, ram_gib=ram_gib, out=place, folder=folder, output=output, rank=rank)
+    return estimate(text, ram_gib=ram_gib, out=place, folder=folder, output=output, output_format=output_format, rank=rank)
 
 
 def diagnose_merge(out: Out) -> Diagnosis:

@@ -32,7 +32,7 @@ def adapter_cost(
     Raises `Unsupported` when no adapter can stand for the recipe, `Malformed` when its method needs a rank, `NotFound` when a
     source is not here.
     """
-    plan = plan_adapter(_local(text, folder or Path.cwd()), rank, whole)
+    plan = plan_adapter(located(text, folder or Path.cwd()), rank, whole)
     parts = peak_anon_of_adapter(plan, threads or os.cpu_count() or 1) | compiling(_kernels(plan))
     disk = _out_bytes(plan) + METADATA_BYTES
     return EngineEstimate(
@@ -45,14 +45,14 @@ def adapter_cost(
     )
 
 
-def _local(text: str, folder: Path) -> str:
+def located(text: str, folder: Path) -> str:
     """The recipe with absolute paths. Hub ids stay, with their revisions: the engine looks them up in the local cache."""
 
-    def located(ref: ModelRef) -> ModelRef:
+    def anchored(ref: ModelRef) -> ModelRef:
         names = (("base", ref.base), ("adapter", ref.adapter))
         return ref.model_copy(update={name: _anchored(part, folder) for name, part in names if part})
 
-    return rewrite_refs(text, located)
+    return rewrite_refs(text, anchored)
 
 
 def _anchored(ref: str, folder: Path) -> str:

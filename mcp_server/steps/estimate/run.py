@@ -17,13 +17,14 @@ from mcp_server.errors import MergingError, NotFound
 from mcp_server.formats.hub.copies import looking
 from mcp_server.formats.recipe import Recipe, read_recipe
 from mcp_server.formats.refs import resolve_ref
-from mcp_server.schemas.base import EngineId
+from mcp_server.schemas.base import EngineId, OutputFormat
 from mcp_server.schemas.estimate import EngineEstimate, Estimate, Seconds
 from mcp_server.steps.estimate import mergekit, stream
 from mcp_server.steps.estimate.adapter import adapter_cost
 from mcp_server.steps.estimate.budget import METADATA_BYTES, fits, free_disk
 from mcp_server.steps.estimate.costs import costs
 from mcp_server.steps.estimate.evidence import evaluate_cost, verify_cost
+from mcp_server.steps.estimate.fp8 import fp8_cost
 from mcp_server.steps.estimate.work import Work, work_of
 from mcp_server.system.machine import GIB, gib
 
@@ -40,15 +41,16 @@ def estimate(
     shard_size: int = SHARD_SIZE,
     threads: int | None = None,
     output: Literal["model", "adapter"] = "model",
+    output_format: OutputFormat | None = None,
     rank: int | None = None,
     whole: Sequence[str] = (),
 ) -> Estimate:
     """Cost of a recipe for each engine. `folder` is what its relative paths are relative to; `shard_size` is in bytes.
 
     An adapter (`output`, with the `rank` that methods other than linear and task_arithmetic need) is made by the streaming engine
-    alone; verifying and evaluating it are not estimated.
+    alone; verifying and evaluating it are not estimated. So is a model in FP8 (`output_format`), whose size is that of its plan.
     Raises `Malformed` for a recipe that cannot be read, `NotFound` or `NotAModel` for a source whose size cannot be known,
-    `Unsupported` when no adapter can stand for the recipe.
+    `Unsupported` when no adapter can stand for the recipe, or the result cannot be stored so.
     """
     recipe = read_recipe(text)
     ram = None if ram_gib is None else ram_gib * GIB
@@ -65,10 +67,11 @@ def estimate(
         )
     work = work_of(recipe, folder)
     why_not = stream_gaps(recipe, text, folder)
-    engines: dict[EngineId, EngineEstimate] = {
-        "stream": stream_cost(work, ram, free, why_not, threads),
-        "mergekit": mergekit_cost(work, ram, free, shard_size),
-    }
+    by_stream = stream_cost(work, ram, free, why_not, threads)
+    if output_format == "fp8":
+        engines: dict[EngineId, EngineEstimate] = {"stream": fp8_cost(text, by_stream, ram, free, folder, threads)}
+    else:
+        engines = {"stream": by_stream, "mergekit": mergekit_cost(work, ram, free, shard_size)}
     notes = [f"sizes from {origin}" for origin in work.origins if origin != "headers"]
     return Estimate(
         engines=engines,

@@ -14,6 +14,7 @@ from mcp_server.formats.adapter_folder import AdapterFolder, open_adapter_folder
 from mcp_server.formats.checkpoint import Checkpoint, open_checkpoint
 from mcp_server.formats.lora import Adapter
 from mcp_server.formats.recipe import ModelRef, Problem, Recipe, Source
+from mcp_server.schemas.base import OutputFormat
 from mcp_server.steps.validate.methods import merge_methods
 
 
@@ -28,6 +29,7 @@ class Context:
     homes: frozenset[str] = frozenset()
     out: Path | None = None
     ram_gib: float | None = None
+    output_format: OutputFormat | None = None
     stage_names: frozenset[str] = frozenset()
     stages: tuple[Recipe, ...] = ()
     plan: list[str] | MergingError | None = None

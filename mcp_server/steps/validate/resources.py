@@ -1,12 +1,13 @@
-"""MM5xx: the output folder, the disk and the memory. Only what was given is checked."""
+"""MM5xx: the output folder and its form, the disk and the memory. Only what was given is checked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mcp_server.errors import MergingError
+from mcp_server.errors import MergingError, Unsupported
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.steps.estimate import estimate
+from mcp_server.steps.estimate.fp8 import plan_in_fp8
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.registry import Found, check
 from mcp_server.system.machine import GIB, gib
@@ -57,8 +58,21 @@ def output_is_no_source(context: Context) -> Iterator[Found]:
             yield Found(f"the output {out} and the source {ref} ({folder}) are the same or one inside the other", "")
 
 
-def _estimate(context: Context) -> Estimate:
+@check("MM505")
+def form_is_possible(context: Context) -> Iterator[Found]:
+    if context.output_format is None:
+        raise Unknown("no output format was given")
     try:
-        return estimate(context.recipe.text, ram_gib=context.ram_gib, out=context.out, folder=context.folder)
+        plan_in_fp8(context.recipe.text, context.folder)
+    except Unsupported as no:
+        yield Found(no.message, "", no.next_step)
+    except MergingError as error:
+        raise Unknown(f"the merge cannot be planned: {error.message}") from error
+
+
+def _estimate(context: Context) -> Estimate:
+    form = context.output_format
+    try:
+        return estimate(context.recipe.text, ram_gib=context.ram_gib, out=context.out, folder=context.folder, output_format=form)
     except MergingError as error:
         raise Unknown(f"the sizes are not known: {error.message}") from error

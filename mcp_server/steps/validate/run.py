@@ -10,6 +10,7 @@ from mcp_server.errors import BadInput, Incompatible, Malformed, NotAModel, NotF
 from mcp_server.formats.hub.copies import looking
 from mcp_server.formats.recipe import Read, read_text
 from mcp_server.formats.recipe.places import place_of
+from mcp_server.schemas.base import OutputFormat
 from mcp_server.schemas.validation import Finding, Validation
 from mcp_server.steps.validate import (  # noqa: F401 - they register
     adapters,
@@ -33,7 +34,7 @@ from mcp_server.steps.validate.registry import CHECKS, rules, run_check
 Planner = Callable[[str, Path], list[str]]
 """Recipe text and folder → what mergekit's planner refuses, in its own words; [] when it accepts. May raise `NotFound`."""
 
-WHOLE = ("MM501", "MM502", "MM503", "MM504", "MM605")
+WHOLE = ("MM501", "MM502", "MM503", "MM504", "MM505", "MM605")
 """Decided once for the whole recipe, not for each stage."""
 PLANS = ("MM330", "MM331")
 """Asked last, and only when nothing else is wrong: they say in other words what the other checks have said."""
@@ -46,13 +47,14 @@ def validate(
     folder: Path | None = None,
     ram_gib: float | None = None,
     out: Path | None = None,
+    output_format: OutputFormat | None = None,
     deep: bool = False,
     planner: Planner | None = None,
 ) -> Validation:
     """Every finding about a recipe. `folder` is what its relative paths are relative to (default: the working directory).
 
-    `ram_gib` and `out` add the resource checks. `deep` also asks mergekit's own planner, through `planner`, which runs it in a
-    process of its own (this package starts none).
+    `ram_gib`, `out` and `output_format` add the checks of resources and of how the result is stored. `deep` also asks mergekit's
+    own planner, through `planner`, which runs it in a process of its own (this package starts none).
     Never raises for what a recipe says: broken YAML is a finding too.
     """
     folder = (folder or Path.cwd()).resolve()
@@ -78,7 +80,17 @@ def validate(
         prefix = f"stages[{number}]." if len(stages) > 1 else ""
         found += _stage(context, prefix, skipped)
         here = here and not problems and context.all_here()
-    whole = Context({}, read.recipe, (), folder, out=out, ram_gib=ram_gib, stage_names=names, stages=tuple(r for r, _ in stages))
+    whole = Context(
+        {},
+        read.recipe,
+        (),
+        folder,
+        out=out,
+        ram_gib=ram_gib,
+        output_format=output_format,
+        stage_names=names,
+        stages=tuple(r for r, _ in stages),
+    )
     found += _run(whole, [code for code in WHOLE if code != "MM605" or len(stages) > 1], "", skipped)
     level = "checkpoints" if here else "yaml"
     if deep and planner is None:

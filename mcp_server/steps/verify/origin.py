@@ -9,6 +9,8 @@ from mcp_server.errors import MergingError
 from mcp_server.formats.digests import Digests
 from mcp_server.formats.provenance import Identity, SourceRecord, identify, weight_files
 from mcp_server.formats.refs import resolve_ref
+from mcp_server.formats.safetensors import read_header
+from mcp_server.formats.tensors import stored_tensors
 from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.sources import unwrapped
 from mcp_server.schemas.evidence import Check
@@ -54,12 +56,14 @@ def _digests(merge: Merge, recorded: Digests, *, full: bool) -> Check:
     """What is stored now against what was written; when not `full`, tensors of two gibibytes in all, spread over the model."""
     changed = [name for name, sha256 in recorded.files.items() if _digest(merge.folder / name) != sha256]
     written = unwrapped(recorded.tensors)
-    changed += [f"{name} (gone)" for name in written if name not in merge.tensors]
-    chosen = [name for name in written if name in merge.tensors]
-    total = sum(merge.tensors[name].nbytes for name in chosen)
+    stored = {name: tensor for file in merge.files for name, tensor in stored_tensors(file, read_header(file)).items()}
+    held = unwrapped(stored)  # as the files hold them: codes and scales of a packed weight each by itself
+    changed += [f"{name} (gone)" for name in written if name not in held]
+    chosen = [name for name in written if name in held]
+    total = sum(held[name].nbytes for name in chosen)
     step = 1 if full else max(1, -(-total // _QUICK_BYTES))
     for name in chosen[::step]:
-        tensor = merge.tensors[name]
+        tensor = held[name]
         if not written[name].matches(tensor.file, tensor.offset, tensor.nbytes):
             changed.append(name)
     if changed:

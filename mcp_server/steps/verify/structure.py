@@ -119,7 +119,8 @@ def _dtype(merge: Merge) -> Check:
     main = counts.most_common(1)[0][0]
     asked = (merge.recipe.out_precision or "").removeprefix("torch.") if merge.recipe and not merge.assumed else ""
     mixed = "" if len(counts) == 1 else f"; also {', '.join(f'{n} in {d}' for d, n in counts.most_common()[1:])}"
-    if asked and DTYPES.get(asked, main) != main:
+    packed = any(tensor.packed is not None for tensor in merge.tensors.values())  # then stored as one of its models is
+    if asked and DTYPES.get(asked, main) != main and not packed:
         return Check(name="dtype", passed=False, detail=f"the recipe asks for {asked}, the weights are {main}")
     named = named_dtype(merge.config)
     if named is not None and DTYPES.get(named, main) != main and not _base_misnames(merge):
