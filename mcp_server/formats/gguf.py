@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from mcp_server.errors import Malformed, NotFound, Unsupported
-from mcp_server.formats.quantised.ggml import TYPES
+from mcp_server.formats.quantised.ggml import TYPES, UNREAD
 from mcp_server.formats.remembered import Remembered
 from mcp_server.formats.safetensors import MAX_ELEMENTS, Header, TensorInfo
 
@@ -161,7 +161,7 @@ def _read(file: Path, stream: BinaryIO, size: int) -> Gguf:
     types, shapes, infos = {}, {}, {}
     for name, shape, number, offset in described:
         if number not in TYPES:
-            raise Unsupported(f"{file}: {name!r} has the ggml type {number}, which is not read", "convert it to another type")
+            raise _unread(file, name, number)
         if name in infos:
             raise _broken(file, f"its header names {name!r} twice")
         kind, per, wide = TYPES[number]
@@ -177,6 +177,12 @@ def _read(file: Path, stream: BinaryIO, size: int) -> Gguf:
     stream.seek(0)
     digest = hashlib.sha256(stream.read(end)).hexdigest()
     return Gguf(file, Header(infos, {}, start, size, digest), metadata, types, shapes, metadata_end)
+
+
+def _unread(file: Path, name: str, number: int) -> Unsupported:
+    kind = f"{UNREAD[number]} (type {number})" if number in UNREAD else f"type {number}, which is unknown here"
+    step = "convert the original again, to a type that is read (docs/packed.md), with a current llama.cpp"
+    return Unsupported(f"{file}: {name!r} is stored as ggml's {kind}, which is not read", step)
 
 
 def _described(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -14,7 +14,7 @@ from mcp_server.formats.quantised import Packing, Part
 from mcp_server.formats.quantised.bitsandbytes import Codebook, RowScaledInt8
 from mcp_server.formats.quantised.fp4 import Float4, TurnedFloat4
 from mcp_server.formats.quantised.ggml import Ggml
-from mcp_server.formats.quantised.integers import PackedColumns, PackedRows
+from mcp_server.formats.quantised.integers import PackedColumns, PackedGemv, PackedRows
 from mcp_server.formats.quantised.scaled import Scaled
 
 Array = Any
@@ -52,6 +52,11 @@ def _values(packing: Packing, row: Array, column: Array) -> Array:
         return _packed_rows(packing, row, column)
     if isinstance(packing, PackedColumns):
         return _packed_columns(packing, row, column)
+    if isinstance(packing, PackedGemv):
+        group = column // (packing.columns // packing.groups)
+        code = _bits(_stored(packing.codes), row, column, packing.bits, down=False)
+        zero = _bits(_stored(packing.zero), row, group, packing.bits, down=False)
+        return (code - zero) * _stored(packing.scale)[row, group].astype(np.float64)
     raise TypeError(type(packing).__name__)
 
 

@@ -179,6 +179,26 @@ def columns(name: str, weight: torch.Tensor, *, bits: int, group: int = 32, lack
     return Packed({stem + key: part.contiguous() for key, part in stored.items()}, value)
 
 
+def gemv(name: str, weight: torch.Tensor, *, group: int = 32) -> Packed:
+    """AutoAWQ's gemv layout: codes in order along the rows, scales and zero points by row, padded."""
+    groups = weight.shape[1] // group
+    words = -(-groups // 8)
+    words = -(-words // {32: 4, 64: 2}.get(group, 1)) * {32: 4, 64: 2}.get(group, 1)
+    parts = weight.reshape(len(weight), groups, group)
+    low, high = parts.amin(2), parts.amax(2)
+    scale = ((high - low) / 15).half()
+    zero = (-low / scale.float()).round().clamp(0, 15).to(torch.int64)
+    codes = (parts / scale[..., None].float() + zero[..., None]).round().clamp(0, 15).to(torch.int64)
+    value = ((codes - zero[..., None]).float() * scale[..., None].float()).reshape(weight.shape)
+    scales, zeros = (
+        torch.zeros((len(weight), words * 8), dtype=torch.float16),
+        torch.zeros((len(weight), words * 8), dtype=torch.int64),
+    )
+    scales[:, :groups], zeros[:, :groups] = scale, zero
+    stored = {"qweight": in_words(codes.reshape(weight.shape), 4), "qzeros": in_words(zeros, 4), "scales": scales}
+    return Packed({name.removesuffix("weight") + key: part.contiguous() for key, part in stored.items()}, value)
+
+
 def gptq(checkpoint_format: str = "gptq", **settings: Any) -> dict[str, Any]:
     return {"quant_method": "gptq", "checkpoint_format": checkpoint_format} | settings
 
@@ -229,6 +249,11 @@ FORMS: dict[str, Form] = {
         "GPTQ int4", partial(columns, bits=4, lacks=1), {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}
     ),
     "awq": Form("AWQ int4", partial(columns, bits=4, awq=True), {"quant_method": "awq", "version": "gemm"}),
+    "awq gemv": Form("AWQ int4", gemv, {"quant_method": "awq", "version": "gemv", "group_size": 32}),
+    "awq gemv, groups of 64": Form(
+        "AWQ int4", partial(gemv, group=64), {"quant_method": "awq", "version": "gemv", "q_group_size": 64}
+    ),
+    "awq gemv, no method": Form("AWQ int4", gemv, {"w_bit": 4, "q_group_size": 32, "version": "gemv"}),
     "awq without a config": Form("AWQ int4", partial(columns, bits=4, awq=True)),
     "torchao int8": Form("int8", partial(torchao, config=ao_int8), {"quant_method": "torchao"}),
     "torchao int4": Form("int8", partial(torchao, config=ao_int4), {"quant_method": "torchao"}),

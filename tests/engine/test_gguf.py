@@ -11,19 +11,39 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
 
+from mcp_server.errors import NotAModel
+from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.provenance import read_provenance
 from mcp_server.steps.estimate import estimate
 from mcp_server.steps.validate import validate
 from mcp_server.steps.verify import verify
 from tests.engine.synthetic import Tensors, load, low_rank, run, save, write_adapter
-from tests.formats.test_gguf import converted, matrices_in, stored_model, with_config, write_gguf
+from tests.formats.test_gguf import TINY, converted, matrices_in, stored_model, valid_blocks, with_config, write_gguf
 
 MODULES = {
     "model.layers.0.self_attn.q_proj": (64, 64),
     "model.layers.1.self_attn.k_proj": (32, 64),
     "model.layers.1.mlp.up_proj": (96, 64),
 }
-every_type = pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
+every_type = pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q5_0", "Q5_1", "Q4_1"])
+WIDE = [
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ1_S",
+    "IQ1_M",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
+    "IQ3_XXS",
+    "IQ3_S",
+    "IQ4_XS",
+    "TQ1_0",
+    "TQ2_0",
+]
+"""Types of 256 values a block; gguf unpacks them all and packs few, so their blocks are random bytes that hold numbers."""
 
 
 @pytest.fixture
@@ -104,3 +124,60 @@ def test_adapters_on_a_gguf_base(tmp_path: Path, small_blocks: None, model: Any,
     is_close(tmp_path / "out", want)
     found = verify(tmp_path / "out", recipe=text, full=True)
     assert found.verdict == "verified", found
+
+
+@pytest.mark.parametrize("kind", [*WIDE, "IQ4_NL", "MXFP4", "NVFP4"])
+def test_every_other_type_as_base_and_source_and_under_an_adapter(tmp_path: Path, kind: str) -> None:
+    named = gguf.GGMLQuantizationType[kind]
+    rows, columns = 24, 256
+    config = TINY | {"model_type": "qwen2", "vocab_size": rows, "num_hidden_layers": 0, "hidden_size": columns}
+    name, per, wide = "model.embed_tokens.weight", *gguf.GGML_QUANT_SIZES[named]
+    values = []
+    for number in (0, 1):
+        blocks = rows * columns // per
+        raw = valid_blocks(named, 2 * blocks)[number * blocks : (number + 1) * blocks].reshape(rows, columns // per * wide)
+        values.append(dequantize(raw, named).astype(np.float64))
+        folder = with_config(tmp_path / f"model{number}", config)
+        writer = gguf.GGUFWriter(None, "qwen2")
+        writer.add_tensor("token_embd.weight", raw, raw_dtype=named)
+        writer.write_header_to_file(folder / "m.gguf")
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    base, tuned = (tmp_path / f"model{number}" / "m.gguf" for number in (0, 1))
+    a, b = (
+        np.random.default_rng(n).standard_normal(shape).astype(np.float32) for n, shape in ((3, (2, rows)), (4, (columns, 2)))
+    )
+    factors = {
+        "base_model.model.model.embed_tokens.lora_embedding_A": a,
+        "base_model.model.model.embed_tokens.lora_embedding_B": b,
+    }
+    (tmp_path / "lora").mkdir()
+    save(tmp_path / "lora" / "adapter_model.safetensors", factors, "float32")
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["embed_tokens"], "bias": "none"}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(said), encoding="utf-8")
+    models = [
+        {"model": str(tuned), "parameters": {"weight": 0.5}},
+        {"model": f"{base}+{tmp_path / 'lora'}", "parameters": {"weight": 0.5}},
+    ]
+    text = json.dumps({"merge_method": "task_arithmetic", "base_model": str(base), "models": models, "dtype": "float32"})
+    run(text, tmp_path / "out")
+    want = values[0] + 0.5 * (values[1] - values[0]) + 0.5 * (b.astype(np.float64) @ a).T
+    assert np.allclose(load(tmp_path / "out")[name], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    found = verify(tmp_path / "out", recipe=text, full=True)
+    assert next(check for check in found.checks if check.name == "recomputed").passed, found
+
+
+@pytest.mark.parametrize(
+    ("number", "says"), [(9, "Q8_1"), (41, "Q1_0"), (31, "Q4_0_4_4"), (99, "type 99, which is unknown here")]
+)
+def test_a_type_that_is_not_read_is_named(tmp_path: Path, model: Any, number: int, says: str) -> None:
+    write(tmp_path / "base", *model, "Q8_0")
+    file = tmp_path / "base" / "model.gguf"
+    data = bytearray(file.read_bytes())
+    place = data.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 2 * 8
+    data[place : place + 4] = number.to_bytes(4, "little")
+    file.write_bytes(bytes(data))
+    with pytest.raises(NotAModel, match=says) as raised:
+        open_checkpoint(str(file))
+    assert "convert the original again" in raised.value.next_step

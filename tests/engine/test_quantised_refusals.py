@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,43 @@ def test_a_format_that_is_not_read_is_named_with_the_tool_that_reads_it(
 
 
 @pytest.mark.parametrize(
+    ("method", "parts", "scheme", "tool"),
+    [
+        ("eetq", {"weight": torch.int8, "weight_scales": torch.float16}, "EETQ", "load it with transformers and EETQ"),
+        ("bitnet", {"weight": torch.uint8, "weight_scale": torch.bfloat16}, "BitNet", "bf16 weights"),
+        ("spqr", {"dense_weights": torch.int64, "col_vals": torch.int32}, "SpQR", "spqr_quant"),
+        ("vptq", {"indices": torch.int32}, "VPTQ", "vptq"),
+        ("aqlm", {"codes": torch.int8}, "AQLM", "aqlm"),
+        ("hqq", {"W_q": torch.uint8}, "HQQ", "hqq"),
+        ("quanto", {"weight._data": torch.uint8}, "optimum-quanto", "optimum-quanto"),
+        ("higgs", {"weight": torch.int16, "scales": torch.float16}, "HIGGS", "flute"),
+        ("fp-quant", {"qweight": torch.uint8, "scales": torch.uint8}, "FP-Quant", "fp_quant"),
+    ],
+)
+def test_a_method_that_the_config_names_is_refused_with_the_tool_that_converts_it(
+    tmp_path: Path, method: str, parts: dict[str, torch.dtype], scheme: str, tool: str
+) -> None:
+    write(tmp_path / "base", weights(0), quantization_config={"quant_method": method})
+    file = tmp_path / "base" / "model.safetensors"
+    stem = Q.removesuffix("weight")
+    stored = without(Q)(load_file(file)) | {stem + part: torch.ones((8, 8)).to(dtype) for part, dtype in parts.items()}
+    save_file(stored, file)
+    with pytest.raises(MergingError, match=scheme) as raised:
+        run(arithmetic(tmp_path / "base", tmp_path / "base"), tmp_path / "out")
+    assert re.search(tool, raised.value.next_step)
+    assert not (tmp_path / "out").exists()
+
+
+def test_plain_weights_that_a_model_rounds_while_it_runs_keep_that_setting(tmp_path: Path) -> None:
+    """BitNet's bf16 checkpoints: without the setting a merge would compute with weights that were trained to be rounded."""
+    said = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    write(tmp_path / "base", weights(0), quantization_config=said)
+    write(tmp_path / "tuned", weights(1, weights(0)), quantization_config=said)
+    run(arithmetic(tmp_path / "base", tmp_path / "tuned"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))["quantization_config"] == said
+
+
+@pytest.mark.parametrize(
     ("form", "config", "says"),
     [
         ("gptq", {"quant_method": "gptq", "checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
@@ -139,8 +177,17 @@ def test_a_format_that_is_not_read_is_named_with_the_tool_that_reads_it(
         ("gptq", {"quant_method": "awq"}, r"AWQ does"),
         ("gptq", None, "no config says which"),
         ("gptq", {"quant_method": "auto-round", "packing_format": "auto_round:exllamav2"}, "no config says which"),
-        ("awq", {"quant_method": "awq", "version": "gemv"}, "only gemm is read"),
-        ("awq", {"quant_method": "awq", "version": "gemv_fast"}, "only gemm is read"),
+        (
+            "awq",
+            {"quant_method": "awq", "version": "gemv", "group_size": 32},
+            "floating point: 3 groups, padded",
+        ),
+        ("awq gemv", {"quant_method": "awq", "version": "gemv"}, "how many inputs share a scale"),
+        ("awq gemv", {"quant_method": "awq", "version": "gemv", "group_size": 24}, "whole groups of 24"),
+        ("awq gemv", {"quant_method": "awq", "version": "gemv", "group_size": 64}, "1 groups, padded"),
+        ("awq gemv", {"quant_method": "awq", "version": "gemm"}, "one zero point for each scale|AWQ does|does not divide"),
+        ("awq gemv", None, "how many inputs share a scale"),
+        ("awq", {"quant_method": "awq", "version": "gemv_fast"}, "gemm and gemv are read"),
         ("awq", {"quant_method": "gptq"}, "as GPTQ has it"),
         ("int4 groups", {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"R1": {}}}}, "rotated"),
     ],
@@ -166,7 +213,7 @@ def test_awq_of_gemv_without_a_config_is_not_taken_for_gptq(tmp_path: Path) -> N
     scales = torch.ones((64, 8), dtype=torch.float16)
     parts = {"qweight": words, "qzeros": words[:, :1].contiguous(), "scales": scales}
     save_file(without(Q)(load_file(file)) | {f"{QUANTISED}.{key}": part for key, part in parts.items()}, file)
-    with pytest.raises(MergingError, match="gemv layout"):
+    with pytest.raises(MergingError, match="gemv layout, and no config says"):
         open_checkpoint(str(tmp_path / "tuned"))
 
 

@@ -21,7 +21,7 @@ from mcp_server.formats.gathered import Gathered
 from mcp_server.formats.quantised.bitsandbytes import Codebook, RowScaledInt8
 from mcp_server.formats.quantised.fp4 import UNITS_HELD, Float4, TurnedFloat4
 from mcp_server.formats.quantised.ggml import Ggml
-from mcp_server.formats.quantised.integers import PackedColumns, PackedRows
+from mcp_server.formats.quantised.integers import PackedColumns, PackedGemv, PackedRows
 from mcp_server.formats.quantised.part import Packing, Part
 from mcp_server.formats.quantised.scaled import Scaled
 
@@ -211,14 +211,12 @@ class _TurnedFloat4:
 class _Integers:
     """Codes along the rows, with scale and zero point (rows or one, groups), and the group of each column where it is stored."""
 
-    def __init__(self, packing: PackedRows | PackedColumns, scale: Array, zero: Array, read: Read) -> None:
+    def __init__(self, packing: PackedRows | PackedColumns | PackedGemv, scale: Array, zero: Array, read: Read) -> None:
         self.bits, self.columns = packing.bits, packing.columns
         self.scale, self.zero = np.ascontiguousarray(scale), np.ascontiguousarray(zero, np.int32)
-        groups = self.scale.shape[1]
-        self.size = self.columns // groups if packing.order is None else 0
-        self.group = (
-            np.arange(self.columns) // max(1, self.size) if packing.order is None else _order(packing.order, groups, read)
-        )
+        groups, order = self.scale.shape[1], None if isinstance(packing, PackedGemv) else packing.order
+        self.size = self.columns // groups if order is None else 0
+        self.group = np.arange(self.columns) // max(1, self.size) if order is None else _order(order, groups, read)
 
     def fill(self, words: Array, first: int, out: Array) -> None:
         """`words` (rows, ·) uint32 of rows `first` …."""
@@ -243,6 +241,19 @@ class _PackedRows:
             words = _whole(packing.zero, read).view(np.uint32).reshape(packing.zero.shape)
             zero = _unpacked(words.T, packing.bits)[:, : scale.shape[0]].T
         self.numbers = _Integers(packing, scale, zero, read)
+        self.row_bytes = packing.codes.shape[1] * 4
+
+    def fill(self, read: Read, start: int, out: Array) -> None:
+        block, first = _rows(self.packing, start, out)
+        words = read(self.packing.codes, first * self.row_bytes, len(block) * self.row_bytes).view(np.uint32)
+        self.numbers.fill(words.reshape(len(block), -1), first, block)
+
+
+class _PackedGemv:
+    def __init__(self, packing: PackedGemv, read: Read) -> None:
+        self.packing, groups = packing, packing.groups
+        zero = _unpacked(_whole(packing.zero, read).view(np.uint32).reshape(packing.zero.shape), packing.bits)
+        self.numbers = _Integers(packing, _floats(packing.scale, read)[:, :groups], zero[:, :groups], read)
         self.row_bytes = packing.codes.shape[1] * 4
 
     def fill(self, read: Read, start: int, out: Array) -> None:
@@ -309,6 +320,7 @@ _OPENERS: Final[dict[type[Packing], Callable[[Any, Read], Weight]]] = {
     TurnedFloat4: _TurnedFloat4,
     PackedRows: _PackedRows,
     PackedColumns: _PackedColumns,
+    PackedGemv: _PackedGemv,
     Ggml: lambda packing, _read: ggml.Weight(packing),
     Gathered: lambda packing, read: gathered.Weight(packing, read, open_weight),
 }

@@ -32,6 +32,27 @@ _UNREAD: Final = (
     (re.compile(r"\.(?:Qidxs|SU|SV|trellis)$"), "QuIP# or EXL3", "use the unquantised model"),
     (re.compile(r"\.(?:q_weight|q_scale|q_groups|q_invperm)$"), "EXL2", "use the unquantised model"),
 )
+_METHODS: Final = {
+    "hqq": ("HQQ", "dequantise it with hqq"),
+    "quanto": ("optimum-quanto", "dequantise it with optimum-quanto"),
+    "aqlm": ("AQLM", "dequantise it with aqlm"),
+    "vptq": ("VPTQ", "dequantise it with vptq"),
+    "spqr": ("SpQR", "dequantise it with spqr_quant"),
+    "eetq": ("EETQ", "load it with transformers and EETQ, unpack each weight and save it"),
+    "bitnet": ("BitNet's ternary codes", "take the checkpoint with bf16 weights that BitNet models are published with as well"),
+    "higgs": ("HIGGS", "dequantise it with transformers and flute (HiggsConfig, dequantize)"),
+    "fp_quant": ("FP-Quant", "dequantise it with fp_quant"),
+    "quark": ("AMD Quark", "export it from Quark unquantised"),
+    "sinq": ("SINQ", "dequantise it with sinq"),
+    "exl2": ("EXL2", "use the unquantised model"),
+    "exl3": ("EXL3", "use the unquantised model"),
+    "quip": ("QuIP#", "use the unquantised model"),
+    "bitblas": ("BitBLAS", "convert it to GPTQ's layout with GPTQModel"),
+    "marlin": ("Marlin", "convert it to GPTQ's layout with GPTQModel"),
+}
+"""What a config's `quant_method` names and is not read here → its name, and what converts it."""
+_ALSO_AS_OTHERS: Final = {"quark", "bitnet", "bitblas", "marlin"}
+"""Methods of these whose tensors can be in a form that is read (Quark's FP8), or are refused with a better reason."""
 _UNQUANTISED: Final = "merge the unquantised model that it was made from, and quantise the result"
 
 
@@ -52,6 +73,8 @@ def find_weights(stored: Stored) -> Weights:
     if not any(part.dtype in _PACKED_DTYPES for part in stored.parts.values()):
         return Weights({}, {}, frozenset())
     _refuse_rotated(stored)
+    if (method := _method(stored)) in _METHODS and method not in _ALSO_AS_OTHERS:
+        _refuse(stored, next(part for part in stored.parts.values() if part.dtype in _PACKED_DTYPES))
     packed: dict[str, Packing] = {}
     replaced: dict[str, str] = {}
     for find in _FORMATS:
@@ -90,18 +113,32 @@ def _refuse_rotated(stored: Stored) -> None:
         )
 
 
+def _method(stored: Stored) -> str:
+    return str(stored.settings.get("quant_method", "")).lower().replace("-", "_")
+
+
 def _refuse(stored: Stored, part: Part) -> None:
     named = str(stored.settings.get("quant_method", "")) if stored.settings else ""
-    for pattern, scheme, tool in _UNREAD:
-        if any(pattern.search(name) for name in stored.parts):
-            raise Unsupported(
-                f"{stored.where} is quantised by {named or scheme}, which is not read here: {part}", f"{tool}, or {_UNQUANTISED}"
-            )
+    known = _METHODS.get(_method(stored))
+    known = known or next(
+        ((scheme, tool) for pattern, scheme, tool in _UNREAD if any(pattern.search(name) for name in stored.parts)), None
+    )
+    if known:
+        scheme, tool = known
+        raise Unsupported(
+            f"{stored.where} is quantised by {scheme}, which is not read here: {part}", f"{tool}, or {_UNQUANTISED}"
+        )
     said = f"quantised ({named})" if named else "quantised in a way that is not known here"
     raise Unsupported(f"{stored.where} is {said}: {part} holds packed codes, not numbers", _UNQUANTISED)
 
 
 def without_quantisation(config: dict[str, Any]) -> dict[str, Any]:
-    """A config that says nothing of packed weights: what a merge of unpacked ones needs."""
-    kept = {key: value for key, value in config.items() if key not in ("quantization_config", "compression_config")}
+    """A config that says nothing of packed weights: what a merge of unpacked ones needs.
+
+    What is said of plain weights that a model rounds while it runs (BitNet's online quantisation) stays: they were trained so.
+    """
+    said = config.get("quantization_config")
+    online = isinstance(said, dict) and (said.get("quantization_mode") == "online" or said.get("linear_class") == "autobitlinear")
+    gone = {"compression_config"} if online else {"quantization_config", "compression_config"}
+    kept = {key: value for key, value in config.items() if key not in gone}
     return {key: without_quantisation(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -23,6 +23,11 @@ TYPES: Final = {
     40: ("NVFP4", 64, 36),
 }  # fmt: skip
 """Number in the file → (name, values of a block, its bytes). Types that no weight is stored in (Q8_1, integers) are left out."""
+UNREAD: Final = {
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 31: "Q4_0_4_4", 32: "Q4_0_4_8",
+    33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 41: "Q1_0",
+}  # fmt: skip
+"""Numbers that ggml gave to intermediate results, integers, layouts of one processor that were taken back, and newer types."""
 SIZES: Final = {name: (per, wide) for name, per, wide in TYPES.values()}
 STEP: Final = 1 << 16
 """Values that are unpacked at a time."""

@@ -1,4 +1,4 @@
-"""Integer codes packed into 32-bit words, with a scale and a zero point for each group of inputs: three layouts of one idea.
+"""Integer codes packed into 32-bit words, with a scale and a zero point for each group of inputs: four layouts of one idea.
 
 value = (code − zero) · scale. The weight is (out, in); codes follow one another in the words' bits, lowest first, and where bits
 does not divide 32 some begin in one word and end in the next.
@@ -9,11 +9,13 @@ does not divide 32 some begin in one word and end in the next.
                       is one too small, except with checkpoint_format gptq_v2
   AWQ                 qweight (in, out·bits/32), scales (groups, out), qzeros (groups, out·bits/32); within a word the codes of
                       columns 0 … 7 lie at places 0, 4, 1, 5, 2, 6, 3, 7
+  AWQ's gemv          qweight (out, in·bits/32), scales (out, padded groups), qzeros (out, padded groups·bits/32), codes in order;
+                      padded to a multiple of 8 groups, of 16 for groups of 64, of 32 for groups of 32
 
 Shapes do not tell GPTQ's two conventions of zero points apart: the config does, else zero points that are all in the middle.
 
-Source: compressed-tensors (pack-quantized), AutoGPTQ and GPTQModel (dequantize_weight), AutoAWQ (WQLinear_GEMM, packing order),
-auto-round (packing_format).
+Source: compressed-tensors (pack-quantized), AutoGPTQ and GPTQModel (dequantize_weight), AutoAWQ (WQLinear_GEMM, packing order;
+WQLinear_GEMV), auto-round (packing_format).
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ from mcp_server.formats.quantised.part import AGAIN, SCALES, Found, Packing, Par
 
 WORD: Final = 32
 BITS: Final = (2, 3, 4, 5, 6, 7, 8)
+_GEMV_BITS: Final = 4
+_GEMV_GROUP: Final = 128
+_GEMV_WIDER: Final = {64: 2, 32: 4}
+"""AWQ's gemv: the size of a group → of how many words the zero points of a row are a multiple; 1 for larger groups."""
 _MOST_ZERO_BYTES: Final = 64_000_000
 _METHODS: Final = ("", "gptq", "awq", "auto-round", "intel/auto-round")
 """What `quant_method` may say of packed columns; without a config it says nothing."""
@@ -56,6 +62,31 @@ class PackedRows(Packing):
     @property
     def held_bytes(self) -> int:
         return 4 * 4 * self.scale.elements + 12 * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGemv(Packing):
+    """AWQ's gemv layout: words along the rows, and along each row's groups. `groups` of the padded ones are meant."""
+
+    bits: int
+    codes: Part
+    scale: Part
+    zero: Part
+    groups: int
+
+    scheme: ClassVar[str] = "AWQ"
+
+    @property
+    def kind(self) -> str:
+        return f"AWQ int{self.bits}"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.codes, self.scale, self.zero)
+
+    @property
+    def held_bytes(self) -> int:
+        return 6 * 4 * self.scale.elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +172,9 @@ def _columns(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
     stem, why = codes.name.removesuffix("qweight"), f"{codes.name} holds packed integers"
     scale, zero = stored.need(f"{stem}scales", why), stored.need(f"{stem}qzeros", why)
     order = stored.parts.get(f"{stem}g_idx")
+    if codes.dtype == "I32" and len(codes.shape) == 2 and _is_gemv(stored, codes, scale, zero):
+        rows = _gemv(stored, codes, scale, zero)
+        return rows, tuple(part.name for part in rows.parts)
     if codes.dtype != "I32" or len(codes.shape) != 2:
         raise Unsupported(
             f"{stored.where}: {codes} is neither GPTQ's nor AWQ's packing, which is I32 in two dimensions",
@@ -156,15 +190,13 @@ def _columns(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
         raise stored.wrong(zero, f"I32 ({groups}, {out}·bits/32) for 2 to 8 bits")
     method, version = _method(stored, codes)
     if method == "awq" and version != "gemm":
-        raise Unsupported(f"{stored.where}: {codes.name} is packed by AWQ as {version!r}, and only gemm is read", _TO_GPTQ)
+        raise Unsupported(f"{stored.where}: {codes.name} is packed by AWQ as {version!r}; gemm and gemv are read", _TO_GPTQ)
     if codes.shape[1] == out and method != "awq" and codes.shape[0] * WORD % bits == 0:
         interleaved, columns = False, codes.shape[0] * WORD // bits
     elif codes.shape[1] * WORD == out * bits and bits == 4 and method != "gptq":
         interleaved, columns = True, codes.shape[0]
     else:
         raise stored.wrong(codes, f"(in·{bits}/32, {out}) as GPTQ has it, or (in, {out}·{bits}/32) as AWQ does")
-    if not method and codes.shape[0] == groups:
-        raise Unsupported(f"{stored.where}: {codes} has as many rows as scales, which is AWQ's gemv layout", _TO_GPTQ)
     if order is not None:
         order = _order(stored, order, columns, groups)
     if order is None and columns % groups:
@@ -175,6 +207,41 @@ def _columns(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
     packing = PackedColumns((out, columns), stored.dtype, bits, codes, scale, zero, order, added, interleaved)
     named = (codes, scale, zero, stored.parts.get(f"{stem}g_idx"))
     return packing, tuple(part.name for part in named if part)
+
+
+def _is_gemv(stored: Stored, codes: Part, scale: Part, zero: Part) -> bool:
+    """By the config, or, where it names no method, by scales that have a row for each output as the codes do.
+
+    Those of GPTQ and AWQ's gemm have a row for each group; as many groups as rows would leave groups of less than 8 inputs.
+    """
+    method, version = _method(stored, codes)
+    if method:
+        return method == "awq" and version == "gemv"
+    return (
+        len(scale.shape) == len(zero.shape) == 2
+        and codes.shape[0] == scale.shape[0] == zero.shape[0]
+        and zero.shape[1] * 8 == scale.shape[1]
+    )
+
+
+def _gemv(stored: Stored, codes: Part, scale: Part, zero: Part) -> PackedGemv:
+    rows, columns = codes.shape[0], codes.shape[1] * (WORD // _GEMV_BITS)
+    settings = stored.settings
+    said = next((settings[key] for key in ("group_size", "q_group_size") if type(settings.get(key)) is int), None)
+    if said is None:
+        raise Unsupported(
+            f"{stored.where}: {codes} is AWQ's gemv layout, and no config says how many inputs share a scale", _TO_GPTQ
+        )
+    group = columns if said == -1 else said
+    if group <= 0 or columns % group or (group < _GEMV_GROUP and group not in _GEMV_WIDER):
+        raise stored.wrong(codes, f"rows of whole groups of {group} inputs, as the config says")
+    groups = columns // group
+    several = _GEMV_WIDER.get(group, 1)
+    words = ceil(ceil(groups, WORD // _GEMV_BITS), several) * several
+    if scale.dtype not in SCALES or scale.shape != (rows, words * (WORD // _GEMV_BITS)):
+        raise stored.wrong(scale, f"({rows}, {words * (WORD // _GEMV_BITS)}), floating point: {groups} groups, padded")
+    stored.expect(zero, ("I32",), (rows, words), f"the zero points of {groups} groups, padded")
+    return PackedGemv((rows, columns), stored.dtype, _GEMV_BITS, codes, scale, zero, groups)
 
 
 def _bits_of_rows(stored: Stored, codes: Part, rows: int, columns: int) -> int:

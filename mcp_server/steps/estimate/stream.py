@@ -36,6 +36,7 @@ UNPACKING = {
     "TurnedFloat4": "nibbles_turned",
     "PackedRows": "nibbles_with_zero",
     "PackedColumns": "nibbles_with_zero",
+    "PackedGemv": "nibbles_with_zero",
 }
 """A layout of packed weights → a kernel that reads it; GGUF's blocks are read with numpy."""
 CODECS = {2: ("_widen_bf16", "_narrow_bf16")}
