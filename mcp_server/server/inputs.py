@@ -37,15 +37,15 @@ RamGib = Annotated[
 ]
 Out = Annotated[
     str,
-    Field(min_length=1, max_length=4096, description="The merge's folder, or the id of a job about it.", examples=["./merged"]),
+    Field(min_length=1, max_length=4096, description="The merge's folder, or the id of a job about it."),
 ]
 Output = Annotated[
     Literal["model", "adapter"],
-    Field(description="adapter: LoRAs of one base become one LoRA (linear, task_arithmetic: exact)."),
+    Field(description="adapter: LoRAs become one LoRA (linear, task_arithmetic: exact)."),
 ]
 Form = Annotated[
     OutputFormat | None,
-    Field(description="fp8: stored as an FP8 model of the recipe."),
+    Field(description="Stored as an FP8 source is."),
 ]
 Rank = Annotated[int | None, Field(ge=1, le=4096, description="Of an adapter output whose method needs an SVD.")]
 Seed = Annotated[int | None, Field(ge=0, description="For methods that drop at random; recorded in any case.")]
@@ -57,7 +57,7 @@ Suites = Annotated[
     list[str] | None,
     Field(
         max_length=20,
-        description="Names (list_suites), lm-eval tasks, .txt or .jsonl files. Default: perplexity and what fits the sources.",
+        description="Names (list_suites), lm-eval tasks, .txt or .jsonl. Default: perplexity and what fits.",
         examples=[["taskmaster_persona", "task_api_tools", "perplexity"]],
     ),
 ]
@@ -65,7 +65,7 @@ Data = Annotated[
     list[str] | None,
     Field(
         max_length=20,
-        description="The user's own .jsonl files: prompt (or messages) and expected on a line; "
+        description="Own .jsonl files: prompt (or messages) and expected on a line; "
         "match: exact, contains, regex, json or choice.",
         examples=[["./my_prompts.jsonl"]],
     ),

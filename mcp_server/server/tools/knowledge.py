@@ -139,13 +139,12 @@ def validate_config(
     recipe: Recipe,
     fix: Annotated[bool, Field(description="Also return `fixed_recipe`.")] = False,
     ram_gib: RamGib = None,
-    output_format: Form = None,
 ) -> Validation:
     """Find in a recipe what mergekit would report late or never: wrong names and ranges, missing base, layer ranges,
     architectures and tokenizers that differ, ignored keys. `ok` is false exactly when a finding is an error.
     """
     text, folder = Access.now().recipe(recipe)
-    return fix_recipe(text, folder=folder) if fix else validate(text, folder=folder, ram_gib=ram_gib, output_format=output_format)
+    return fix_recipe(text, folder=folder) if fix else validate(text, folder=folder, ram_gib=ram_gib)
 
 
 def estimate_ram(

@@ -104,7 +104,7 @@ def launch_merge(
     consent: LaunchConsent,
     engine: Annotated[
         Engine,
-        Field(description="auto: stream (little memory) where it covers the recipe."),
+        Field(description="auto: stream (little memory) where it can."),
     ] = "auto",
     output: Output = "model",
     output_format: Form = None,
@@ -113,7 +113,7 @@ def launch_merge(
     seed: Seed = None,
     threads: Annotated[int | None, Field(ge=1, le=1024, description="Never change the result.")] = None,
     shard_size: Annotated[int, Field(ge=1_000_000, description="Bytes of the largest file.")] = 5_000_000_000,
-    allow_nonfinite: Annotated[bool, Field(description="Go on with NaN or infinity in a source.")] = False,
+    allow_nonfinite: Annotated[bool, Field(description="Keep NaN and infinity of sources.")] = False,
     hash: Annotated[Literal["headers", "full"], Field(description="full: SHA-256 of every input.")] = "headers",
     overwrite: Annotated[bool, Field(description="Replace `out`; only with the user's consent.")] = False,
     verdict: Annotated[
@@ -180,7 +180,7 @@ def sweep_merges(
         list[dict[str, Any]] | None, Field(max_length=24, description="Single candidates: their changes by dotted name.")
     ] = None,
     minutes: Annotated[
-        float | None, Field(gt=0, le=100_000, description="Search for so long, begun with the shortlist or the grid.")
+        float | None, Field(gt=0, le=100_000, description="Search for so long, from the shortlist or grid.")
     ] = None,
     limit: Limit = None,
     quick_limit: Annotated[int, Field(ge=1, le=100_000, description="Prompts for the first look.")] = 20,
