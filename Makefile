@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test test-full bench matrix damage test-clients lint types docs check clean
+.PHONY: help setup demo test test-full bench matrix damage recipes test-clients lint types docs check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,6 +39,9 @@ matrix: $(VENV)/.dev  ## merge a tiny model of every class of transformers and w
 damage: $(VENV)/.dev  ## damage merges in every known way, make right ones, and write docs/damage.md (10 minutes)
 	mkdir -p build
 	$(BIN)/python benchmarks/damage/run.py --rows build/damage.jsonl $(ARGS) docs/damage.md
+
+recipes: $(VENV)/.dev  ## run published recipes with mergekit and with the engine, and write docs/recipes.md (3 minutes)
+	$(BIN)/python benchmarks/recipes/run.py $(ARGS) docs/recipes.md
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .

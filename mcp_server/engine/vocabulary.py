@@ -74,7 +74,7 @@ def align(recipe: Recipe, sources: dict[ModelRef, Source]) -> tuple[dict[ModelRe
     forced = any(isinstance(entry, dict) and entry.get("force") for entry in wanted.values())
     if not forced and all(model.ids == out and model.rows == rows for model in models):
         return sources, None
-    choice = _choices(out, models, base, {str(token): entry for token, entry in wanted.items()})
+    choice = _choices(out, models, base, {str(token): entry for token, entry in wanted.items()}, has_base=recipe.base is not None)
     aligned = {model.ref: _aligned(model, models, base, out, rows, choice) for model in models}
     lost = sum(token not in out for model in models for token in model.ids)
     said = f"the vocabulary has {rows} rows: {len(out)} tokens, {len(added)} of them added to those of {folder.name}"
@@ -152,7 +152,9 @@ class _Choice:
     forced: bool = False
 
 
-def _choices(out: dict[str, int], models: list[_Model], base: _Model, wanted: dict[str, Any]) -> dict[str, _Choice]:
+def _choices(
+    out: dict[str, int], models: list[_Model], base: _Model, wanted: dict[str, Any], *, has_base: bool
+) -> dict[str, _Choice]:
     found: dict[str, _Choice] = {}
     for token in out:
         having = [(k, model.ids[token]) for k, model in enumerate(models) if token in model.ids]
@@ -162,7 +164,7 @@ def _choices(out: dict[str, int], models: list[_Model], base: _Model, wanted: di
             continue
         if entry is not None:
             found[token] = _Choice((_named(token, entry, models),), forced)
-        elif len(having) > 1 and token in base.ids:
+        elif len(having) > 1 and has_base and token in base.ids:
             found[token] = _Choice(((models.index(base), base.ids[token]),))
         else:
             found[token] = _Choice(tuple(having) or ((ZERO, 0),))

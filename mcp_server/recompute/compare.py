@@ -68,6 +68,7 @@ class Tally:
     compared: int = 0
     wrong: int = 0
     strange: int = 0
+    undecided: int = 0
     worst: float = 0.0
     limit: float = 0.0
     first_row: int | None = None
@@ -91,6 +92,11 @@ class Tally:
                 bad &= ~(np.abs(stored - other) <= limit)
                 if not bad.any():
                     break
+        if bad.any() and block.undecided is not None:
+            before = int(bad.sum())
+            for other in block.undecided():
+                bad &= ~(np.abs(stored - other) <= limit)
+            self.undecided += before - int(bad.sum())
         self.compared += stored.size
         self.loosest = max(self.loosest, float(np.max(limit, initial=0.0)))
         if self.seen is None:

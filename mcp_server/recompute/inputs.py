@@ -45,7 +45,10 @@ class Made:
 
 @dataclass
 class Block:
-    """`terms`: Σ of the magnitudes that were added up. `moving`: the part of it that belongs to the change over the base."""
+    """`terms`: Σ of the magnitudes that were added up. `moving`: the part of it that belongs to the change over the base.
+
+    `otherwise`: results that are as right where rounding decides. `undecided`: results that coarser arithmetic may have led to.
+    """
 
     expected: Array
     terms: Array
@@ -53,6 +56,7 @@ class Block:
     base: Array | None
     deltas: list[Array]
     otherwise: Callable[[], Iterator[Array]] | None = None
+    undecided: Callable[[], Iterator[Array]] | None = None
 
 
 def load(made: Made, span: Span) -> tuple[Array | None, list[Array], list[Array], Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.formats.identity import config_field, token_ids
@@ -16,6 +17,7 @@ from mcp_server.recompute.inputs import Made, Operand
 from mcp_server.recompute.reading import is_float
 from mcp_server.recompute.sources import Source, is_embedding, is_head
 from mcp_server.recompute.values import Value
+from mcp_server.recompute.vocabulary import Vocabulary, open_vocabulary
 
 _WEIGHT: Final = {"weight": None}
 _SPARSE: Final = {"weight": None, "density": 1.0}
@@ -66,8 +68,10 @@ class Planned:
 class Names:
     """The recipe over the opened sources. `sources` is by ref; the donor is the base, or the first input."""
 
-    def __init__(self, recipe: Recipe, sources: dict[ModelRef, Source], output: dict[str, StoredTensor]) -> None:
-        self.recipe, self.sources, self.output = recipe, sources, output
+    def __init__(
+        self, recipe: Recipe, sources: dict[ModelRef, Source], output: dict[str, StoredTensor], folder: Path, *, ours: bool
+    ) -> None:
+        self.recipe, self.sources, self.output, self.folder, self.ours = recipe, sources, output, folder, ours
         self.groups = recipe.groups()
         self.donor = sources[recipe.base or self.groups[0].sources[0].model]
         self.sliced = any(listed.layer_range is not None for group in self.groups for listed in group.sources)
@@ -97,6 +101,8 @@ class Names:
         if group is None:
             return Planned(name)
         opened = [self.sources[listed.model] for listed in group.sources]
+        if is_float(stored.dtype) and (is_head(name) or is_embedding(name)) and (found := self._by_token(name, stored, group, t)):
+            return found
         values = [source.value(own, stored.shape) for source, own in zip(opened, names, strict=True)]
         donor = next((v for s, v in zip(opened, values, strict=True) if s is self.donor and v), None) or self.donor.value(
             name, stored.shape
@@ -112,16 +118,42 @@ class Names:
         shapes = {value.shape for value in values if value}
         if shapes != {stored.shape}:
             if is_head(name) or is_embedding(name):
-                return Planned(name, why="the vocabularies differ in size")
+                why = self._vocabulary if isinstance(self._vocabulary, str) else "the vocabularies differ in size"
+                return Planned(name, why=why)
             if len(shapes) == 1:
                 return Planned(name, wrong=f"has shape {list(stored.shape)}, the sources have {list(shapes.pop())}")
             return Planned(name, why=f"shapes differ: {', '.join(map(str, sorted(shapes | {stored.shape})))}")
-        if self._remapped and (is_head(name) or is_embedding(name)):
-            return Planned(name, why="the recipe builds a vocabulary of its own")
+        if isinstance(self._vocabulary, str) and self._remapped and (is_head(name) or is_embedding(name)):
+            return Planned(name, why=self._vocabulary)
         try:
             return Planned(name, self._made(name, stored, group, names, [v for v in values if v], t))
         except CannotCompute as reason:
             return Planned(name, why=str(reason))
+
+    def _by_token(self, name: str, stored: StoredTensor, group: Group, t: float) -> Planned | None:
+        """An embedding or head whose rows were put together by token; None where every source has the output's rows."""
+        vocabulary, rows = self._vocabulary, stored.shape[0] if stored.shape else 0
+        if vocabulary is None or isinstance(vocabulary, str):
+            return None
+        if not vocabulary.changes and all(model.rows == rows for model in vocabulary.models):
+            return None
+        try:
+            values: list[Value] = [vocabulary.value(listed.model, name, rows) for listed in group.sources]
+            if {value.shape for value in values} != {stored.shape}:
+                raise CannotCompute("the sources' embeddings differ in width")
+            return Planned(name, self._made(name, stored, group, [name] * len(values), values, t))
+        except CannotCompute as reason:
+            return Planned(name, why=str(reason))
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary | str | None:
+        """The recipe's vocabulary, or why it cannot be told; None where the recipe builds none."""
+        if not self.recipe.tokenizer_from:
+            return None
+        try:
+            return open_vocabulary(self.recipe, self.sources, self.folder, ours=self.ours)
+        except CannotCompute as reason:
+            return str(reason)
 
     @cached_property
     def _remapped(self) -> bool:

@@ -102,7 +102,7 @@ def recompute(merge: Merge, *, full: bool, most: int | None = None) -> Recompute
     """
     assert merge.recipe is not None
     output = merge.tensors if not merge.is_adapter else _adapted_tensors(merge)
-    names = Names(merge.recipe, merge.by_ref, output)
+    names = Names(merge.recipe, merge.by_ref, output, merge.folder, ours=merge.ours)
     found = Recomputed(landed={name: Sums() for name in merge.sources})
     if not merge.is_adapter:
         found.absent = [name for name in names.expected() if name not in output and not _is_twin(names, name)]
@@ -194,6 +194,8 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
             for operand, delta in zip(made.operands, block.deltas, strict=True):
                 if operand.label in along:
                     along[operand.label] += float((block.base * delta).sum())
+    if tally.undecided and not tally.wrong:
+        raise CannotCompute(f"what {made.method} selects here hangs on the rounding of its arithmetic")
     found.compared += 1
     wrong = bool(tally.wrong) or tally.drifted() is not None
     if tally.meant is not None:

@@ -166,14 +166,14 @@ def _sce(made: Made, close: float) -> Compute:
 def _arcee_fusion(made: Made, close: float) -> Compute:
     """Importance is |delta| times the divergence of its row's softmax; the threshold is the median + 1.5 · (Q3 − Q1).
 
-    The divergence is a small difference of large terms. Arithmetic coarser than float64 (`close`) may leave nothing of it.
+    The divergence is a small difference of large terms. Arithmetic coarser than float64 (`close`) may leave nothing of it, and
+    mergekit draws the quartiles of large tensors at random: then only the exact selection decides, and what holds the base's and
+    the source's values in another one stays undecided.
     """
     import numpy as np
 
     count, columns = math.prod(made.shape), (made.shape or (1,))[-1]
     exact = close <= CLOSE
-    if not exact and count > _SAMPLED_ELEMENTS:
-        raise CannotCompute("mergekit draws the quartiles of tensors beyond a million elements at random")
     if count > 16 * BLOCK_ELEMENTS:
         raise CannotCompute("arcee_fusion ranks a tensor whole, and this one is too large to hold")
     if not count:
@@ -182,13 +182,16 @@ def _arcee_fusion(made: Made, close: float) -> Compute:
     base, _, deltas, size = load(made, (0, rows_of(made.shape)[0]))
     assert base is not None
     old, delta = base.reshape(-1, columns), deltas[0].reshape(-1, columns)
-    scores, blur = _importance(old, delta, 2.0**-40 if exact else close)
+    scores, blur = _importance(old, delta, 2.0**-40)
     ordered = np.sort(scores.ravel())
     low, middle, high = (float(ordered[(count - 1) * quarter // 4]) for quarter in (1, 2, 3))
     threshold = middle + 1.5 * (high - low)
     loose = np.abs(scores - threshold) <= blur + CLOSE * threshold
-    if not exact and loose.mean() > 0.02:
-        raise CannotCompute("what arcee_fusion selects here hangs on the rounding of its arithmetic")
+    open_ = not exact
+    if not exact and count <= _SAMPLED_ELEMENTS:
+        coarse = np.abs(scores - threshold) <= _importance(old, delta, close)[1] + CLOSE * threshold
+        open_ = bool(coarse.mean() > 0.02)
+        loose = loose if open_ else coarse
     taken, loose = (scores >= threshold).reshape(base.shape), loose.reshape(base.shape)
 
     def block(span: Span) -> Block:
@@ -196,7 +199,8 @@ def _arcee_fusion(made: Made, close: float) -> Compute:
         own, start = deltas[0][part], base[part]
         reach = np.abs(own)
         results = (start + own * taken[part], start + own * (taken[part] ^ loose[part]))
-        return Block(results[0], size[part], reach, start, [own], lambda: iter(results))
+        either = (lambda: iter((start, start + own))) if open_ else None
+        return Block(results[0], size[part], reach, start, [own], lambda: iter(results), either)
 
     return block
 

@@ -40,6 +40,14 @@ class Source:
             self.found[name] = self._value(name, shape)
         return self.found[name]
 
+    def any_rows(self, name: str) -> Value | None:
+        """An embedding or head of any number of rows, or its tied twin."""
+        if name in self.tensors:
+            return Value(self.tensors[name], name, self.adapter)
+        if self.embedding is None:
+            return None
+        return Value(self.tensors[self.embedding], self._head(name) if is_head(name) else self._words(name), self.adapter)
+
     def _value(self, name: str, shape: tuple[int, ...]) -> Value | None:
         if name in self.tensors:
             return Value(self.tensors[name], name, self.adapter)

@@ -202,6 +202,8 @@ def test_mergekit_makes_the_same_union(tmp_path: Path, pad: int | None) -> None:
     text = recipe(tmp_path, ("base", "one", "two"), block, base=None)
     run(text, tmp_path / "ours")
     run_merge(MergeConfiguration.model_validate_json(text), str(tmp_path / "theirs"), MergeOptions(quiet=True))
+    seen = verify(tmp_path / "theirs", full=True, recipe=text)
+    assert next(check.passed for check in seen.checks if check.name == "recomputed") is True, seen
     for name in (EMBED, HEAD):
         ours, theirs = by_token(tmp_path / "ours", name), by_token(tmp_path / "theirs", name)
         assert ours.keys() == theirs.keys()

@@ -30,8 +30,6 @@ GATE_MODES: Final = ("hidden", "cheap_embed", "random", "uniform_random")
 CHAT_TEMPLATES: Final = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
 
 
-IDLE: Final = ("int8_mask",)
-"""Parameters without an effect on any weight: beside `parameters`, where mergekit ignores them, they change nothing either."""
 OWN: Final = "x-"
 """Keys with this prefix belong to the author: a home for YAML anchors."""
 Level = Literal["top", "input", "slice", "module", "parameters", "filter", "tokenizer", "token", "expert"]
@@ -55,11 +53,6 @@ class Table:
             for name in map(str, self.content):
                 if name not in self.known and not name.startswith(OWN) and name not in self.homes:
                     yield name
-
-    @property
-    def idle(self) -> tuple[str, ...]:
-        """Those of them that need no correction."""
-        return tuple(name for name in self.unread() if name in IDLE and "parameters" in self.known)
 
 
 def dotted(path: Sequence[Any]) -> str:

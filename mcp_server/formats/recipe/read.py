@@ -14,6 +14,7 @@ from typing import Any, Final
 import yaml
 
 from mcp_server.errors import Malformed, Unsupported, did_you_mean
+from mcp_server.formats.recipe.idle import is_idle
 from mcp_server.formats.recipe.keys import dotted, tables
 from mcp_server.formats.recipe.parse import MAX_SOURCES, Problem, kind_of, parse_document
 from mcp_server.formats.recipe.types import Group, Recipe
@@ -98,8 +99,9 @@ def _length(document: Any) -> int:
     return sum(min(len(entries), MAX_SOURCES // 2) for entries in lists if isinstance(entries, list))
 
 
-def unread_keys(document: Document) -> list[Problem]:
-    """One problem for each key that mergekit would ignore and that could mean something."""
+def unread_keys(document: Document, recipe: Recipe, problems: Sequence[Problem]) -> list[Problem]:
+    """One problem for each key that mergekit would ignore and that could mean something; none in a table that it refuses."""
+    refused = [problem.where for problem in problems if problem.where]
     mixture = isinstance(document.value, dict) and kind_of(document.value) == "moe"
     return [
         Problem(
@@ -111,7 +113,7 @@ def unread_keys(document: Document) -> list[Problem]:
         )
         for table in tables(document.value, mixture=mixture, homes=document.homes)
         for name in table.unread()
-        if name not in table.idle
+        if not is_idle(name, table, recipe) and dotted(table.path) not in refused
     ]
 
 
@@ -121,7 +123,8 @@ def parse_recipe(text: str, what: str = "the recipe", *, unread: bool = False) -
     Several documents make a multi-stage recipe. Raises `Malformed` for broken YAML.
     """
     found = read_text(text, what)
-    ignored = [problem for document in found.documents for problem in unread_keys(document)] if unread else []
+    stages = zip(found.documents, found.stages, strict=True) if unread and found.stages else ()
+    ignored = [problem for document, (recipe, own) in stages for problem in unread_keys(document, recipe, own)]
     return found.recipe, [*ignored, *found.problems]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from mcp_server.errors import did_you_mean
 from mcp_server.formats.recipe import keys
+from mcp_server.formats.recipe.idle import is_idle
 from mcp_server.formats.recipe.keys import Path, Table, dotted, tables
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.methods import merge_methods, parameter_names, shared_parameters
@@ -46,12 +47,12 @@ def unread_keys(context: Context) -> Iterator[Key]:
     """Every key that mergekit does not read at its place, in the order of the text."""
     mixture = context.recipe.kind == "moe" or is_moe_in_disguise(context.document)
     for table in tables(context.document, mixture=mixture, homes=context.homes):
-        yield from _parameters(table, context) if table.level == "parameters" else _keys(table)
+        yield from _parameters(table, context) if table.level == "parameters" else _keys(table, context)
 
 
-def _keys(table: Table) -> Iterator[Key]:
+def _keys(table: Table, context: Context) -> Iterator[Key]:
     for name in table.unread():
-        if name in table.idle:
+        if is_idle(name, table, context.recipe):
             continue
         if "parameters" in table.known and name in parameter_names():
             belongs: Literal["parameters", "top", ""] = "parameters"

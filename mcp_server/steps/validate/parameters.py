@@ -9,6 +9,7 @@ from mcp_server.catalog import Strategy
 from mcp_server.catalog.models import Parameter
 from mcp_server.errors import did_you_mean
 from mcp_server.formats.recipe import KEEPS_TIES, Group, Source, as_flag, as_number, has_fallback, scalars
+from mcp_server.formats.recipe.idle import is_idle
 from mcp_server.formats.recipe.keys import OWN, TOP, dotted, tables
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.methods import ignores_base, merge_methods, parameter_names
@@ -67,8 +68,9 @@ def unread_parameter(context: Context) -> Iterator[Found]:
             users = ", ".join(sorted(n for n, s in merge_methods().items() if s.parameter(name)))
             yield Found(f"{method.id} does not read {name!r} (it belongs to {users}); it has no effect", where)
     for table in tables(context.document, homes=context.homes):
-        for name in table.idle:
-            yield Found(f"{name!r} is not read here; it has no effect in 'parameters' either", dotted((*table.path, name)))
+        for name in table.unread():
+            if is_idle(name, table, context.recipe):
+                yield Found(f"{name!r} is not read beside 'parameters'; here that changes nothing", dotted((*table.path, name)))
 
 
 @check("MM207")

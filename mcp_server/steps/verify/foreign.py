@@ -46,7 +46,7 @@ def statistics(merge: Merge, names: list[str], again: Recomputed, *, full: bool)
     What arrived of each source's delta does not depend on the draw: it is added to `again`.
     """
     assert merge.recipe is not None
-    planner, found = Names(merge.recipe, merge.by_ref, merge.tensors), Statistics()
+    planner, found = Names(merge.recipe, merge.by_ref, merge.tensors, merge.folder, ours=merge.ours), Statistics()
     for name in names:
         made = planner.plan(name).made
         if made is None or made.base is None or made.method not in SPARSE:
