@@ -194,6 +194,17 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
             for operand, delta in zip(made.operands, block.deltas, strict=True):
                 if operand.label in along:
                     along[operand.label] += float((block.base * delta).sum())
+    wrong = _settled(found, made, tally, misfit)
+    if untouched:
+        found.untouched.append(wrong)
+    for label, sum_ in along.items():
+        found.likeness.add_slope(label, sum_, energy)
+    if "lambda" in made.shared:
+        found.likeness.share = max(found.likeness.share or 0.0, _share_of_base(made))
+
+
+def _settled(found: Recomputed, made: Made, tally: Tally, misfit: str) -> bool:
+    """Note what was seen of one tensor; returns whether its values are wrong."""
     if tally.undecided and not tally.wrong:
         raise CannotCompute(f"what {made.method} selects here hangs on the rounding of its arithmetic")
     found.compared += 1
@@ -204,12 +215,7 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         tally.settle(closely=len(found.wrong) < CLOSELY)
     if wrong or misfit:
         found.wrong[made.name] = tally if wrong else misfit
-    if untouched:
-        found.untouched.append(wrong)
-    for label, sum_ in along.items():
-        found.likeness.add_slope(label, sum_, energy)
-    if "lambda" in made.shared:
-        found.likeness.share = max(found.likeness.share or 0.0, _share_of_base(made))
+    return wrong
 
 
 def _share_of_base(made: Made) -> float:
