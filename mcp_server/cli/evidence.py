@@ -138,11 +138,12 @@ def show_verification(found: Verification) -> None:
 @starts_job
 def evaluate(
     out: Annotated[
-        Path | None, typer.Argument(help="a merged model; left out: measure base and sources alone, before a merge")
+        Path | None, typer.Argument(help="a merged model, or a GGUF; left out: measure base and sources alone, before a merge")
     ] = None,
     suite: Annotated[list[str] | None, typer.Option(help="suite, lm-eval task, .txt or .jsonl file; repeat for more")] = None,
     data: Annotated[list[str] | None, typer.Option(help="your own .jsonl: prompt and expected a line; repeat for more")] = None,
     against: Annotated[list[str] | None, typer.Option(help="NAME=REF of base or a source; default: from the provenance")] = None,
+    gguf: Annotated[list[str] | None, typer.Option(help="an export of it, file or folder, to hold beside it; repeat")] = None,
     cross: Annotated[bool, typer.Option(help="each source alone on the others' prompts")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N prompts of every suite")] = None,
     quick: Annotated[bool, typer.Option(help="each suite's own small number of prompts")] = False,
@@ -164,6 +165,7 @@ def evaluate(
         "suites": [anchored_suite(name) for name in suite or []],
         "data": [str(expanded(file).resolve()) for file in data or []],
         "against": dict(anchored_pair(pair) for pair in against or []),
+        "gguf": [str(expanded(file).absolute()) for file in gguf or []],
         "cross": cross,
         "limit": limit,
         "quick": quick,
@@ -204,6 +206,13 @@ def show_evaluation(found: Evaluation) -> None:
     ]
     columns = ("capability", "n", "base", *names, "merged", "retention", "gain recovered")
     table("Evaluation", columns, rows, right=range(1, len(columns)))
+    lost = [
+        (name, label, c.merged, one.figure, one.change, one.same_replies)
+        for name, c in found.capabilities.items()
+        for label, one in c.exports.items()
+    ]
+    if lost:
+        table("What the export costs", ("capability", "export", "merged", "export's", "change", "same replies"), lost)
     if found.cross_context:
         contexts = list(dict.fromkeys(c for row in found.cross_context.values() for c in row))
         cross = [(name, *(row.get(c) for c in contexts)) for name, row in found.cross_context.items()]

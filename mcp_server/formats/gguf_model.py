@@ -82,6 +82,8 @@ _SAME: Final = (
     ("attention.head_count", "heads"), ("attention.head_count_kv", "kv_heads"),
 )  # fmt: skip
 
+_ALWAYS: Final = ("embedding_length", "attention.head_count")
+
 
 def read_model(files: list[Path], config: dict[str, Any]) -> tuple[dict[Path, Header], dict[str, Ggml]]:
     """Headers by file, and every weight by transformers' name. Raises one of our errors, by name, for what is not read."""
@@ -101,6 +103,33 @@ def require_config(folder: Path, file: Path) -> None:
     """Raise `NotAModel` when no config.json lies beside a GGUF."""
     if not (folder / "config.json").is_file():
         raise NotAModel(f"{file} is GGUF, which holds no config.json, and none lies beside it", GGUF_ORIGINAL)
+
+
+def require_made_of(files: list[Path], config: dict[str, Any], where: str) -> None:
+    """Raise `Incompatible` where a GGUF cannot be an export of the model that `config`, called `where`, describes.
+
+    Of architectures that are not read here only width and heads are compared: converters count layers and heads for keys in
+    ways of their own. Raises `NotAModel` for a GGUF that is an adapter or a projector.
+    """
+    parts = [read_gguf(file) for file in files]
+    metadata, file, mine = parts[0].metadata, parts[0].file, str(config.get("model_type"))
+    if metadata.get("general.type", "model") != "model":
+        raise NotAModel(f"{file} holds no model but {metadata['general.type']!r}", "name the GGUF of the model")
+    name = str(metadata.get("general.architecture"))
+    known = ARCHITECTURES.get(name)
+    read_here = {model for one in ARCHITECTURES.values() for model in one.models}
+    again = "export the merge that is measured (model-merging export), or name its own GGUF"
+    if known is not None and mine in read_here and mine not in known.models:
+        raise Incompatible(f"{file} holds a model of the architecture {name!r}, {where} describes {mine!r}", again)
+    sure = known is not None and mine in known.models
+    for key, field_ in _SAME:
+        theirs, ours = metadata.get(f"{name}.{key}"), config_field(config, field_)
+        if (sure or key in _ALWAYS) and theirs is not None and ours is not None and theirs != ours:
+            raise Incompatible(f"{file} says {name}.{key} {theirs}, {where} says {ours}", again)
+    rows = next((part.shapes["token_embd.weight"][0] for part in parts if "token_embd.weight" in part.shapes), None)
+    vocabulary = config_field(config, "vocabulary")
+    if sure and rows is not None and vocabulary is not None and rows != vocabulary:
+        raise Incompatible(f"{file} has rows for {rows} tokens, {where} says vocab_size {vocabulary}", again)
 
 
 def _architecture(part: Gguf, config: dict[str, Any]) -> Architecture:

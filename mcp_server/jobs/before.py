@@ -10,7 +10,17 @@ from mcp_server.formats.folder import classify, require_folder_there, require_me
 from mcp_server.formats.lineage import read_lineage
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.formats.refs import anchor_ref, is_hub_id
-from mcp_server.schemas.job import AskRequest, CompareRequest, FetchRequest, JobRequest, Names, PublishRequest, VerifyRequest
+from mcp_server.schemas.job import (
+    AskRequest,
+    CompareRequest,
+    EvaluateRequest,
+    FetchRequest,
+    JobRequest,
+    Names,
+    PublishRequest,
+    VerifyRequest,
+)
+from mcp_server.steps.evaluate.exports import is_gguf
 from mcp_server.steps.evaluate.line_up import models_of, require_models
 from mcp_server.steps.publish import publication
 from mcp_server.system.policy import Policy
@@ -20,7 +30,7 @@ from mcp_server.system.yaml_io import read_text
 def require_startable(request: JobRequest, rules: Policy) -> None:
     """Raise `BadInput` and its kin for a request that no worker could serve. Its names have passed the policy already."""
     for role, text in request.named():
-        if role is Names.FOLDER:
+        if role is Names.FOLDER and not (isinstance(request, EvaluateRequest) and is_gguf(text)):
             require_folder_there(Path(text))
     match request:
         case VerifyRequest():

@@ -29,6 +29,15 @@ class Interval(Frozen):
     high: float
 
 
+class ExportFigure(Frozen):
+    """What a GGUF export scores, and what that is against the merge in 16 bits on the same prompts."""
+
+    figure: float | None
+    change: float | None = Field(default=None, description="figure − merged")
+    ci: Interval | None = Field(default=None, description="95 % interval of the change")
+    same_replies: int | None = Field(default=None, description="of n, word for word the merge's")
+
+
 class Capability(Frozen):
     """One capability, measured on every model with the same prompts. `merged` and the rest are the suite's primary metric."""
 
@@ -41,6 +50,7 @@ class Capability(Frozen):
     expert: str | None = Field(default=None, description="the source that is best at it")
     merged: float | None = None
     target: float | None = Field(default=None, description="what the merge itself must reach, where no source is the measure")
+    exports: dict[str, ExportFigure] = Field(default_factory=dict, description="quantisation → what the export scores")
     retention: float | None = Field(default=None, description="merged ÷ expert")
     gain_recovered: float | None = Field(
         default=None,
@@ -76,6 +86,7 @@ class Evaluation(Frozen):
     models: dict[str, str] = Field(default_factory=dict, description="label → folder")
     created: str = Field(default="", description="UTC, ISO 8601")
     model: str | None = Field(default=None, description="SHA-256 of the merge's files; null: not measured here")
+    exports: dict[str, str] = Field(default_factory=dict, description="label of a GGUF → SHA-256 of its files, joined")
     limit: int | None = None
     seconds: float | None = None
     split: Literal["dev", "test"] = "dev"

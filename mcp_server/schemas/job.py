@@ -131,6 +131,9 @@ class EvaluateRequest(JobRequest):
     against: dict[str, ModelName] = Field(
         default_factory=dict, description="name → ref; `base` and sources' names replace what the merge says"
     )
+    gguf: list[Annotated[str, Names.FILE]] = Field(
+        default_factory=list, max_length=12, description="GGUF exports of the merge, or their folders, measured in llama.cpp"
+    )
     cross: bool = False
     limit: int | None = Field(default=None, ge=1)
     quick: bool = False

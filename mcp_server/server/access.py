@@ -66,7 +66,7 @@ class Access:
         return [self._suite(name) for name in names or []]
 
     def data(self, files: list[str] | None) -> list[str]:
-        """Files of prompts and expected answers, absolute and allowed."""
+        """Files of prompts and expected answers, or exports: absolute and allowed."""
         return [str(self.policy.check_read(self.folder / expanded(file))) for file in files or []]
 
     def _suite(self, name: str) -> str:

@@ -8,6 +8,7 @@ Worker inputs   request.json parameters:
     against         name → ref: replaces `base` or a source, or measures one more model
     cross           also count each source's own behaviour on every other source's prompts
     limit           prompts per suite; `quick: true` takes each suite's own small number
+    gguf            exports of the merge, measured beside it in llama.cpp
     data            files of prompts and expected answers (.jsonl), measured beside the suites
     split           dev (default) or test; without it files of your own are measured whole
     backend         hf (default) or openai, with endpoint, served {label: model name} and tokenizer (folder)
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import MergingError
-from mcp_server.formats.lineage import Lineage, read_lineage
+from mcp_server.formats.lineage import Lineage
 from mcp_server.formats.suites import DEFAULT_SPLIT, Suite
 from mcp_server.schemas.evidence import Evaluation, Generation
 from mcp_server.schemas.job import EvaluateRequest
@@ -37,8 +38,10 @@ from mcp_server.steps.estimate.minutes import note_rate, parameters_of, prompts_
 from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
 from mcp_server.steps.evaluate.assemble import Measured, assemble
 from mcp_server.steps.evaluate.causes import base_note, with_causes
+from mcp_server.steps.evaluate.exports import is_gguf, require_runnable
 from mcp_server.steps.evaluate.history import keep
-from mcp_server.steps.evaluate.line_up import limit_of, models_of, require_models, suites_of
+from mcp_server.steps.evaluate.line_up import limit_of, lineage_of_request, refs_of, require_models, suites_of
+from mcp_server.steps.evaluate.listing import needs_likelihoods
 from mcp_server.steps.evaluate.replies import keep_replies, side_by_side
 from mcp_server.workers.evaluating.remaining import Remaining
 from mcp_server.workers.evaluating.request import quiet
@@ -51,10 +54,10 @@ def main(job: Job) -> Evaluation:
 
 def measure(request: EvaluateRequest, job: Job) -> Evaluation:
     """Measure every model on every suite, then score. A model is loaded at most once, and not at all if its answers are known."""
-    lineage = read_lineage(Path(request.out)) if request.out else Lineage()
+    lineage = lineage_of_request(request)
     measuring = Measuring(request, job, lineage)
     evaluation = measuring.run(measuring.models())
-    if request.out and Path(request.out).is_dir():
+    if request.out and Path(request.out).is_dir() and not is_gguf(measuring.refs["merged"]):
         out = Path(request.out)
         keep(out, evaluation, run=False)
         evaluation = keep(out, with_causes(evaluation, out))
@@ -71,10 +74,11 @@ class Measuring:
         self.request, self.job, self.lineage = request, job, lineage
         self.start = time.monotonic()
         self.rules = load_thresholds()
-        self.refs = models_of(lineage, out=request.out, base=request.base, sources=request.sources, against=request.against)
+        self.refs, self.exports = refs_of(request, lineage)
         if not request.endpoint:
             require_models(self.refs)
         self.suites = suites_of(request, self.refs)
+        require_runnable(self.refs, self.exports, self.suites)
         self.limits = {suite.name: limit_of(request, suite) for suite in self.suites}
         self.samples: dict[str, dict[str, SuiteSamples]] = {suite.name: {} for suite in self.suites}
         job.progress("starting", 0, 1, message="loading lm-eval and the tasks")
@@ -102,11 +106,23 @@ class Measuring:
         speeds: dict[str, Generation] = {}
         notes = [f"{s.title} was measured whole" for s in self.suites if (s.data or s.text) and self.request.split is None]
         notes += sorted({loading_note(opened.numerics) for opened in models.values()} - {""})
+        notes += [
+            f"{label} ran in {models[label].numerics}, with its own chat template"
+            for label in models
+            if is_gguf(self.refs[label])
+        ]
+        left = [suite.title or suite.name for suite in self.suites if needs_likelihoods(suite)] if self.exports else []
+        notes += (
+            [f"{', '.join(left)}: without {', '.join(self.exports)}, of which llama.cpp tells no likelihoods"] if left else []
+        )
         remaining = Remaining(self._weights(), models)
         for number, (label, opened) in enumerate(models.items()):
             model_start = time.monotonic()
             model = opened.model
             for suite in self.suites:
+                if label in self.exports and needs_likelihoods(suite):
+                    remaining.end(label, suite.name, computed=False)
+                    continue
                 by = self.samples[suite.name]
                 model.told = self._teller(label, suite, f"model {number + 1} of {len(models)}", remaining)
                 model.drafts = [models[name].model.store for name in _best_first(by, label)]
@@ -146,7 +162,7 @@ class Measuring:
 
     def _note(self, suite: Suite, label: str, opened: Any, seconds: float, prompts: int) -> None:
         """Remember the speed of a model that answered in this process, for the next estimate."""
-        if opened.content is not None and label in self.refs:
+        if opened.content is not None and label in self.refs and not is_gguf(self.refs[label]):
             with contextlib.suppress(MergingError, OSError):
                 note_rate(suite, self.request.dtype, seconds, prompts, parameters_of(self.refs[label]))
 
@@ -166,7 +182,8 @@ class Measuring:
         measured = Measured(
             suites={suite.name: suite for suite in self.suites},
             samples=self.samples,
-            sources=_sources(request, self.lineage, self.refs),
+            sources=[name for name in _sources(request, self.lineage, self.refs) if name not in self.exports],
+            exports=self.exports,
             behaviours={suite.name: found for suite in self.suites if (found := behaviour(suite))},
             cross=request.cross,
             tried=self.lineage.tried,
@@ -176,6 +193,7 @@ class Measuring:
                 "models": {label: str(ref) for label, ref in self.refs.items()},
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "model": models["merged"].content if "merged" in models else None,
+                "exports": {label: models[label].content for label in self.exports},
                 "limit": request.limit,
                 "limits": self.limits,
                 "split": request.split or DEFAULT_SPLIT,

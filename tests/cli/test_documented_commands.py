@@ -89,5 +89,5 @@ def test_the_way_of_the_readme_is_walked_as_written(example: Path, capsys: pytes
             said = capsys.readouterr()
             assert code == 0, (arguments, said.out[-800:], said.err[-800:])
     left = [arguments[0] for arguments in lines if arguments[0] not in quick]
-    assert left == ["evaluate", "show", "ask", "export", "publish"]  # minutes, an extra, or a hub
+    assert left == ["evaluate", "show", "ask", "export", "evaluate", "publish"]  # minutes, an extra, or a hub
     assert (example / "report.html").is_file()

@@ -52,6 +52,19 @@ def test_a_merge_halfway_between_base_and_expert_recovers_half_the_gain_and_reta
     assert found.gain_recovered == 0.5
 
 
+def test_an_export_is_held_against_the_merge_and_decides_nothing() -> None:
+    merged = shares(1, 1, 1, 0, replies=["a", "b", "c", "d"])
+    measured = {"base": times(1, 4), "tools": times(4, 4), "merged": merged}
+    small = shares(1, 0, 1, 0, replies=["a", "x", "c", "y"])
+    found = score_capability(measured | {"Q4_K_M": small}, ["tools"], ["Q4_K_M", "Q8_0"])
+    (label, cost), *more = found.exports.items()
+    assert (label, cost.figure, cost.change, cost.same_replies, more) == ("Q4_K_M", 0.5, -0.25, 2, [])
+    assert cost.ci is not None
+    assert cost.ci.low < cost.change < cost.ci.high <= 0
+    without = score_capability(measured, ["tools"])
+    assert (found.retention, found.gain_recovered) == (without.retention, without.gain_recovered)
+
+
 def test_the_expert_is_the_best_source_in_the_metrics_direction() -> None:
     up = score_capability({"a": times(3, 10), "b": times(7, 10)}, ["a", "b"])
     down = score_capability({"a": shares(3, 3, better=False), "b": shares(7, 7, better=False)}, ["a", "b"])

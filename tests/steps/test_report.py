@@ -147,6 +147,20 @@ def test_a_page_without_evidence_says_what_is_missing_and_how_to_make_it(tmp_pat
         assert command in page
 
 
+def test_what_the_quantisation_cost_stands_beside_each_skill(tmp_path: Path) -> None:
+    told = evaluation().model_dump(mode="json")
+    told["exports"] = {"Q4_K_M": "0" * 64}
+    told["capabilities"]["tools"]["exports"] = {
+        "Q4_K_M": {"figure": 0.55, "change": -0.05, "ci": {"low": -0.12, "high": 0.02}, "same_replies": 17}
+    }
+    page = render_page(gather(put(tmp_path / "m", evaluation=told)))
+    row = page.partition("What the quantisation cost")[2].partition("</table>")[0]
+    for figure in ("Q4_K_M", "0.550", "-0.050", "-0.120 to 0.020", "17 of", "not measured: llama.cpp tells no likelihoods"):
+        assert figure in row
+    assert read(page).loads == []
+    assert "| tools | Q4_K_M |" in model_card_section(Evaluation.model_validate(told))
+
+
 def test_the_page_loads_nothing_and_nests_well(tmp_path: Path) -> None:
     page = render_page(gather(put(tmp_path / "m", evaluation=evaluation().model_dump(mode="json"))))
     found = read(page)

@@ -105,6 +105,40 @@ def test_an_export_is_loaded_and_answers_as_the_merge_does(models: Path) -> None
     assert found["command"].startswith("ollama create ")
 
 
+def test_an_export_is_measured_beside_the_merge_by_what_llama_cpp_says(models: Path) -> None:
+    """Replies are those that llama.cpp gives when it is asked directly; suites of likelihoods are left out and said so."""
+    _, _, out = export(models, "measured", out=str(models / "base"), to="gguf", quant="F16")
+    (file,) = out.glob("*.gguf")
+    prompts = ["the sea is", "one two three"]
+    data, text, job = models / "mine.jsonl", models / "prose.txt", models / "job-evaluate"
+    data.write_text(
+        "".join(json.dumps({"prompt": p, "expected": "a", "max_tokens": 8}) + "\n" for p in prompts), encoding="utf-8"
+    )
+    text.write_text("the sea is wide and the sky is blue", encoding="utf-8")
+    job.mkdir()
+    asked = {"out": str(models / "base"), "data": [str(data)], "suites": [str(text)], "gguf": [str(out)]}
+    (job / "request.json").write_text(json.dumps({"kind": "evaluate", "parameters": asked}), encoding="utf-8")
+    ended = subprocess.run([sys.executable, "-m", "mcp_server.workers.evaluate", str(job)], capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr.decode()
+    found = json.loads((job / "result.json").read_text(encoding="utf-8"))
+    replies = json.loads((models / "base" / "replies.json").read_text(encoding="utf-8"))["replies"]
+    assert [one["replies"]["F16"] for one in replies] == directly(file, prompts, 8)
+    costs = {c["suite"]: list(c["exports"]) for c in found["capabilities"].values()}
+    assert sorted(costs.values()) == [[], ["F16"]]
+    assert any("no likelihoods" in note for note in found["notes"])
+    assert list(found["exports"]) == ["F16"]
+
+
+def directly(file: Path, prompts: list[str], tokens: int) -> list[str]:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.warmup = str(file), 256, False
+    server = xllamacpp.Server(params)
+    asked = {"max_tokens": tokens, "temperature": 0.0, "repeat_penalty": 1.0}
+    return [server.handle_completions({"prompt": prompt, **asked})["choices"][0]["text"] for prompt in prompts]
+
+
 @pytest.mark.parametrize("lost", ["quantise", "_checked"])
 def test_an_export_that_was_ended_goes_on_after_its_last_step(models: Path, lost: str) -> None:
     parameters = {"out": str(models / "base"), "to": "gguf", "quant": "Q8_0", "check": lost == "_checked"}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.formats.checkpoint import open_checkpoint
+from mcp_server.formats.gguf import gguf_files, read_gguf
 from mcp_server.formats.own_data import Split, of_split, read_data
 from mcp_server.formats.suites import DEFAULT_SPLIT, Suite, content_hash
 from mcp_server.schemas.base import Frozen
@@ -124,7 +125,9 @@ def prompts_of(suite: Suite, split: Split | None, limit: int | None) -> int | No
 
 
 def parameters_of(ref: str) -> int:
-    """Numbers of a model, of `base+adapter` the base's, from headers. Raises what `open_checkpoint` raises."""
+    """Numbers of a model, of `base+adapter` the base's, from headers. Raises what `open_checkpoint` and `read_gguf` raise."""
+    if ref.endswith(".gguf"):
+        return sum(math.prod(shape) for file in gguf_files(Path(ref)) for shape in read_gguf(file).shapes.values())
     base = ref if Path(ref).is_dir() else ref.partition("+")[0]
     return sum(math.prod(tensor.shape) for tensor in open_checkpoint(base).tensors.values())
 

@@ -24,6 +24,7 @@ class Measured:
     suites: Mapping[str, Suite]
     samples: Mapping[str, Mapping[str, SuiteSamples]]
     sources: list[str]
+    exports: list[str] = field(default_factory=list)
     behaviours: Mapping[str, Detector] = field(default_factory=dict)
     cross: bool = False
     tried: Tried = field(default_factory=Tried)
@@ -33,7 +34,7 @@ def assemble(measured: Measured, limits: Thresholds | None = None) -> Evaluation
     """Score, judge, and suggest the next try."""
     limits = limits or load_thresholds()
     scored = {
-        suite: _with_target(score_capability(by, measured.sources), measured.suites[suite].target)
+        suite: _with_target(score_capability(by, measured.sources, measured.exports), measured.suites[suite].target)
         for suite, by in measured.samples.items()
         if by
     }

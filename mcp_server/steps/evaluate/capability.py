@@ -6,10 +6,10 @@ Flan-T5 tables). So the gain recovered stands beside it, and only where there wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from mcp_server.schemas.evidence import Capability, Interval
+from mcp_server.schemas.evidence import Capability, ExportFigure, Interval
 from mcp_server.steps.evaluate.bootstrap import interval, ratio, resample
 from mcp_server.steps.evaluate.samples import SuiteSamples
 from mcp_server.steps.evaluate.verdict import OVER_BASE, TO_BASE
@@ -22,8 +22,9 @@ MERGED: Final = "merged"
 STANDARD_ERRORS: Final = 2.0
 
 
-def score_capability(measured: Mapping[str, SuiteSamples], sources: list[str]) -> Capability:
+def score_capability(measured: Mapping[str, SuiteSamples], sources: list[str], exports: Sequence[str] = ()) -> Capability:
     """Compare the models in `measured` (label → samples; `base`, `merged` and the names in `sources` have a role) on one suite.
+    `exports` are held against the merge and decide nothing.
 
     The expert is the best source. Raises `ValueError` when `measured` is empty or the models were not asked the same prompts.
     """
@@ -60,10 +61,24 @@ def score_capability(measured: Mapping[str, SuiteSamples], sources: list[str]) -
         sources=known,
         expert=expert,
         merged=merged,
+        exports={label: _export(measured, label, draws) for label in exports if label in measured},
         retention=retention,
         gain_recovered=gain,
         ci={label: found for label, found in intervals.items() if found is not None},
         detail={label: _secondary(samples) for label, samples in measured.items()},
+    )
+
+
+def _export(measured: Mapping[str, SuiteSamples], label: str, draws: Mapping[str, np.ndarray[Any, Any]]) -> ExportFigure:
+    """An export's figure against the merge's; nothing but the figure where the merge itself was not measured."""
+    figure, whole = measured[label].primary.figure(), measured.get(MERGED)
+    merged = whole.primary.figure() if whole is not None else None
+    replies = list(zip(measured[label].replies, whole.replies, strict=True)) if whole is not None else []
+    return ExportFigure(
+        figure=figure,
+        change=figure - merged if figure is not None and merged is not None else None,
+        ci=interval(draws[label] - draws[MERGED]) if label in draws and MERGED in draws else None,
+        same_replies=sum(ours == theirs for ours, theirs in replies) if replies else None,
     )
 
 

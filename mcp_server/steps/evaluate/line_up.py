@@ -15,6 +15,7 @@ from mcp_server.formats.lineage import Lineage, read_lineage
 from mcp_server.formats.own_data import of_split, read_data
 from mcp_server.formats.suites import Suite, find_suite, list_suites
 from mcp_server.schemas.job import EvaluateRequest
+from mcp_server.steps.evaluate.exports import as_gguf, exports_of, is_gguf, require_runnable
 from mcp_server.steps.evaluate.served import require_served
 from mcp_server.steps.inspect import inspect_source
 
@@ -48,9 +49,24 @@ def models_of(
     return found
 
 
+def refs_of(request: EvaluateRequest, lineage: Lineage) -> tuple[dict[str, str], list[str]]:
+    """(label → ref of every model that is measured, the labels of the merge's exports among them, which come last)."""
+    out = as_gguf(request.out) if request.out else None
+    refs = models_of(lineage, out=out, base=request.base, sources=request.sources, against=request.against)
+    exports = exports_of(request.gguf, refs)
+    return refs | exports, list(exports)
+
+
+def lineage_of_request(request: EvaluateRequest) -> Lineage:
+    """What the merge's own record says; nothing where sources alone, or a GGUF file, are measured."""
+    return read_lineage(Path(request.out)) if request.out and Path(request.out).is_dir() else Lineage()
+
+
 def require_models(refs: Mapping[str, str]) -> None:
     """Refuse what is no model before lm-eval is loaded; its own error would speak of tokenizers."""
     for label, ref in refs.items():
+        if is_gguf(ref):
+            continue
         for part in [ref] if Path(ref).is_dir() else ref.split("+"):
             found = inspect_source(part)
             if found.kind not in ("full", "lora"):
@@ -67,18 +83,20 @@ def _with_base(ref: str, base: str | None) -> str:
 def require_measurable(request: EvaluateRequest) -> tuple[dict[str, str], list[Suite]]:
     """(models by label, suites) of a request that can be measured. Raises `BadInput` and its kin for one that cannot: a suite or
     a model that there is not, a file without prompts in the split, a server that does not answer or lacks what a suite needs."""
-    lineage = read_lineage(Path(request.out)) if request.out else Lineage()
-    refs = models_of(lineage, out=request.out, base=request.base, sources=request.sources, against=request.against)
+    refs, exports = refs_of(request, lineage_of_request(request))
     suites = suites_of(request, refs)
     for suite in suites:
         if suite.data is not None and not of_split(read_data(Path(suite.data)), request.split):
             raise Malformed(f"{suite.data} has no line in the {request.split} split", OTHER_SPLIT)
     if request.endpoint:
+        if request.gguf:
+            raise BadInput("a GGUF is run here, the other models at an endpoint", "measure them one after the other")
         require_served(request.endpoint, list(refs), request.served, suites)
     elif request.backend == "openai":
         raise BadInput("backend=openai needs an endpoint", "give its URL, such as http://localhost:8000/v1")
     else:
         require_models(refs)
+        require_runnable(refs, exports, suites)
     return refs, suites
 
 

@@ -12,6 +12,7 @@ def model_card_section(evaluation: Evaluation) -> str:
     header = ["capability (metric, prompts)", "base", *sources, "merged", "retention", "gain recovered"]
     lines = ["## Evaluation", "", _row(header), _row(["---"] * len(header))]
     lines += [_row(_cells(name, c, sources)) for name, c in evaluation.capabilities.items()]
+    lines += _exports(evaluation)
     lines += _confusions(evaluation)
     lines += ["", f"Verdict: **{evaluation.verdict}**.", ""]
     lines += [f"- {markdown_inline(reason)}" for reason in evaluation.why]
@@ -26,6 +27,21 @@ def model_card_section(evaluation: Evaluation) -> str:
         *map(markdown_inline, evaluation.notes),
     ]
     return "\n".join([*lines, "", "Measured with lm-evaluation-harness: " + "; ".join(notes) + ".", ""])
+
+
+def _exports(evaluation: Evaluation) -> list[str]:
+    """What each quantisation changed, capability by capability, on the same prompts."""
+    if not evaluation.exports:
+        return []
+    header = ["capability", "export", "merged", "export's", "change (95 %)", "replies as the merge's"]
+    lines = ["", _row(header), _row(["---"] * len(header))]
+    for name, c in evaluation.capabilities.items():
+        for label, one in c.exports.items():
+            span = f" ({one.ci.low:+.3g} to {one.ci.high:+.3g})" if one.ci else ""
+            change = "–" if one.change is None else f"{one.change:+.3g}{span}"
+            same = "–" if one.same_replies is None else f"{one.same_replies} of {c.n}"
+            lines.append(_row([name, label, _plain(c.merged), _plain(one.figure), change, same]))
+    return lines
 
 
 def _confusions(evaluation: Evaluation) -> list[str]:

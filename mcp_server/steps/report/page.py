@@ -125,6 +125,7 @@ def panel(name: str, capability: Capability, target: float) -> Panel:
     values = [("base", "base", capability.base)]
     values += [(source, "source", value) for source, value in capability.sources.items()]
     values += [("merged", "merged", capability.merged)]
+    values += [(label, "merged", one.figure) for label, one in capability.exports.items()]
     low, high = _axis(capability)
     rows = [
         Row(

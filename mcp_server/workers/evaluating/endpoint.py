@@ -7,7 +7,6 @@ Prompts are token ids where the server takes them (those of a local model: no se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,7 +23,7 @@ from mcp_server.steps.evaluate.served import CHAT, SAMPLE, Endpoint, Refused, ec
 from mcp_server.workers.evaluating import models as loading
 from mcp_server.workers.evaluating.harness import WINDOW_TOKENS
 from mcp_server.workers.evaluating.local import Opened
-from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore
+from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore, as_chat, messages_of
 
 STOPS: Final = 4
 """Stop strings that the OpenAI API takes; the answer is cut at every one of them here as well."""
@@ -101,7 +100,12 @@ class ServedLM(TemplateLM):
         stops = [stops] if isinstance(stops, str) else list(stops)
         request = {"max_tokens": settings.get("max_gen_toks", 256), "temperature": 0, "stop": stops[:STOPS]}
         if self.endpoint.chat:
-            message = self.endpoint.first_choice(request | {"messages": _messages(prompt)}).get("message") or {}
+            message = (
+                self.endpoint.first_choice(
+                    request | {"messages": messages_of(prompt) or [{"role": "user", "content": prompt}]}
+                ).get("message")
+                or {}
+            )
             text = message.get("content") or ""
         else:
             text = (
@@ -150,14 +154,6 @@ class ServedLM(TemplateLM):
             self._scores = True
 
 
-def _messages(prompt: str) -> list[dict[str, str]]:
-    """The chat that was handed on as JSON; anything else is what a user says."""
-    if prompt.startswith('[{"'):
-        found: list[dict[str, str]] = json.loads(prompt)
-        return found
-    return [{"role": "user", "content": prompt}]
-
-
 def served_models(request: EvaluateRequest, refs: Mapping[str, str], folder: Path) -> dict[str, Opened]:
     """One client per label; `served` names the model at the endpoint, else the label does. Raises `BadInput` without endpoint."""
     if not request.endpoint:
@@ -181,4 +177,4 @@ class ChatLM(RememberingLM):
     """Hands the messages on, as JSON; the server formats them."""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:  # noqa: ARG002
-        return json.dumps(chat_history, ensure_ascii=False)
+        return as_chat(chat_history)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.formats.content import content_hash
+from mcp_server.steps.evaluate.exports import is_gguf
 from mcp_server.system import paths
 from mcp_server.workers.evaluating import models as loading
+from mcp_server.workers.evaluating.gguf import gguf_model
 from mcp_server.workers.evaluating.harness import WINDOW_TOKENS
 from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore
 
@@ -34,7 +36,7 @@ class Opened:
 
 def local_models(refs: Mapping[str, str], dtype: str, batch_size: int, threads: int | None) -> dict[str, Opened]:
     """Open every ref by label without loading weights. An adapter alone is folded into the base of the group."""
-    found = {label: loading.find_model(ref, refs.get("base")) for label, ref in refs.items()}
+    found = {label: loading.find_model(ref, refs.get("base")) for label, ref in refs.items() if not is_gguf(ref)}
     chosen = loading.choose_held(found.values(), dtype)
     numerics = f"{chosen}-{_device()}-w{WINDOW_TOKENS}"
     opened = {}
@@ -45,7 +47,10 @@ def local_models(refs: Mapping[str, str], dtype: str, batch_size: int, threads: 
         load_it = partial(load, ref, chosen, threads, tokenizer, batch_size)
         model = RememberingLM(store, load_it, tokenizer, str(ref), batch_size)
         opened[label] = Opened(model, f"{numerics}, batch {batch_size}", digest, chosen)
-    return opened
+    for label in [label for label, ref in refs.items() if is_gguf(ref)]:
+        model, ran_in, digest = gguf_model(Path(refs[label]), threads, store_file)
+        opened[label] = Opened(model, ran_in, digest, "gguf")
+    return {label: opened[label] for label in refs}
 
 
 def _tokenizer_folder(ref: loading.ModelRef) -> Any:

@@ -59,6 +59,22 @@ def request_key(kind: str, arguments: Any) -> str:
     return hashlib.sha256(json.dumps([kind, *arguments], ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
+def messages_of(prompt: str) -> list[dict[str, str]] | None:
+    """The chat that was handed on as JSON (`as_chat`); None for plain text, even where that is JSON of another shape."""
+    if not prompt.startswith('[{"'):
+        return None
+    try:
+        found: list[dict[str, str]] = json.loads(prompt)
+    except ValueError:
+        return None
+    return found if all(isinstance(one, dict) and "role" in one for one in found) else None
+
+
+def as_chat(messages: list[dict[str, str]]) -> str:
+    """Messages as the text of a prompt, for a server that formats them itself."""
+    return json.dumps(messages, ensure_ascii=False)
+
+
 class _Hook(CacheHook):
     """lm-eval calls this for each finished request; that is what makes an interrupted batch run resumable."""
 
@@ -139,10 +155,14 @@ class RememberingLM(LM):
         self.store.put(key, answer)
         self.computed += 1
         if kind == "generate_until":
-            self.generated_tokens += len(self.tokenizer.encode(answer, add_special_tokens=False)) + 1
+            self.generated_tokens += self._tokens_in(answer)
         done, total = self._stage
         self._stage = (done + 1, total)
         self.told(min(done + 1, total), total, kind)
+
+    def _tokens_in(self, answer: str) -> int:
+        """That were generated for it, the end of turn among them."""
+        return len(self.tokenizer.encode(answer, add_special_tokens=False)) + 1
 
     def release(self) -> None:
         """Forget the weights; the answers stay."""

@@ -7,14 +7,11 @@ Worker outputs  result.json: {"replies": [str]}
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import DoesNotFit, RunFailed
-from mcp_server.system.machine import available_bytes, gib
 from mcp_server.workers.apart import run_apart
 from mcp_server.workers.evaluating import models
 from mcp_server.workers.evaluating.request import quiet
@@ -23,7 +20,6 @@ from mcp_server.workers.protocol import Job, run_worker
 PROMPTS: Final = ("What is the capital of France?", "Write one sentence about the sea.", "Count from one to five.")
 TOKENS: Final = 24
 _SECONDS: Final = 1800
-_OVERHEAD_BYTES: Final = 400_000_000
 _CONTEXT: Final = 512
 
 
@@ -80,25 +76,10 @@ def _transformers(wanted: dict[str, Any]) -> list[str]:
 
 
 def _llama_cpp(wanted: dict[str, Any]) -> list[str]:
-    import xllamacpp
+    from mcp_server.workers.evaluating.gguf import server_of
 
-    file = Path(wanted["gguf"])
-    need, have = file.stat().st_size + _OVERHEAD_BYTES, available_bytes()
-    if have is not None and need > have:
-        raise DoesNotFit(f"loading {file.name} needs about {gib(need)}, {gib(have)} are available")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    params.n_ctx = _CONTEXT
-    params.warmup = False
-    params.api_keys = [secrets.token_hex(16)]  # it listens on loopback while it runs
-    for cpu in (params.cpuparams, params.cpuparams_batch):
-        cpu.n_threads = wanted.get("threads") or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "x")
-        cpu.poll = 0  # a busy machine must not spin at barriers
-    if wanted.get("adapter"):
-        lora = xllamacpp.CommonAdapterLoraInfo()
-        lora.path, lora.scale = str(wanted["adapter"]), 1.0
-        params.lora_adapters = [lora]
-    server = xllamacpp.Server(params)
+    adapter = Path(wanted["adapter"]) if wanted.get("adapter") else None
+    server = server_of(Path(wanted["gguf"]), context=_CONTEXT, threads=wanted.get("threads"), adapter=adapter)
     replies = []
     for prompt in wanted["prompts"]:
         settings = {"max_tokens": wanted["tokens"], "temperature": 0.0, "repeat_penalty": 1.0}
