@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mcp_server.errors import NotAModel
 from mcp_server.formats.safetensors import read_header
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.inspect import inspect_models
 from mcp_server.steps.recommend import read_scenario, recommend
+from tests.engine.synthetic import low_rank, random_tensors
+from tests.engine.synthetic import shapes as wide_shapes
+from tests.engine.synthetic import write_adapter as write_lora
+from tests.engine.synthetic import write_model as write_wide
 from tests.tiny import write_adapter, write_model, write_tokenizer
+
+MODULES = {name.removesuffix(".weight"): shape for name, shape in wide_shapes().items() if "_proj.weight" in name}
 
 
 def plan_for(base: Path | str, *refs: Path, **more: Any) -> Plan:
@@ -182,3 +190,78 @@ def test_a_rank_that_the_file_contradicts_is_corrected_and_said(base: Path, tmp_
     sources = [{"name": "a", "ref": str(ref), "rank": 16}, {"name": "b", "ref": str(write_adapter(tmp_path / "b", base, seed=2))}]
     plan = recommend(read_scenario({"sources": sources, "base_model": str(base)}))
     assert "rank is 2, not 16" in next(w.message for w in plan.warnings if w.code == "files_contradict")
+
+
+class Wide:
+    """A base of matrices large enough that unrelated changes are near-orthogonal, and what is trained on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.start = folder, random_tensors(0)
+        self.base = write_wide(folder / "base", self.start)
+
+    def tune(self, name: str, seed: int) -> Path:
+        return write_wide(self.folder / name, random_tensors(seed, around=self.start, size=0.02), "float32")
+
+    def lora(self, name: str, seed: int, **more: Any) -> Path:
+        return write_lora(self.folder / name, low_rank(seed, MODULES, 2), base_model_name_or_path=str(self.base), **more)
+
+    def loha(self, name: str, seed: int) -> Path:
+        rng, factors = np.random.default_rng(seed), {}
+        for module, (rows, columns) in MODULES.items():
+            for part in ("w1", "w2"):
+                factors[f"{module}.hada_{part}_a"] = rng.standard_normal((rows, 2))
+                factors[f"{module}.hada_{part}_b"] = rng.standard_normal((2, columns))
+        settings = {"peft_type": "LOHA", "alpha": 2, "rank_pattern": {}, "alpha_pattern": {}}
+        return write_lora(self.folder / name, factors, base_model_name_or_path=str(self.base), **settings)
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Wide:
+    return Wide(tmp_path)
+
+
+def measured_by(plan: Plan) -> str | None:
+    return plan.observed.measured_by if plan.observed else None
+
+
+def test_a_full_fine_tune_beside_an_adapter_is_measured_too(wide: Wide) -> None:
+    plan = plan_for(wide.base, wide.tune("full", 1), wide.lora("lora", 2))
+    assert measured_by(plan) == "samples of the weights"
+    (pair,) = plan.scenario.relations or []
+    assert pair.cosine is not None
+    assert abs(pair.cosine) < 0.3
+
+
+def test_adapters_are_measured_without_their_base(wide: Wide) -> None:
+    refs = [wide.lora("one", 1), wide.lora("two", 2)]
+    without, beside = plan_for("org/Base-1B", *refs), plan_for(wide.base, *refs)
+    assert measured_by(without) == "the adapters' factors"
+    assert [s.norm for s in without.scenario.sources or []] == [s.norm for s in beside.scenario.sources or []]
+    assert without.scenario.relations == beside.scenario.relations
+
+
+def test_an_adapter_that_is_no_lora_is_measured_and_not_called_untrained(wide: Wide) -> None:
+    plan = plan_for(wide.base, wide.loha("loha", 1), wide.lora("lora", 2))
+    assert (plan.verdict, measured_by(plan)) == ("merge", "samples of the weights")
+    assert all(source.norm for source in plan.scenario.sources or [])
+
+
+def test_a_path_that_leads_nowhere_is_named(wide: Wide) -> None:
+    plan = plan_for(wide.folder / "nowhere", wide.lora("one", 1), wide.lora("two", 2))
+    assert "nowhere does not exist" in next(w.message for w in plan.warnings if w.code == "not_here")
+
+
+def test_what_is_said_of_similarity_yields_to_what_is_measured(wide: Wide) -> None:
+    one, again = wide.lora("one", 1), wide.folder / "again"
+    shutil.copytree(one, again)
+    plan = plan_for(wide.base, one, again, relation={"similarity": "distinct"})
+    assert (plan.rules[0].id, plan.strategy and plan.strategy.id) == ("one_change_twice", "linear")
+    assert "not distinct" in next(w.message for w in plan.warnings if w.code == "files_contradict")
+
+
+def test_a_base_that_is_an_adapter_is_refused_with_the_model_that_it_was_trained_on(wide: Wide) -> None:
+    one, two = wide.lora("one", 1), wide.lora("two", 2)
+    for ask in (lambda: plan_for(one, one, two), lambda: inspect_models([str(two)], base=str(one))):
+        with pytest.raises(NotAModel, match="is an adapter") as refused:
+            ask()
+        assert str(wide.base) in refused.value.next_step

@@ -94,6 +94,21 @@ def cosine(scenario: Scenario) -> float | None:
 
 
 @signal
+def least_cosine(scenario: Scenario) -> float | None:
+    """The smallest cosine of any two task vectors, where every pair's is known: near 1 all sources are copies of one."""
+    found = [relation.cosine for _, relation in pair_relations(scenario)]
+    known = [value for value in found if value is not None]
+    return min(known) if known and len(known) == len(found) else None
+
+
+@signal
+def nearest_pair(scenario: Scenario) -> str | None:
+    """The two sources whose task vectors have the largest cosine."""
+    known = [(relation.cosine, pair) for pair, relation in pair_relations(scenario) if relation.cosine is not None]
+    return " and ".join(max(known)[1]) if known else None
+
+
+@signal
 def widest_cosine(scenario: Scenario) -> float | None:
     """The cosine of two task vectors that is farthest from zero, of either sign; unknown until every pair's is."""
     found = [relation.cosine for _, relation in pair_relations(scenario)]

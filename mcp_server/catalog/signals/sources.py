@@ -24,8 +24,13 @@ def source_names(scenario: Scenario) -> list[str]:
 
 
 def is_base(scenario: Scenario, source: ScenarioSource) -> bool:
-    """True when a listed source is the base itself: its task vector is zero."""
-    return bool(scenario.base_model) and source.ref == scenario.base_model and source.kind != "lora"
+    """True when a listed source is the base itself: its task vector is zero. A deeper model has no task vectors, only layers."""
+    return (
+        scenario.goal != "deeper_model"
+        and bool(scenario.base_model)
+        and source.ref == scenario.base_model
+        and source.kind != "lora"
+    )
 
 
 def trained(scenario: Scenario) -> list[tuple[str, ScenarioSource]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from mcp_server.errors import MergingError, NotFound
+from mcp_server.errors import MergingError, NotAModel, NotFound
 from mcp_server.formats.behaviour import WHY, differing
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.folder import folder_of
@@ -44,12 +44,16 @@ def inspect_models(refs: list[str], base: str | None = None, relative_to: Path |
     """Inspect `refs` (and `base`), and compare them. A bare adapter is compared through `base`, or the base its config names.
 
     `compatible` is null when something that decides it is unknown: an adapter's base that is not here, an unreadable shape.
-    Hub ids that are not in the local cache are judged by their headers on the hub. Raises as `inspect_source` does.
+    Hub ids that are not in the local cache are judged by their headers on the hub. Raises as `inspect_source` does, and
+    `NotAModel` for a base that is an adapter.
     """
     sources = [inspect_source(ref, relative_to) for ref in dict.fromkeys(refs)]
     if base and base not in refs:
         sources.insert(0, inspect_source(base, relative_to))
     named = next((s for s in sources if s.ref == base), None) or _only_model(sources)
+    if named is not None and named.adapter is not None and named.ref == base and named.kind == "lora":
+        own = named.adapter.base or "its adapter_config.json does not name it"
+        raise NotAModel(f"the base {base} is an adapter, not a model", f"give the model that it was trained on: {own}")
     seen = [_through_base(source, named) for source in sources]
     differences = _differences(seen, named)
     licences = {source.ref: source.licence for source in sources}

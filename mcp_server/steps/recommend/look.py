@@ -16,6 +16,8 @@ from mcp_server.catalog import threshold
 from mcp_server.catalog.signals import SeenScenario, source_names
 from mcp_server.catalog.signals.relations import pair_relations
 from mcp_server.errors import MergingError
+from mcp_server.formats.hub.copies import is_copy
+from mcp_server.formats.refs import is_hub_id
 from mcp_server.formats.source import inspect_source
 from mcp_server.schemas.inspect import Difference, Inspection, SourceInfo
 from mcp_server.schemas.plan import Observed
@@ -73,19 +75,22 @@ def _open(ref: str, name: str, refused: dict[str, str]) -> SourceInfo | None:
     try:
         return inspect_source(ref)
     except MergingError as error:
-        if error.details.get("on_hub"):
+        if error.details.get("on_hub") or not is_hub_id(ref):
             refused[name] = error.message
         return None
 
 
 def _measured(kinds: dict[str, SourceInfo], base: SourceInfo | None, seen: Inspection) -> Figures:
     misfit = any(d.meaning == "fatal" and d.field != "weights" for d in seen.differences)
-    if misfit or base is None or base.kind != "full" or base.path is None:
+    if misfit:
         return Figures()
+    folder = Path(base.path) if base is not None and base.kind == "full" and base.path is not None else None
     carrying = {
-        name: info for name, info in kinds.items() if info.path and info.kind in ("full", "lora") and info.path != base.path
+        name: (Path(info.path), info.kind == "lora")
+        for name, info in kinds.items()
+        if info.path and info.kind in ("full", "lora") and Path(info.path) != folder and not is_copy(Path(info.path))
     }
-    return measure(Path(base.path), {name: (Path(str(info.path)), info.kind == "lora") for name, info in carrying.items()})
+    return measure(folder, carrying) if carrying else Figures()
 
 
 def _observed(seen: Inspection, titles: dict[str, str], kinds: dict[str, SourceInfo], base: SourceInfo | None) -> Observed:

@@ -1,7 +1,8 @@
 """How long task vectors are and how they lie to each other: from the factors of adapters, from samples of full models.
 
-‖B·A‖ and the inner product of two products of factors need only r × r matrices, so adapters are measured without their base's
-weights and without forming a delta. Full models are sampled. `compare` measures every weight, and its figures win.
+‖B·A‖ and the inner product of two products of factors need only r × r matrices, so LoRA adapters are measured without their base
+and without forming a delta. Full models, adapters of other kinds and both together are sampled. `compare` measures every weight,
+and its figures win.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import MergingError
+from mcp_server.formats.absent_base import base_of_adapters
 from mcp_server.formats.lora import open_adapter
-from mcp_server.formats.tensors import StoredTensor
+from mcp_server.formats.tensors import StoredTensor, read_json
 from mcp_server.formats.updates import LowRank
-from mcp_server.recompute.reading import read_rows
+from mcp_server.recompute.adapters import Adapter, CannotCompute, adapted_rows, read_adapter
+from mcp_server.recompute.reading import read_rows, spans
 from mcp_server.steps.inspect.bases import sampled, tensors_of, values
 
 if TYPE_CHECKING:
@@ -40,15 +43,17 @@ class Figures:
     """Every weight was looked at, so that zero is zero."""
 
 
-def measure(base: Path, sources: dict[str, tuple[Path, bool]]) -> Figures:
-    """`sources`: name → (folder, whether it is an adapter). Sources of both kinds together are not measured."""
-    adapters = {is_adapter for _, is_adapter in sources.values()}
-    tensors = tensors_of(base)
-    if len(adapters) != 1 or tensors is None:
-        return Figures()
+def measure(base: Path | None, sources: dict[str, tuple[Path, bool]]) -> Figures:
+    """`sources`: name → (folder, whether it is an adapter). Without `base`, LoRA adapters alone are measured."""
+    tensors = tensors_of(base) if base is not None else None
     try:
-        return _of_adapters(tensors, sources) if adapters.pop() else _of_models(tensors, sources)
-    except (MergingError, OSError, ValueError):
+        if all(is_adapter for _, is_adapter in sources.values()):
+            stand_in = tensors or base_of_adapters(str(folder) for folder, _ in sources.values())
+            opened = {name: open_adapter(str(folder), stand_in).changes for name, (folder, _) in sources.items()}
+            if all(change.low_rank is not None for changes in opened.values() for change in changes.values()):
+                return _of_factors({name: {n: c.low_rank for n, c in of.items() if c.low_rank} for name, of in opened.items()})
+        return _of_samples(base, tensors, sources) if base is not None and tensors is not None else Figures()
+    except (MergingError, CannotCompute, OSError, ValueError):
         return Figures()  # what cannot be read is named by the inspection; here the figure is just not known
 
 
@@ -65,26 +70,44 @@ def from_comparison(details: dict[str, Any], names: dict[str, str]) -> Figures:
     return Figures(norms, pairs, min(relative, default=None), "compare")
 
 
-def _of_models(base: dict[str, StoredTensor], sources: dict[str, tuple[Path, bool]]) -> Figures:
+def _of_samples(folder: Path, base: dict[str, StoredTensor], sources: dict[str, tuple[Path, bool]]) -> Figures:
     import numpy as np
 
-    opened = {name: found for name, (folder, _) in sources.items() if (found := tensors_of(folder)) is not None}
-    names = sampled(base, *opened.values())
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    adapters = {name: read_adapter(where, base, kind) for name, (where, is_adapter) in sources.items() if is_adapter}
+    whole = {
+        n: found for n, (where, is_adapter) in sources.items() if not is_adapter and (found := tensors_of(where)) is not None
+    }
+    touched = {name for adapter in adapters.values() for name in adapter.touched}
+    held = {name: tensor for name, tensor in base.items() if not adapters or name in touched}
+    names = sampled(held, *whole.values())
     if not names:
         return Figures()
+
     reference = np.concatenate([values(base[n]) for n in names])
-    deltas = {name: np.concatenate([values(t[n]) for n in names]) - reference for name, t in opened.items()}
-    norms = {name: float(np.linalg.norm(delta)) for name, delta in deltas.items()}
-    whole = float(np.linalg.norm(reference))
+    held_by = {name: [values(tensors[n]) for n in names] for name, tensors in whole.items()}
+    held_by |= {name: [_adapted(adapter, n, base[n]) for n in names] for name, adapter in adapters.items()}
+    deltas = {name: np.concatenate(parts) - reference for name, parts in held_by.items()}
+    norms = {name: float(np.linalg.norm(change)) for name, change in deltas.items()}
     products = {(a, b): float(deltas[a] @ deltas[b]) for a, b in itertools.combinations(deltas, 2)}
     shortest = min((norm for norm in norms.values() if math.isfinite(norm)), default=0.0)
-    return _figures(norms, products, shortest / whole if whole else None, "samples of the weights")
+    length = float(np.linalg.norm(reference)) if not adapters else 0.0
+    return _figures(norms, products, shortest / length if length else None, "samples of the weights")
 
 
-def _of_adapters(base: dict[str, StoredTensor], sources: dict[str, tuple[Path, bool]]) -> Figures:
+def _adapted(adapter: Adapter, name: str, stored: StoredTensor) -> Array:
+    """The base's sampled values of one tensor as the adapter makes them, where it changes that tensor."""
     import numpy as np
 
-    found = {name: _low_ranks(str(folder), base) for name, (folder, _) in sources.items()}
+    if name not in adapter.touched:
+        return values(stored)
+    rows = [(span, read_rows(stored, *span)) for span in spans(stored.shape, full=False)]
+    return np.concatenate([adapted_rows(adapter, name, stored.shape, held, span, stored)[0].ravel() for span, held in rows])
+
+
+def _of_factors(found: dict[str, dict[str, LowRank]]) -> Figures:
+    import numpy as np
+
     everything = sorted({target for parts in found.values() for target in parts})
     largest = max((sum(p.a.nbytes + p.b.nbytes for p in parts.values()) for parts in found.values()), default=0)
     chosen = everything[:: max(1, math.ceil(largest / MAX_BYTES))]
@@ -112,10 +135,6 @@ def _figures(norms: dict[str, float], products: dict[tuple[str, str], float], re
     }
     rounded = {name: float(f"{norm:.4g}") for name, norm in norms.items()}
     return Figures(rounded, pairs, None if relative is None else float(f"{relative:.3g}"), origin)
-
-
-def _low_ranks(folder: str, base: dict[str, StoredTensor]) -> dict[str, LowRank]:
-    return {name: change.low_rank for name, change in open_adapter(folder, base).changes.items() if change.low_rank is not None}
 
 
 def _factors(part: LowRank) -> tuple[Array, Array]:
