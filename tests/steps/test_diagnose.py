@@ -258,7 +258,58 @@ def too_long_in_sum(g: Ground) -> Path:
     return measured(out, capabilities=capabilities, perplexity_ratio=1.67)
 
 
+def template_file_of_another_family(g: Ground) -> Path:
+    (g.folder / "base" / "chat_template.jinja").write_text("{{ messages }}!", encoding="utf-8")
+    out = g.merge(g.adapter("one", 1), g.adapter("two", 2))
+    (out / "chat_template.jinja").write_text("[INST] {{ messages[0].content }} [/INST]", encoding="utf-8")
+    return out
+
+
+def answers_that_do_not_end(g: Ground) -> Path:
+    (g.folder / "base" / "generation_config.json").write_text('{"eos_token_id": 2}', encoding="utf-8")
+    out = sound(g)
+    (out / "generation_config.json").write_text('{"eos_token_id": 9}', encoding="utf-8")
+    return out
+
+
+def copies_cancelled(g: Ground) -> Path:
+    g.tune("between", 3, size=0.05)
+    return g.merge(*(g.tune(n, s, size=0.008, of="between") for n, s in (("one", 1), ("two", 2))), weights=(1.5, -1.0))
+
+
+def one_percent(g: Ground) -> Path:
+    return g.merge(g.tune("one", 1), g.tune("two", 2), parameters={"lambda": 0.01})
+
+
+def density_of_nothing(g: Ground) -> Path:
+    return g.merge(g.tune("one", 1), g.tune("two", 2), method="ties", parameters={"density": 0.004})
+
+
+def lost_shard(g: Ground) -> Path:
+    out = sound(g)
+    names = dict.fromkeys(load(out), "model-00001-of-00002.safetensors")
+    (out / "model.safetensors").rename(out / "model-00002-of-00002.safetensors")
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}), encoding="utf-8")
+    return out
+
+
+def two_layers_swapped(g: Ground) -> Path:
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.startswith("model.layers.0.")]:
+            other = name.replace("layers.0.", "layers.2.")
+            tensors[name], tensors[other] = tensors[other], tensors[name]
+
+    return tensors_of(sound(g), change)
+
+
 BROKEN = {
+    template_file_of_another_family: ["template_changed"],
+    answers_that_do_not_end: ["config_changed"],
+    copies_cancelled: ["source_subtracted"],
+    one_percent: ["nothing_arrived"],
+    density_of_nothing: ["nothing_arrived"],
+    lost_shard: ["damaged_file"],
+    two_layers_swapped: ["weights_changed"],
     wrong_base: ["wrong_base"],
     wrong_base_by_perplexity: ["wrong_base"],
     other_starts: ["wrong_base"],

@@ -19,7 +19,7 @@ ROOTS: Final = frozenset(
     {
         "damaged_file", "wrong_base", "adapter_of_another_base", "tokenizer_swapped", "tokenizer_misfit", "template_changed",
         "config_changed", "weights_changed", "not_finite", "empty_weights", "structure_wrong", "does_not_load", "broken_source",
-        "source_changed", "scale_absurd", "copies_add_up",
+        "source_changed", "scale_absurd", "copies_add_up", "nothing_arrived",
     }
 )  # fmt: skip
 CONSEQUENCES: Final = frozenset(
@@ -29,6 +29,7 @@ CONSEQUENCES: Final = frozenset(
     }
 )  # fmt: skip
 HIDES: Final = {
+    "damaged_file": frozenset({"weights_changed", "structure_wrong", "empty_weights", "not_finite"}),
     "wrong_base": frozenset({"scale_absurd", "copies_add_up", "weights_changed"}),
     "scale_absurd": frozenset({"copies_add_up"}),
     "tokenizer_swapped": frozenset({"template_changed", "tokenizer_misfit"}),

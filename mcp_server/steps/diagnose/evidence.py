@@ -21,6 +21,7 @@ from mcp_server.schemas.plan import Observed
 from mcp_server.schemas.scenario import PairRelation, Scenario, ScenarioSource
 from mcp_server.steps.recommend.look import look
 from mcp_server.steps.verify import verify
+from mcp_server.system.hashes import sha256_of
 
 VERIFICATION: Final = "verification.json"
 EVIDENCE: Final = frozenset(
@@ -81,14 +82,20 @@ def _read_record(known: Known) -> None:
         known.unknown.append("record: there is no merge_provenance.json, so changes since the merge cannot be told")
         return
     known.looked_at.append("provenance")
-    recorded = known.provenance.output
-    if recorded is None:
-        return
+    recorded, digests = known.provenance.output, known.provenance.digests
+    beside = dict(digests.files) if digests else {}
+    known.changed_files = [name for name, digest in beside.items() if _digest(known.folder / name) != digest]
     try:
-        now = {file.name: file for file in identify(known.folder, recorded.hash).files}
+        now = {file.name: file for file in identify(known.folder, recorded.hash).files} if recorded else {}
     except MergingError:
         return  # unreadable weights are the verification's finding
-    known.changed_files = [file.name for file in recorded.files if now.get(file.name) != file]
+    known.changed_files += [
+        file.name for file in (recorded.files if recorded else []) if now.get(file.name) != file and file.name not in beside
+    ]
+
+
+def _digest(file: Path) -> str | None:
+    return sha256_of(file) if file.is_file() else None
 
 
 def _read_weights(known: Known) -> None:

@@ -12,6 +12,9 @@ from mcp_server.steps.diagnose.evidence import Known
 
 AGAIN: Final = "merge again from its recipe (mergekit_config.yml), or restore the file; then verify"
 VOCABULARY: Final = re.compile(r"^(tokenizer\.json|tokenizer\.model|vocab\.json|merges\.txt)$")
+WEIGHTS: Final = (".safetensors", ".safetensors.index.json", ".gguf")
+NOTHING: Final = 0.1
+"""Sum of all sources' shares in the result below which it is the base, in effect."""
 WHOLE: Final = 1.2
 """Share of a source's change in the result above which another source must have added the same."""
 MAPPED: Final = frozenset(
@@ -109,19 +112,21 @@ def _changed(known: Known) -> Iterator[Cause]:
             next="copy tokenizer_config.json and chat_template.jinja of the base into the folder, then evaluate again",
         )
     odd = failed(known, "settings") or failed(known, "end_of_turn")
-    if odd or "config.json" in known.changed_files:
+    named = {*swapped, *template} | {name for name in known.changed_files if name.endswith(WEIGHTS)}
+    edited = [name for name in known.changed_files if name not in named]
+    if odd or edited:
         yield Cause(
             code="config_changed",
             cause="a config was edited after the merge; the weights may be read, or answers ended, with other settings",
-            evidence=odd or "config.json is not the file that the merge wrote",
+            evidence=odd or f"{edited[0]} is not the file that the merge wrote",
             next=AGAIN,
         )
-    weights = [name for name in known.changed_files if name.endswith(".safetensors")]
+    weights = [name for name in known.changed_files if name.endswith(WEIGHTS)]
     explained = known.observed.damaged or any(share > threshold("rounding_loss") for share in known.rounding_loss.values())
     explained = explained or any(failed(known, name) for name in ("finite", "not_empty"))
     differs = None if explained else failed(known, "recomputed")
-    if not explained and not differs and (weights or not known.changed_files):  # other files have causes of their own
-        differs = failed(known, "digests")
+    if not explained and not differs:
+        differs = _tensors_changed(known)
     if weights or differs:
         yield Cause(
             code="weights_changed",
@@ -129,6 +134,14 @@ def _changed(known: Known) -> Iterator[Cause]:
             evidence=differs or f"{weights[0]} is not the file that the merge wrote",
             next=AGAIN,
         )
+
+
+def _tensors_changed(known: Known) -> str | None:
+    """What the recorded digests say of tensors; files have causes of their own."""
+    detail = failed(known, "digests") or ""
+    names = detail.partition(": ")[2].partition(" and ")[0].split(", ")
+    files = known.provenance.digests.files if known.provenance and known.provenance.digests else {}
+    return detail if any(name and name not in files for name in names) else None
 
 
 def _values(known: Known) -> Iterator[Cause]:
@@ -189,7 +202,18 @@ def _scale(known: Known) -> Iterator[Cause]:
             evidence=f"share of each delta in the result: {shown} (lambda {factor:g}, weights {_listed(tried.weights)})",
             next="render --set parameters.lambda=0.7 with every weight at 1, and sweep from there",
         )
-    against = {name: amount for name, amount in amounts.items() if amount < 0}
+    meant = sum(map(abs, recipe.values())) if recipe else None
+    rounded = any(share > threshold("rounding_loss") for share in known.rounding_loss.values())
+    if known.landed and sum(map(abs, known.landed.values())) < NOTHING and (not rounded or (meant or NOTHING) < NOTHING):
+        yield Cause(
+            code="nothing_arrived",
+            cause="hardly anything of the sources is in the result, which is the base in effect",
+            evidence=", ".join(f"{name} {share:.3f} of its change" for name, share in known.landed.items())
+            + f" (lambda {factor:g}, weights {_listed(tried.weights)})",
+            next="render again with every weight at 1, lambda 0.7 to 1 and density 0.5 or more",
+        )
+    against = {name: min(amount, recipe.get(name, amount)) for name, amount in amounts.items()}
+    against = {name: amount for name, amount in against.items() if amount < 0}
     if against:
         yield Cause(
             code="source_subtracted",
