@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.signatures import SIGNATURES
+from mcp_server.engine.sources import open_sources
 from mcp_server.errors import Unsupported
+from mcp_server.formats.checkpoint import tensors_of
 from mcp_server.formats.recipe import Recipe, merge_recipe
+from mcp_server.schemas.limits import MAX_PLANNED
 
 _ELSEWHERE = "use --engine mergekit"
 
@@ -13,14 +16,16 @@ _ELSEWHERE = "use --engine mergekit"
 def covers(recipe: str | Recipe, *, headers: bool = True) -> list[str]:
     """Reasons why this engine cannot do a recipe; empty when it can.
 
-    With `headers`, models that are here are looked into as well (stacks of layers, dtypes, vocabularies). A recipe that is wrong
-    for every engine raises what is wrong with it.
+    With `headers`, models that are here are looked into as well (stacks of layers, dtypes, vocabularies), unless they have more
+    than `MAX_PLANNED` tensors. A recipe that is wrong for every engine raises what is wrong with it.
     """
     try:
         parsed = merge_recipe(recipe) if isinstance(recipe, str) else recipe
         reasons = _from_text(parsed)
         if headers and not reasons:
-            make_plan(parsed)
+            sources = open_sources(parsed)
+            if tensors_of(source.checkpoint for source in sources.values()) <= MAX_PLANNED:
+                make_plan(parsed, sources)
     except Unsupported as error:
         return [error.message]
     return reasons

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from mcp_server.engine import matching
 from mcp_server.engine.blocks import BLOCK_ELEMENTS
 from mcp_server.engine.layer_settings import layer_settings
-from mcp_server.engine.signatures import SIGNATURES, Signature, check_values
+from mcp_server.engine.signatures import SIGNATURES, Signature
 from mcp_server.engine.sources import Input, Source, open_sources
+from mcp_server.engine.tensor_settings import TensorSettings
 from mcp_server.engine.vocabulary import Vocabulary, align
 from mcp_server.errors import Incompatible, Malformed, Unsupported, did_you_mean
 from mcp_server.formats import tensor_names
@@ -24,7 +25,6 @@ from mcp_server.formats.checkpoint import require_float
 from mcp_server.formats.quantised.scaled import Scaled
 from mcp_server.formats.recipe import KEEPS_TIES, Group, ModelRef, Recipe
 from mcp_server.formats.recipe import Source as Listed
-from mcp_server.formats.recipe.parameters import has_gradient, resolve
 from mcp_server.formats.tensors import DTYPES, FLOATS
 
 How = Literal["merged", "kept", "copied", "scales"]
@@ -119,7 +119,7 @@ def make_plan(recipe: Recipe, sources: dict[ModelRef, Source] | None = None) -> 
 
 class _Planner:
     def __init__(self, recipe: Recipe, signature: Signature, sources: dict[ModelRef, Source]) -> None:
-        self.recipe, self.signature = recipe, signature
+        self.recipe, self.signature, self.groups = recipe, signature, recipe.groups()
         self.donor = sources[recipe.donor]
         self.sources: dict[ModelRef, Source] = {}
         self.said: list[str] = []
@@ -132,9 +132,10 @@ class _Planner:
         self.said += [self.vocabulary.said] if self.vocabulary else []
         self.donor = self.sources[recipe.donor]
         self.layers: list[tuple[ModelRef, int]] = []
-        self.sliced = recipe.groups()[0].sources[0].layer_range is not None
+        self.sliced = self.groups[0].sources[0].layer_range is not None
         self.stack = tensor_names.main_stack(self.donor.stacks)
-        for group in recipe.groups():
+        self.settings = TensorSettings(recipe.method, self.groups, signature, self.donor, self.stack)
+        for group in self.groups:
             refs = [str(listed.model) for listed in group.sources]
             signature.check_inputs(refs, str(group.base) if group.base else None, recipe.method)
 
@@ -142,7 +143,7 @@ class _Planner:
         if self.sliced:
             yield from self._stacked()
             return
-        [group] = self.recipe.groups()
+        [group] = self.groups
         opened = [self.sources[listed.model] for listed in group.sources]
         for source in opened:
             self._check_depth(source)
@@ -183,7 +184,7 @@ class _Planner:
                 "say which of them it cuts",
                 "merge the whole models, without slices",
             )
-        first, last = self.recipe.groups()[0], self.recipe.groups()[-1]
+        first, last = self.groups[0], self.groups[-1]
         groups = [first] if first is last else [first, last]
         refs = dict.fromkeys(listed.model for group in groups for listed in group.sources)
         outside = []
@@ -192,7 +193,7 @@ class _Planner:
         for line in outside:
             if tensor_names.is_before_layers(line.name):
                 yield self._outside(first, line)
-        for group in self.recipe.groups():
+        for group in self.groups:
             yield from self._layers(group, self.stack)
         for line in outside:
             if not tensor_names.is_before_layers(line.name):
@@ -264,8 +265,7 @@ class _Planner:
         return TensorPlan(name, mine.stored.shape, DTYPES[mine.stored.dtype], every, None, None, {}, ({},) * len(every), "copied")
 
     def _tensor(self, group: Group, name: str, names: list[str], t: float) -> TensorPlan:
-        base_ref = group.base if self.signature.base != "ignored" else None
-        inputs, per_source = [], []
+        inputs = []
         for listed, stored_name in zip(group.sources, names, strict=True):
             source = self.sources[listed.model]
             found = source.find(name) if source.own_name(name) == stored_name else source.find(stored_name)
@@ -277,21 +277,9 @@ class _Planner:
             return self._copied(name, inputs)
         for entry in inputs:
             require_float(name, entry.stored)
-        for listed, stored_name, found in zip(group.sources, names, inputs, strict=True):
-            per_source.append(
-                {}
-                if listed.model == base_ref
-                else {
-                    key: self._value(key, group.settings(key, listed), stored_name, t, kind, default, found.source)
-                    for key, (kind, default) in self.signature.source.items()
-                }
-            )
-        shared = {
-            key: self._value(key, group.settings(key), name, t, kind, default, "the recipe")
-            for key, (kind, default) in self.signature.shared.items()
-        }
+        shared, per_source = self.settings.of(group, name, names, inputs, t)
         self._check_rows(name, inputs[0].stored.shape)
-        check_values(self.recipe.method, shared, dict(zip((i.source for i in inputs), per_source, strict=True)), name)
+        base_ref = group.base if self.signature.base != "ignored" else None
         base = next((i for i, listed in enumerate(group.sources) if listed.model == base_ref), None)
         return TensorPlan(
             name,
@@ -301,22 +289,8 @@ class _Planner:
             base,
             _reference(inputs, base, self.signature),
             shared,
-            tuple(per_source),
+            per_source,
         )
-
-    def _value(self, key: str, settings: Iterator[Any], tensor: str, t: float, kind: Any, default: Any, whose: str) -> Any:
-        """A parameter for one tensor. A gradient runs over the main stack; one that is filtered to a stack runs over that."""
-        every = list(settings)
-        found = tensor_names.split_layer(tensor)
-        if found and len(self.donor.stacks) > 1 and found[0] != self.stack and (plain := has_gradient(every, tensor)) is not None:
-            if self.stack is None and plain:
-                raise Incompatible(
-                    f"{key} of {whose} is a gradient over the layers, and {self.donor.ref} has several stacks of them: "
-                    f"{', '.join(self.donor.stacks)}",
-                    f"name the stack: {key}: [{{filter: {found[0]}, value: [0, 1]}}, {{value: 0.5}}]",
-                )
-            t = 0.0 if plain else t
-        return resolve(key, every, tensor, t, kind, default, whose)
 
     def _check_shapes(self, name: str, inputs: list[Input]) -> None:
         first = inputs[0]
@@ -359,7 +333,7 @@ class _Planner:
             yield f"{', '.join(sorted(wide))} is float64: it is merged in float32 and written in the output's dtype"
         known = {*self.signature.source, *self.signature.shared, KEEPS_TIES}
         places = [("the recipe", self.recipe.parameters)]
-        for group in self.recipe.groups():
+        for group in self.groups:
             own = group.scopes[:-1] if self.recipe.parameters else group.scopes
             places += [(group.where, scope) for scope in own]
             places += [(str(listed.model), listed.parameters) for listed in group.sources]

@@ -94,11 +94,20 @@ class Source:
     @cached_property
     def stacks(self) -> dict[str, int]:
         """Every stack of layers and how many layers the weights hold."""
-        return tensor_names.stacks(self.checkpoint.tensors)
+        return {stack: max(held) + 1 for stack, held in self._held.items()}
+
+    @cached_property
+    def _held(self) -> dict[str, set[int]]:
+        """Stack → the layers that the weights hold, in the order of their first tensors."""
+        held: dict[str, set[int]] = {}
+        for name in self.checkpoint.tensors:
+            if parts := tensor_names.split_layer(name):
+                held.setdefault(parts[0], set()).add(parts[1])
+        return held
 
     def layer_count(self, stack: str) -> int:
         """Layers of a stack by the config where it names them, else by the weights. Raises `Incompatible` when one is missing."""
-        held = {parts[1] for name in self.checkpoint.tensors if (parts := tensor_names.split_layer(name)) and parts[0] == stack}
+        held = self._held.get(stack, set())
         config = self.checkpoint.config
         part = text_section(config)
         key = tensor_names.layer_key(part)

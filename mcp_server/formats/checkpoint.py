@@ -7,23 +7,27 @@ refused is refused before anything runs, in the same words.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mcp_server.errors import Malformed, NotAModel, NotFound, Unsupported
+from mcp_server.errors import BadInput, Malformed, NotAModel, NotFound, Unsupported
 from mcp_server.formats.class_facts import is_conv1d
 from mcp_server.formats.folder import FolderKind, classify, folder_of
 from mcp_server.formats.gguf import gguf_files
 from mcp_server.formats.gguf_model import read_model, require_config
+from mcp_server.formats.hub.copies import opened_while_looking
 from mcp_server.formats.hub.headers import header_copy
 from mcp_server.formats.identity import config_field
-from mcp_server.formats.quantised import Packing, Stored, find_weights
+from mcp_server.formats.quantised import Packing, Stored, find_weights, holds_codes
 from mcp_server.formats.refs import is_hub_id, not_here, resolve_ref, split_revision
 from mcp_server.formats.safetensors import Header, read_header
 from mcp_server.formats.tensor_names import without_wrappers
 from mcp_server.formats.tensors import FLOATS, StoredTensor, read_json, stored_tensors
+from mcp_server.schemas.limits import MAX_TENSORS
+from mcp_server.system.collecting import uncollected
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,23 @@ def locate(ref: str, relative_to: Path | None = None) -> Path:
 def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
     """A full model in safetensors or GGUF; packed weights whose format is read count.
 
-    Raises `NotFound`, `NotAModel`, `Malformed`, or `Incompatible` for a GGUF and a config.json of different models.
+    Raises `NotFound`, `NotAModel`, `Malformed`, or `Incompatible` for a GGUF and a config.json of different models; `BadInput`
+    when what one call looks at holds more tensors than the limit.
     """
     folder = locate(ref, relative_to)
+    opened = opened_while_looking()
+    if opened is None:
+        return _open(ref, folder)
+    if (known := opened.get((ref, folder))) is None:
+        known = opened[ref, folder] = _open(ref, folder)
+        if (total := tensors_of(opened.values())) > MAX_TENSORS:
+            what = f"the models hold {total:,} tensors together, which exceeds the limit of {MAX_TENSORS:,} for one call"
+            raise BadInput(what, "ask about fewer at once")
+    return known
+
+
+@uncollected()
+def _open(ref: str, folder: Path) -> Checkpoint:
     holding = classify(folder)
     if holding.kind == "gguf":
         return _open_gguf(ref, folder)
@@ -95,14 +113,22 @@ def open_checkpoint(ref: str, relative_to: Path | None = None) -> Checkpoint:
         raise not_a("a full model", ref, folder, holding)
     config = read_json(folder / "config.json")
     headers, shadowed_by = read_headers(folder)
-    stored = Stored.of(str(folder), headers, config, _quantisation(folder, headers))
+    codes = holds_codes(info.dtype for header in headers.values() for info in header.tensors.values())
+    stored = Stored.of(str(folder), headers if codes else {}, config, _quantisation(folder, headers))
     try:
-        unpacked, left_out = _unpacked(_together(folder, headers), stored)
+        unpacked, left_out = _together(folder, headers), dict[str, StoredTensor]()
+        if codes:
+            unpacked, left_out = _unpacked(unpacked, stored)
     except Unsupported as unread:
         raise NotAModel(unread.message, unread.next_step, ref=ref, kind="quantised") from unread
     names, wrapper = without_wrappers([*unpacked, *left_out])
     tensors, beside = ({names[name]: tensor for name, tensor in found.items()} for found in (unpacked, left_out))
     return Checkpoint(ref, folder, config, tensors, headers, wrapper, shadowed_by, beside, stored.settings)
+
+
+def tensors_of(models: Iterable[Checkpoint]) -> int:
+    """How many tensors the models hold together; one that is named twice counts once."""
+    return sum({model.folder: len(model.tensors) for model in models}.values())
 
 
 def _quantisation(folder: Path, headers: dict[Path, Header]) -> dict[str, Any]:
@@ -145,8 +171,9 @@ def read_headers(folder: Path, stem: str = "model") -> tuple[dict[Path, Header],
     if missing := [name for name in names if not (folder / name).exists()]:
         raise Malformed(f"{index} names {missing[0]}, which is not in {folder}", "download the checkpoint again")
     headers = {folder / name: read_header(folder / name) for name in names}
+    held = {file.name: header.tensors for file, header in headers.items()}
     for tensor, name in table.items():
-        if tensor not in headers[folder / name].tensors:
+        if tensor not in held[name]:
             raise Malformed(
                 f"{index.name} says that {name} holds {tensor!r}, but it does not",
                 "the folder mixes two checkpoints: empty it and save or download again",

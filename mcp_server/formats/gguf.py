@@ -20,8 +20,8 @@ from typing import Any, BinaryIO, Final
 
 from mcp_server.errors import Malformed, NotFound, Unsupported
 from mcp_server.formats.quantised.ggml import TYPES, UNREAD
-from mcp_server.formats.remembered import Remembered
 from mcp_server.formats.safetensors import MAX_ELEMENTS, Header, TensorInfo
+from mcp_server.system.remembered import Remembered
 
 MAX_ENTRIES: Final = 100_000
 MAX_ARRAY: Final = 4_000_000

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from mcp_server.formats.hub.copies import is_copy, listing_of
 from mcp_server.formats.hub.headers import bring
-from mcp_server.formats.remembered import Remembered
 from mcp_server.formats.tensors import StoredTensor, read_json
+from mcp_server.system.remembered import Remembered
 
 FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),

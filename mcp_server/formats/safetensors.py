@@ -15,20 +15,21 @@ import math
 import os
 import stat
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.hub.copies import whole_bytes
-from mcp_server.formats.remembered import Remembered
+from mcp_server.schemas.limits import MAX_HEADER_VALUES
+from mcp_server.system.remembered import Remembered
 
 MAX_HEADER_BYTES: Final = 100_000_000
 MAX_DIMENSIONS: Final = 16
 MAX_ELEMENTS: Final = 1 << 48
-MAX_VALUES: Final = 1_000_000
-"""Commas and opening brackets of a header: a tensor has nine, so about 110,000 tensors in one file, and parsing them stays below
-a gigabyte. (The format bounds the length only.)"""
 
 DTYPE_BITS: Final[dict[str, int]] = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
@@ -114,8 +115,8 @@ def _parse(file: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str
         raise _broken(file, f"its header starts with {raw[:8]!r}, not with a JSON object")
 
     values = sum(raw.count(mark) for mark in (b",", b"{", b"["))
-    if values > MAX_VALUES:
-        raise _broken(file, f"its header has some {values:,} values, which exceeds the limit of {MAX_VALUES:,}")
+    if values > MAX_HEADER_VALUES:
+        raise _broken(file, f"its header has some {values:,} values, which exceeds the limit of {MAX_HEADER_VALUES:,}")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -131,18 +132,33 @@ def _parse(file: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _broken(file, "its __metadata__ is not a table of strings")
-    return {name: _tensor(file, name, entry) for name, entry in entries.items()}, metadata
+    numbers_are_sound = _all_naturals(entries.values())
+    return {name: _tensor(file, name, entry, numbers_are_sound) for name, entry in entries.items()}, metadata
 
 
-def _tensor(file: Path, name: str, entry: object) -> TensorInfo:
+def _all_naturals(entries: Collection[Any]) -> bool:
+    """Whether every shape and offset is a list of natural numbers, asked of all at once: large headers hold half a million."""
+    try:
+        lists = [*map(itemgetter("shape"), entries), *map(itemgetter("data_offsets"), entries)]
+    except (TypeError, KeyError, IndexError):
+        return False
+    return set(map(type, lists)) <= {list} and _naturals(list(chain.from_iterable(lists)))
+
+
+def _tensor(file: Path, name: str, entry: object, numbers_are_sound: bool) -> TensorInfo:
+    """`numbers_are_sound`: `_all_naturals` has seen them; without it the one that is not sound is looked for."""
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise _broken(file, f"the entry of {name!r} is not dtype, shape and data_offsets: {str(entry)[:120]}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in DTYPE_BITS:
         raise _broken(file, f"{name!r} has the unknown dtype {dtype!r}")
-    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS or (elements := math.prod(shape)) > MAX_ELEMENTS:
+    if (
+        not (numbers_are_sound or _naturals(shape))
+        or len(shape) > MAX_DIMENSIONS
+        or (elements := math.prod(shape)) > MAX_ELEMENTS
+    ):
         raise _broken(file, f"{name!r} has the impossible shape {str(shape)[:120]}")
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not (numbers_are_sound or _naturals(offsets)) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _broken(file, f"{name!r} has the impossible offsets {str(offsets)[:120]}")
     bits = elements * DTYPE_BITS[dtype]
     if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
@@ -151,7 +167,6 @@ def _tensor(file: Path, name: str, entry: object) -> TensorInfo:
 
 
 def _naturals(value: object) -> bool:
-    """In C where it can be: the headers of large models hold half a million numbers."""
     return (
         isinstance(value, list) and set(map(type, value)) <= {int} and (not value or (min(value) >= 0 and max(value) < 1 << 62))
     )

@@ -14,10 +14,8 @@ from typing import Any, Final
 from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.quantised.part import Packing
 from mcp_server.formats.safetensors import DTYPE_BITS, Header
+from mcp_server.schemas.limits import MAX_JSON_BYTES, MAX_JSON_VALUES
 
-MAX_JSON_BYTES: Final = 64_000_000
-MAX_JSON_VALUES: Final = 6_000_000
-"""A tokenizer with a vocabulary of 256,000 has about 2 million; each value parsed may take 60 bytes."""
 _SMALL_JSON_BYTES: Final = 16_000_000
 DTYPES: Final = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from mcp_server.schemas.base import Frozen
-
-MOST_SOURCES: Final = 100
+from mcp_server.schemas.limits import MAX_SCENARIO_SOURCES
 
 
 class ScenarioSource(Frozen):
@@ -87,6 +86,7 @@ class Scenario(Frozen):
     @classmethod
     def _few(cls, sources: Any) -> Any:
         """Each pair of them is looked at, so their number is bounded before any rule runs."""
-        if isinstance(sources, list) and len(sources) > MOST_SOURCES:
-            raise ValueError(f"{len(sources):,} sources exceed the limit of {MOST_SOURCES}; merge groups of them in stages")
+        if isinstance(sources, list) and len(sources) > MAX_SCENARIO_SOURCES:
+            limit = f"{len(sources):,} sources exceed the limit of {MAX_SCENARIO_SOURCES}"
+            raise ValueError(f"{limit}; merge groups of them in stages")
         return sources

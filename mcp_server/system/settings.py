@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from mcp_server.errors import BadInput
 from mcp_server.system import paths
+from mcp_server.system.remembered import Remembered
 
-SETTINGS_FILE = "settings.toml"
+SETTINGS_FILE: Final = "settings.toml"
+PREFIX: Final = "MODEL_MERGING_"
 
 
 class Settings(BaseSettings):
     """One immutable reading of the operator's settings."""
 
-    model_config = SettingsConfigDict(env_prefix="MODEL_MERGING_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     roots: Annotated[list[Path] | None, NoDecode] = Field(
         default=None,
@@ -74,10 +76,38 @@ class Settings(BaseSettings):
         return self.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
+Given = tuple[tuple[str, str], ...]
+_with_file: Remembered[tuple[Given, Settings]] = Remembered()
+_without_file: dict[tuple[Path, Given], Settings] = {}
+
+
 def load() -> Settings:
-    """Read file and environment now. Raises `BadInput` that names the setting. Applies `hf_home` to this process."""
+    """What file and environment say now; neither is parsed again while both are as they were.
+
+    Raises `BadInput` that names the setting. Applies `hf_home` to this process.
+    """
+    file = paths.home() / SETTINGS_FILE
+    given = tuple(sorted(item for item in os.environ.items() if item[0].upper().startswith(PREFIX)))
     try:
-        settings = Settings()
+        about = file.stat()
+    except FileNotFoundError:
+        settings = _without_file.get((file, given)) or _load()
+        _without_file.clear()
+        _without_file[file, given] = settings
+    else:
+        known = _with_file.of(about)
+        if known is None or known[0] != given:
+            known = given, _load()
+            _with_file.keep(about, known)
+        settings = known[1]
+    if settings.hf_home is not None:
+        os.environ.setdefault("HF_HOME", str(settings.hf_home.expanduser()))
+    return settings
+
+
+def _load() -> Settings:
+    try:
+        return Settings()
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
@@ -87,6 +117,3 @@ def load() -> Settings:
         ) from error
     except ValueError as error:
         raise BadInput(f"{paths.home() / SETTINGS_FILE} is not TOML: {error}", "correct or remove the file") from error
-    if settings.hf_home is not None:
-        os.environ.setdefault("HF_HOME", str(settings.hf_home.expanduser()))
-    return settings

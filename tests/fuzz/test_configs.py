@@ -12,7 +12,8 @@ from mcp_server.errors import Malformed, MergingError, Unsupported
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.lora import open_adapter
 from mcp_server.formats.recipe import merge_recipe
-from mcp_server.formats.tensors import MAX_JSON_BYTES, read_json
+from mcp_server.formats.tensors import read_json
+from mcp_server.schemas.limits import MAX_JSON_BYTES
 from mcp_server.steps.estimate import estimate
 from mcp_server.steps.inspect import inspect_source
 from mcp_server.steps.validate import validate

@@ -14,13 +14,13 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mcp_server.errors import NotFound
 from mcp_server.system import paths
 
 LISTING: Final = "listing.json"
-_looking: ContextVar[bool] = ContextVar("headers may be read from the hub", default=False)
+_looking: ContextVar[dict[object, Any] | None] = ContextVar("headers may be read from the hub; what was opened", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Listing:
 
 @contextmanager
 def looking() -> Iterator[None]:
-    """Judge hub ids by their headers, in this call and what it calls. Works as a decorator too."""
-    token = _looking.set(True)
+    """Judge hub ids by their headers, in this call and what it calls; each model is opened once. Works as a decorator too."""
+    token = _looking.set(opened if (opened := _looking.get()) is not None else {})
     try:
         yield
     finally:
@@ -44,6 +44,11 @@ def looking() -> Iterator[None]:
 
 
 def is_looking() -> bool:
+    return _looking.get() is not None
+
+
+def opened_while_looking() -> dict[object, Any] | None:
+    """What this call has opened so far; None outside `looking()`, where files are read each time they are asked for."""
     return _looking.get()
 
 

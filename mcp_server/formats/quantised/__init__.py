@@ -7,7 +7,7 @@ A checkpoint counts as quantised by its tensors, whatever its config says and wh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from mcp_server.errors import Malformed, Unsupported
 from mcp_server.formats.quantised import bitsandbytes, fp4, integers, scaled, torchao
 from mcp_server.formats.quantised.part import Found, Packing, Part, Stored
 
-__all__ = ["Packing", "Part", "Stored", "Weights", "find_weights", "without_quantisation"]
+__all__ = ["Packing", "Part", "Stored", "Weights", "find_weights", "holds_codes", "without_quantisation"]
 
 _FORMATS: Final[tuple[Callable[[Stored], Found], ...]] = (
     bitsandbytes.find, fp4.find, integers.find, torchao.find, scaled.find,
@@ -70,7 +70,7 @@ def find_weights(stored: Stored) -> Weights:
 
     Raises `Malformed` when the parts of a weight do not fit together, `Unsupported` for a packing that is not read.
     """
-    if not any(part.dtype in _PACKED_DTYPES for part in stored.parts.values()):
+    if not holds_codes(part.dtype for part in stored.parts.values()):
         return Weights({}, {}, frozenset())
     _refuse_rotated(stored)
     if (method := _method(stored)) in _METHODS and method not in _ALSO_AS_OTHERS:
@@ -93,6 +93,11 @@ def find_weights(stored: Stored) -> Weights:
         if name not in replaced and name.rpartition(".")[2] in scaled.ACTIVATION_SCALES and _beside(name, modules)
     )
     return Weights(packed, replaced, dropped)
+
+
+def holds_codes(dtypes: Iterable[str]) -> bool:
+    """Whether tensors of these dtypes may be packed: a model that has none of them is plain."""
+    return not _PACKED_DTYPES.isdisjoint(dtypes)
 
 
 def _beside(name: str, modules: set[str]) -> bool:

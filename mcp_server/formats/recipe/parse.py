@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from mcp_server.errors import Malformed
 from mcp_server.formats.recipe.refs import parse_ref
 from mcp_server.formats.recipe.settings import SCALARS
 from mcp_server.formats.recipe.types import Expert, ModelRef, Module, OutputSlice, Recipe, RecipeKind, Settings, Source
-
-MAX_SOURCES: Final = 1_000
-MAX_GRADIENT: Final = 1_000
-"""More than any merge or model needs (no model has a thousand layers); every later check may then look at each of them."""
+from mcp_server.schemas.limits import MAX_GRADIENT, MAX_SOURCES
 
 
 def kind_of(document: dict[str, Any]) -> RecipeKind:

@@ -16,12 +16,12 @@ import yaml
 from mcp_server.errors import Malformed, Unsupported, did_you_mean
 from mcp_server.formats.recipe.idle import is_idle
 from mcp_server.formats.recipe.keys import dotted, tables
-from mcp_server.formats.recipe.parse import MAX_SOURCES, Problem, kind_of, parse_document
+from mcp_server.formats.recipe.parse import Problem, kind_of, parse_document
 from mcp_server.formats.recipe.types import Group, Recipe
+from mcp_server.schemas.limits import MAX_SOURCES, MAX_STAGES
 from mcp_server.system.yaml_io import Document, read_documents
 
 NEXT: Final = "see `model-merging validate` for every finding"
-MAX_STAGES: Final = 100
 REMEMBERED: Final = 8
 REMEMBERED_LENGTH: Final = 100_000
 """Of longer texts nothing is remembered: their nodes take a thousand times the memory."""

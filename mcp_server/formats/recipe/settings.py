@@ -40,6 +40,15 @@ def scalars(setting: Any) -> Iterator[Any]:
             yield from scalars(item)
 
 
+def filters_of(setting: Any) -> Iterator[str]:
+    """Every text that a filter of the setting looks for in tensors' names, at any depth."""
+    for entry in setting if isinstance(setting, list) else [setting]:
+        if isinstance(entry, dict):
+            if (wanted := entry.get("filter")) not in (None, "*"):
+                yield str(wanted)
+            yield from filters_of(entry.get("value"))
+
+
 def has_fallback(setting: Any) -> bool:
     """Whether the setting gives a value for every tensor: filters do so only with an entry that matches all."""
     if not is_filters(setting):

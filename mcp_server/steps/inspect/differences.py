@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from mcp_server.errors import MergingError, NotAModel, NotFound
+from mcp_server.errors import BadInput, MergingError, NotAModel, NotFound
 from mcp_server.formats.behaviour import WHY, differing
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.folder import folder_of
@@ -24,7 +24,9 @@ from mcp_server.formats.source import inspect_source
 from mcp_server.formats.tensor_names import vocabulary_tensor
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.inspect import Difference, Inspection, SourceInfo
+from mcp_server.schemas.limits import MAX_SOURCES
 from mcp_server.steps.inspect.bases import base_differences, unrelated_weights
+from mcp_server.system.collecting import uncollected
 
 Meaning = Literal["fatal", "needs_tokenizer_block", "caution", "harmless"]
 
@@ -40,6 +42,7 @@ FATAL: Final = {
 
 
 @looking()
+@uncollected()
 def inspect_models(refs: list[str], base: str | None = None, relative_to: Path | None = None) -> Inspection:
     """Inspect `refs` (and `base`), and compare them. A bare adapter is compared through `base`, or the base its config names.
 
@@ -47,6 +50,8 @@ def inspect_models(refs: list[str], base: str | None = None, relative_to: Path |
     Hub ids that are not in the local cache are judged by their headers on the hub. Raises as `inspect_source` does, and
     `NotAModel` for a base that is an adapter.
     """
+    if len(refs) > MAX_SOURCES:
+        raise BadInput(f"{len(refs):,} sources exceed the limit of {MAX_SOURCES:,} for one call", "inspect fewer at once")
     sources = [inspect_source(ref, relative_to) for ref in dict.fromkeys(refs)]
     if base and base not in refs:
         sources.insert(0, inspect_source(base, relative_to))

@@ -15,6 +15,7 @@ from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.evidence import Evaluation, Verification
 from mcp_server.schemas.faults import first_fault
 from mcp_server.schemas.inspect import SourceInfo
+from mcp_server.schemas.limits import MAX_EVIDENCE_BYTES
 from mcp_server.schemas.plan import Plan
 from mcp_server.schemas.replies import KeptReplies, ShownReplies
 from mcp_server.steps.evaluate.history import of_these_files
@@ -212,11 +213,17 @@ def _job_result(provenance: Provenance | None) -> dict[str, Any]:
 def _read(file: Path, model: type[M]) -> M | None:
     """None where there is no such file; one that cannot be looked at (a link to itself) is not taken for that."""
     try:
+        if file.stat().st_size > MAX_EVIDENCE_BYTES:
+            raise Malformed(_too_large(file), "make it again with the command that wrote it")
         return model.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
         raise Malformed(f"{file}: {first_fault(error, model)}", "make it again with the command that wrote it") from error
+
+
+def _too_large(file: Path) -> str:
+    return f"{file.name} has {file.stat().st_size:,} bytes, which exceeds the limit of {MAX_EVIDENCE_BYTES:,}"
 
 
 def _near(out: Path, name: str, model: type[BaseModel], left_out: list[str]) -> dict[str, Any] | None:
@@ -229,6 +236,9 @@ def _near(out: Path, name: str, model: type[BaseModel], left_out: list[str]) -> 
 
 def _typed(file: Path, model: type[BaseModel], left_out: list[str]) -> dict[str, Any] | None:
     try:
+        if file.name != FILES["comparison"] and file.stat().st_size > MAX_EVIDENCE_BYTES:
+            left_out.append(_too_large(file))
+            return None
         return model.model_validate(read_json(file)).model_dump(mode="json")
     except ValidationError as error:
         left_out.append(f"{file.name}: {first_fault(error, model)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from markupsafe import Markup, escape
 from mcp_server.errors import BadInput
 from mcp_server.schemas.base import Frozen
 from mcp_server.schemas.evidence import Capability, Interval, ReportResult
+from mcp_server.schemas.limits import MAX_CELLS
 from mcp_server.steps.evaluate.verdict import load_thresholds
 from mcp_server.steps.report import charts
 from mcp_server.steps.report.gather import HOW, Evidence, gather
@@ -205,7 +207,8 @@ def _contexts(evidence: Evidence) -> list[str]:
 def _heat(evidence: Evidence) -> dict[str, Any] | None:
     """The comparison by layer: how much each source changed, and for each pair sign disagreement and how uneven the norms are.
 
-    Every cell is (figure, shade from 0 to 4). Layers that no source changed are left out. Null without a comparison.
+    Every cell is (figure, shade from 0 to 4). Layers that no source changed are left out, and those beyond `MAX_CELLS`
+    are counted. Null without a comparison.
     """
     layers = (evidence.comparison or {}).get("layers") or {}
     changed = {name: row for name, row in layers.items() if any(source["norm"] for source in row["sources"])}
@@ -213,8 +216,9 @@ def _heat(evidence: Evidence) -> dict[str, Any] | None:
         return None
     first = next(iter(changed.values()))
     largest = max(source["relative_norm"] or 0.0 for row in changed.values() for source in row["sources"])
-    rows = []
-    for name, row in changed.items():
+    rows: list[tuple[str, list[tuple[float | None, int | None]]]] = []
+    shown = MAX_CELLS // (len(first["sources"]) + 2 * len(first["pairs"]))
+    for name, row in islice(changed.items(), shown):
         cells = [(source["relative_norm"], _shade(source["relative_norm"], 0.0, largest)) for source in row["sources"]]
         for pair in row["pairs"]:
             ratio = pair["norm_ratio"]
@@ -225,6 +229,7 @@ def _heat(evidence: Evidence) -> dict[str, Any] | None:
         "sources": [source["name"] for source in first["sources"]],
         "pairs": [" and ".join(pair["between"]) for pair in first["pairs"]],
         "rows": rows,
+        "more": len(changed) - len(rows),
     }
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from mcp_server.engine.coverage import covers
 from mcp_server.errors import MergingError
+from mcp_server.formats.checkpoint import tensors_of
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.refs import is_hub_id, resolve_ref
 from mcp_server.formats.tensor_names import main_stack, stacks
+from mcp_server.schemas.limits import MAX_PLANNED
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.registry import Found, check
 
@@ -47,6 +49,8 @@ def plan_of(context: Context) -> list[str] | MergingError:
         raise Unknown("the recipe is no single merge that could be read")
     if not context.all_here():
         raise Unknown("a source is not on this machine")
+    if (count := tensors_of(context.opened().values())) > MAX_PLANNED:
+        raise Unknown(f"the sources hold {count:,} tensors; more than {MAX_PLANNED:,} are matched when the merge starts")
     if context.plan is None:
         try:
             context.plan = covers(rewrite_refs(context.recipe.text, lambda ref: _local(ref, context)))

@@ -30,6 +30,7 @@ from mcp_server.steps.validate import (  # noqa: F401 - they register
 from mcp_server.steps.validate.context import Context, Unknown
 from mcp_server.steps.validate.form import is_moe, is_moe_in_disguise
 from mcp_server.steps.validate.registry import CHECKS, rules, run_check
+from mcp_server.system.collecting import uncollected
 
 Planner = Callable[[str, Path], list[str]]
 """Recipe text and folder → what mergekit's planner refuses, in its own words; [] when it accepts. May raise `NotFound`."""
@@ -41,6 +42,7 @@ PLANS = ("MM330", "MM331")
 
 
 @looking()
+@uncollected()
 def validate(
     text: str,
     *,
