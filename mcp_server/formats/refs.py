@@ -7,13 +7,16 @@ network: a hub id becomes its snapshot in the local Hugging Face cache when it i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from mcp_server.errors import BadInput, NotFound, did_you_mean
 from mcp_server.system import guard, paths
 
+T = TypeVar("T")
 _COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
 _REVISION: Final = re.compile(r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
 _HUB_ID: Final = re.compile(r"^((?![.-])[A-Za-z0-9_.-]{1,96}/)?(?![.-])[A-Za-z0-9_.-]{1,96}$")
@@ -61,6 +64,30 @@ def split_revision(ref: str, relative_to: Path) -> tuple[str, str | None]:
     return name, revision
 
 
+_found: ContextVar[dict[tuple[object, ...], Any] | None] = ContextVar("what references were found to be", default=None)
+
+
+@contextmanager
+def resolved_once() -> Iterator[None]:
+    """Look each reference up once in here: for many recipes of the same models, before any of them is opened."""
+    token = _found.set({})
+    try:
+        yield
+    finally:
+        _found.reset(token)
+
+
+def once(find: Callable[..., T], *given: object) -> T:
+    """`find(*given)`; inside `resolved_once()` what it gave the first time."""
+    found = _found.get()
+    if found is None:
+        return find(*given)
+    if (find, given) not in found:
+        found[find, given] = find(*given)
+    known: T = found[find, given]
+    return known
+
+
 def resolve_ref(ref: str, relative_to: Path, revision: str | None = None) -> str:
     """An absolute folder, or the hub id unchanged when no copy of it (at that revision) is in the local cache.
 
@@ -68,6 +95,10 @@ def resolve_ref(ref: str, relative_to: Path, revision: str | None = None) -> str
     nothing is there, so that the message of whoever opens it shows the whole path. Raises `BadInput` for an unknown alias and
     `NotAllowed` for a path that the policy of this call or job does not let be read.
     """
+    return once(_resolve, ref, relative_to, revision)
+
+
+def _resolve(ref: str, relative_to: Path, revision: str | None) -> str:
     if ref.startswith("demo:"):
         known = demo_aliases()
         if ref not in known:

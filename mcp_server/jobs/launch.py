@@ -14,7 +14,7 @@ from mcp_server.formats.own_data import DATA
 from mcp_server.formats.provenance import not_ours
 from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.formats.recipe.rewrite import rewrite_refs
-from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref, split_revision
+from mcp_server.formats.refs import demo_aliases, is_hub_id, once, resolve_ref, resolved_once, split_revision
 from mcp_server.formats.suites import TEXTS, find_suite
 from mcp_server.jobs import engines, publish, queue, store
 from mcp_server.jobs import locks as claims
@@ -156,6 +156,7 @@ def check_suite(text: str, rules: Policy) -> None:
         )
 
 
+@resolved_once()
 def check_sweep(request: SweepRequest, rules: Policy, reads: set[str]) -> tuple[SweepRequest, Seconds | None]:
     """Every model of every candidate, whether the plan or the grid names it, and the folder that the sweep is written to.
 
@@ -168,9 +169,8 @@ def check_sweep(request: SweepRequest, rules: Policy, reads: set[str]) -> tuple[
 
     plan, near = opened_plan(request)
     candidates = from_grid(plan, request.grid, near, request.tries)
-    for candidate in candidates:
-        recipe, _ = resolve(candidate.recipe, near, rules)
-        reads.update(os.path.realpath(folder) for folder in local_sources(recipe))
+    named = {folder for candidate in candidates for folder in local_sources(resolve(candidate.recipe, near, rules)[0])}
+    reads.update(map(os.path.realpath, named))
     require_sweep_place(Path(request.out).resolve())
     lineage = lineage_of_plan(plan, near, candidates[0].recipe)
     try:
@@ -277,7 +277,7 @@ def resolve(text: str, folder: Path, rules: Policy, *, base_may_be_absent: bool 
                     )
                 online = online or needed
             else:
-                rules.check_read(resolved)
+                once(rules.check_read, resolved)
                 if needed and not Path(resolved).exists():
                     locate(resolved)
                 found[pinned] = None  # the folder is that revision's

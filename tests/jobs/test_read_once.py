@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 
 from mcp_server import jobs
-from mcp_server.formats import remembered, safetensors
+from mcp_server.formats import refs, safetensors
 from mcp_server.formats.recipe import read
 from mcp_server.jobs import store as stored
-from mcp_server.schemas.job import MergeRequest
+from mcp_server.jobs.launch import check_sweep
+from mcp_server.schemas.job import MergeRequest, SweepRequest
+from mcp_server.steps.handles import plan_text
+from mcp_server.steps.recommend import recommend
+from mcp_server.steps.scenario import scenario_from
 from mcp_server.steps.validate import validate
+from mcp_server.system import remembered
+from mcp_server.system.policy import Policy
 from tests import tiny
 from tests.engine.synthetic import run
 from tests.fake_worker import FAKE
@@ -79,3 +85,22 @@ def test_a_header_is_read_again_when_the_file_is_another(tmp_path: Path, counted
     (tmp_path / "other" / "model.safetensors").replace(model)
     safetensors.read_header(model)
     assert headers == {str(model): 2}
+
+
+def test_a_sweep_resolves_each_model_twice_however_many_candidates_name_it(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved: Counter[str] = Counter()
+    anchor = refs.anchor_ref
+    monkeypatch.setattr(refs, "anchor_ref", lambda ref, start: resolved.update([ref]) or anchor(ref, start))
+    names = {name: str(tiny.write_model(tmp_path / name, seed)) for seed, name in enumerate(("base", "code", "chat"))}
+    sources = [{"name": name, "ref": names[name], "kind": "full", "capability": name} for name in ("code", "chat")]
+    scenario = {"sources": sources, "base_model": names["base"]}
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(plan_text(recommend(scenario_from(scenario))), encoding="utf-8")
+    request = SweepRequest(plan=str(plan), out=str(tmp_path / "swept"), suites=["task_api_tools"])
+    resolved.clear()
+    reads: set[str] = set()
+    check_sweep(request, Policy(), reads)
+    assert reads == set(names.values())
+    assert max(resolved[path] for path in names.values()) <= 2  # where it is rendered and where it is checked
