@@ -10,6 +10,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 
 from mcp_server.errors import did_you_mean
 from mcp_server.server import completions, prompts, resources
+from mcp_server.server.apps import report_app
 from mcp_server.server.tools import all_tools
 
 
@@ -32,6 +33,7 @@ def build_server() -> MergingServer:
         instructions=INSTRUCTIONS,
         version=version("model-merging"),
         tools=list(all_tools()),
+        extensions=[report_app()],
         log_level="WARNING",
     )
     resources.register(server)

@@ -12,6 +12,7 @@ from mcp_server.schemas.evidence import EvaluationList, ReportResult, SuiteList
 from mcp_server.schemas.job import EvaluateRequest, JobStatus, VerifyRequest
 from mcp_server.schemas.replies import Outcome, ShownReplies
 from mcp_server.server.access import Access
+from mcp_server.server.apps import shown_in_client
 from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.inputs import READS, REPEATABLE, STARTS, Data, Limit, Offset, Out, PageSize, Recipe, Ref, Suites
 from mcp_server.steps.evaluate import replies
@@ -26,7 +27,7 @@ def tools() -> list[CheckedTool]:
         checked(show_replies, "Show replies side by side", READS),
         checked(list_suites, "List evaluation suites", READS),
         checked(evaluate_merge, "Evaluate a merged model", STARTS),
-        checked(write_report, "Write the report", REPEATABLE),
+        shown_in_client(checked(write_report, "Write the report", REPEATABLE)),
     ]
 
 
