@@ -1,6 +1,7 @@
 """Nothing outside the roots is opened, however it is named: every file that Python opens during a call is looked at."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,13 @@ from pathlib import Path
 import pytest
 
 from mcp_server import cli
-from mcp_server.errors import MergingError
+from mcp_server.engine.reader import Reader
+from mcp_server.errors import MergingError, NotAllowed
+from mcp_server.formats.identity import tokenizer_hash
+from mcp_server.formats.licence import read_licence
+from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.source import inspect_source
+from mcp_server.formats.tensors import read_json
 from mcp_server.steps.report import write_report
 from mcp_server.system import guard
 from mcp_server.system.policy import Policy
@@ -23,7 +29,8 @@ sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "
 @pytest.fixture
 def place(store, tmp_path):
     """A root with a model of its own, and beside it a secret that links, records and configs inside lead to."""
-    root, secret = tmp_path / "root", tiny.write_model(tmp_path / "outside" / "secret")
+    root, secret = tmp_path / "root", tiny.write_tokenizer(tiny.write_model(tmp_path / "outside" / "secret"))
+    (secret / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     tiny.write_model(root / "mine")
     (root / "link").symlink_to(secret)
     (root / "inner").mkdir()
@@ -65,6 +72,27 @@ def test_a_file_that_no_check_has_met_is_refused_when_it_is_opened(place):
             with pytest.raises(MergingError, match="may not open"):
                 path.read_bytes()
     assert (secret / "config.json").read_bytes()
+
+
+def test_a_link_that_is_swapped_after_the_check_is_refused_by_what_was_opened(place, monkeypatch):
+    """Each check before the opening is told that the path is still inside."""
+    root, secret = place
+    target = root / "swapped"
+    target.symlink_to(secret)
+    with guard.enforced(Policy(roots=(root,))), monkeypatch.context() as patched:
+        patched.setattr(os.path, "realpath", lambda _, **__: str(root / "mine"))
+        for read in (
+            lambda: guard.open_read(target / "config.json"),
+            lambda: read_json(target / "config.json"),
+            lambda: read_header(target / "model.safetensors"),
+            lambda: tokenizer_hash(target),
+            lambda: read_licence(target),
+            lambda: Reader()._file(target / "model.safetensors"),
+        ):
+            with pytest.raises(NotAllowed, match="may not open"):
+                read()
+    with guard.enforced(Policy(roots=(root,))), guard.open_read(root / "mine" / "config.json") as stream:
+        assert stream.read()
 
 
 def test_a_records_sources_outside_are_not_read_for_a_report(place):

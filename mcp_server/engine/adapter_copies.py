@@ -9,6 +9,7 @@ from typing import Final
 from mcp_server.engine.plan import MergePlan, TensorPlan
 from mcp_server.formats.checkpoint import Checkpoint
 from mcp_server.formats.tensors import ITEM_BYTES, StoredTensor
+from mcp_server.system.guard import open_read
 
 _CHUNK: Final = 1 << 22
 
@@ -41,7 +42,7 @@ def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
     if (one.dtype, one.shape) != (other.dtype, other.shape) or one.packed or other.packed:
         return False
     left = one.count * ITEM_BYTES[one.dtype]
-    with one.file.open("rb") as first, other.file.open("rb") as second:
+    with open_read(one.file) as first, open_read(other.file) as second:
         first.seek(one.offset)
         second.seek(other.offset)
         while left:

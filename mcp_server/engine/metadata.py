@@ -34,6 +34,7 @@ from mcp_server.formats.lineage import source_records
 from mcp_server.formats.provenance import Provenance, identify, write_model_card, write_provenance
 from mcp_server.formats.recipe import parse_ref, read_recipe
 from mcp_server.formats.tensors import read_json
+from mcp_server.system.guard import open_read
 
 
 def write_metadata(
@@ -121,7 +122,7 @@ def same_bytes(one: tuple[Path, int, int], other: tuple[Path, int, int]) -> bool
     """Whether two stretches of files, (path, offset, length), are equal; read in pieces, and only up to the first difference."""
     if one[2] != other[2]:
         return False
-    with one[0].open("rb") as first, other[0].open("rb") as second:
+    with open_read(one[0]) as first, open_read(other[0]) as second:
         first.seek(one[1])
         second.seek(other[1])
         left = one[2]

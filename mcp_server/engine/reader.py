@@ -21,6 +21,7 @@ from mcp_server.engine.unpack import Weight, open_weight
 from mcp_server.errors import InputChanged, NotFound
 from mcp_server.formats.quantised import Packing, Part
 from mcp_server.formats.tensors import ITEM_BYTES, StoredTensor
+from mcp_server.system.guard import open_checked
 
 Array = np.ndarray[Any, Any]
 
@@ -42,7 +43,7 @@ class Reader:
         with self._lock:
             if name not in self._files:
                 try:
-                    self._files[name] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                    self._files[name] = open_checked(path)
                 except FileNotFoundError as missing:
                     raise NotFound(f"{path} is gone", "put the file back and resume") from missing
             return self._files[name]

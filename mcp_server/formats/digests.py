@@ -17,6 +17,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from mcp_server.formats.companions import CARD_FILE, PROVENANCE_FILE, RECIPE_FILE, companions
 from mcp_server.schemas.base import Frozen
+from mcp_server.system.guard import open_read
 from mcp_server.system.hashes import sha256_of
 
 LATER: Final = frozenset({PROVENANCE_FILE, RECIPE_FILE, CARD_FILE})
@@ -45,7 +46,7 @@ class TensorDigest(Frozen):
         """Whether bytes as they are stored now have this digest."""
         hash_, recorded = (blake3, self.blake3) if self.blake3 is not None else (hashlib.sha256, self.sha256)
         pieces = []
-        with file.open("rb", buffering=0) as stream:
+        with open_read(file) as stream:
             stream.seek(offset)
             while nbytes > 0 and (piece := stream.read(min(self.chunk_bytes, nbytes))):
                 pieces.append(hash_(piece).digest())

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Final
 from mcp_server.errors import Malformed, NotFound, Unsupported
 from mcp_server.formats.quantised.ggml import TYPES, UNREAD
 from mcp_server.formats.safetensors import MAX_ELEMENTS, Header, TensorInfo
+from mcp_server.system.guard import open_read
 from mcp_server.system.remembered import Remembered
 
 MAX_ENTRIES: Final = 100_000
@@ -82,7 +83,7 @@ def gguf_files(path: Path) -> list[Path]:
 def read_gguf(file: Path) -> Gguf:
     """Parse and check one file's header. Raises `NotFound`, `Malformed`, or `Unsupported` for a big-endian or unknown version."""
     try:
-        with file.open("rb") as stream:
+        with open_read(file) as stream:
             about = os.fstat(stream.fileno())
             if (known := _remembered.of(about)) is not None:
                 return known

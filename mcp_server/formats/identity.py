@@ -11,6 +11,7 @@ from typing import Any, Final
 from mcp_server.formats.hub.copies import is_copy, listing_of
 from mcp_server.formats.hub.headers import bring
 from mcp_server.formats.tensors import StoredTensor, read_json
+from mcp_server.system.guard import open_read
 from mcp_server.system.remembered import Remembered
 
 FIELDS: Final[dict[str, tuple[str, ...]]] = {
@@ -78,7 +79,8 @@ def tokenizer_hash(folder: Path) -> str | None:
         path = folder / name
         if path.is_file():
             found = True
-            digest.update(name.encode() + path.read_bytes())
+            with open_read(path) as stream:
+                digest.update(name.encode() + stream.read())
             if name == "tokenizer.json":
                 break
     return digest.hexdigest()[:HASH_CHARACTERS] if found else None

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from mcp_server.errors import Malformed
 from mcp_server.system import paths
+from mcp_server.system.guard import open_read
 from mcp_server.system.yaml_io import load_yaml
 
 READ_BYTES: Final = 65_536
@@ -67,7 +68,7 @@ def _conflicts(named: dict[str, str], classes: dict[str, Any]) -> list[str]:
 def _from_card(card: Path) -> str | None:
     if not card.is_file():
         return None
-    with card.open("rb") as file:
+    with open_read(card) as file:
         text = file.read(READ_BYTES).decode("utf-8", errors="replace")
     if not text.startswith("---"):
         return None
@@ -102,7 +103,7 @@ def _from_file(folder: Path) -> str | None:
     for name in FILES:
         path = folder / name
         if path.is_file():
-            with path.open("rb") as file:
+            with open_read(path) as file:
                 text = " ".join(file.read(READ_BYTES).decode("utf-8", errors="replace").split()).lower()
             matches = [
                 (sum(len(phrase) for phrase in row["recognise"]), licence)

@@ -25,6 +25,7 @@ from typing import Any, Final
 from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.hub.copies import whole_bytes
 from mcp_server.schemas.limits import MAX_HEADER_VALUES
+from mcp_server.system.guard import open_read
 from mcp_server.system.remembered import Remembered
 
 MAX_HEADER_BYTES: Final = 100_000_000
@@ -80,7 +81,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         if not stat.S_ISREG(file.stat().st_mode) and not file.is_dir():
             raise _broken(file, "it is not a regular file")  # opening a pipe would wait for ever
         there = whole_bytes(file)
-        with file.open("rb") as stream:
+        with open_read(file) as stream:
             about = os.fstat(stream.fileno())
             file_bytes = about.st_size if there is None else there
             if (known := _remembered.of(about)) is not None:

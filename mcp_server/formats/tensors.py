@@ -15,6 +15,7 @@ from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.quantised.part import Packing
 from mcp_server.formats.safetensors import DTYPE_BITS, Header
 from mcp_server.schemas.limits import MAX_JSON_BYTES, MAX_JSON_VALUES
+from mcp_server.system.guard import open_read
 
 _SMALL_JSON_BYTES: Final = 16_000_000
 DTYPES: Final = {
@@ -77,7 +78,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise Malformed(f"{path} is not a regular file", "download the checkpoint again", path=str(path))
         if status.st_size > MAX_JSON_BYTES:
             raise Malformed(f"{path} has {status.st_size:,} bytes, which exceeds the limit of {MAX_JSON_BYTES:,}", "is it JSON?")
-        raw = path.read_bytes()
+        with open_read(path) as stream:
+            raw = stream.read()
         if len(raw) > _SMALL_JSON_BYTES and sum(raw.count(mark) for mark in (b",", b"{", b"[")) > MAX_JSON_VALUES:
             raise Malformed(f"{path} has more than {MAX_JSON_VALUES:,} values", "is it the right file?", path=str(path))
         data = json.loads(raw.decode("utf-8"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.formats.tensors import StoredTensor
+from mcp_server.system.guard import open_read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +64,7 @@ def spans(shape: tuple[int, ...], *, full: bool) -> Iterator[tuple[int, int]]:
 def raw_rows(tensor: StoredTensor, first: int, last: int) -> bytes:
     """The bytes of rows `first` to `last` (exclusive)."""
     size = rows_of(tensor.shape)[1] * item_bytes(tensor.dtype)
-    with tensor.file.open("rb") as file:
+    with open_read(tensor.file) as file:
         file.seek(tensor.offset + first * size)
         return file.read((last - first) * size)
 

@@ -3,7 +3,7 @@
 A call of the server and a worker's whole process run under one policy. Names are checked where they become paths (`check_read`
 below, used by everything that resolves a reference); behind that an audit hook of the interpreter looks at every file that Python
 opens and every folder that it lists, so that a path which no check has met (a provenance, a record, a link that was swapped
-meanwhile) does not lead out either.
+meanwhile) does not lead out either. Models' files are opened by `open_read`, which asks of the open descriptor where it leads.
 Libraries that open files in native code are handed folders that were checked before.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,6 +76,38 @@ def _watch() -> None:
         sys.addaudithook(_opened)
 
 
+def open_checked(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a model's file for reading. Raises `NotAllowed` when what the kernel opened lies outside the roots.
+
+    The question is asked of the open descriptor, so that no link that is swapped between a check and the opening is followed.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    try:
+        policy = current()
+        if policy is not None and policy.roots is not None and (opened := _path_of(descriptor)) is not None:
+            _require_inside(opened, policy.roots)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_read(path: str | os.PathLike[str]) -> BufferedReader:
+    """A model's file opened for reading, checked as `open_checked` does."""
+    return open(path, "rb", opener=open_checked)
+
+
+def _path_of(descriptor: int) -> str | None:
+    """Where the kernel says that an open file lies; None where the system does not tell."""
+    if sys.platform == "linux":
+        return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - as text
+    if sys.platform == "darwin":
+        import fcntl
+
+        return os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0"))
+    return None
+
+
 def _opened(event: str, arguments: tuple[Any, ...]) -> None:
     if event not in _LOOKS:
         return
@@ -84,10 +117,13 @@ def _opened(event: str, arguments: tuple[Any, ...]) -> None:
     name = os.fsdecode(arguments[0])
     if "/" not in name:
         return  # relative to a folder that is open already, as in the removal of a tree
-    resolved = os.path.realpath(name)
-    if not _lies_in(resolved, [str(root) for root in policy.roots]) and not _lies_in(resolved, _program()):
+    _require_inside(os.path.realpath(name), policy.roots)
+
+
+def _require_inside(resolved: str, roots: tuple[Path, ...]) -> None:
+    if not _lies_in(resolved, [str(root) for root in roots]) and not _lies_in(resolved, _program()):
         raise NotAllowed(
-            f"may not open {resolved}: it is outside {', '.join(map(str, policy.roots))}",
+            f"may not open {resolved}: it is outside {', '.join(map(str, roots))}",
             "use files inside these folders, or ask the operator to add its folder to MODEL_MERGING_ROOTS",
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from mcp_server.system import paths
 from mcp_server.system.files import private_folder, read_json, write_json
+from mcp_server.system.guard import open_read
 
 
 def stamp(path: Path) -> list[int]:
@@ -24,7 +25,7 @@ def stamp(path: Path) -> list[int]:
 
 def sha256_of(path: Path) -> str:
     """Of the whole file, read now."""
-    with path.open("rb", buffering=0) as file:
+    with open_read(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -23,6 +23,7 @@ from mcp_server.formats.recipe import ModelRef, Recipe
 from mcp_server.formats.tensors import DTYPES, StoredTensor
 from mcp_server.formats.tied import tied
 from mcp_server.system.files import write_text
+from mcp_server.system.guard import open_read
 
 _EXPONENT: Final = {"BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000)}
 _PIECE: Final = 1 << 24
@@ -79,7 +80,7 @@ def _read_once(name: str, tensor: StoredTensor, *, allow_nonfinite: bool) -> dic
         return None
     kind, mask = _EXPONENT.get(tensor.dtype, (np.uint8, 0))
     pieces = []
-    with tensor.file.open("rb") as file:
+    with open_read(tensor.file) as file:
         file.seek(tensor.offset)
         left = tensor.nbytes
         while left:

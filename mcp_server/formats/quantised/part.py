@@ -15,6 +15,7 @@ from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.dtypes import compute_dtype
 from mcp_server.formats.hub.copies import is_copy, listing_of
 from mcp_server.formats.safetensors import Header
+from mcp_server.system.guard import open_read
 
 SCALES: Final = ("F32", "BF16", "F16")
 AGAIN: Final = "download or save the checkpoint again, or merge the unquantised model that it was made from"
@@ -146,7 +147,7 @@ def read_bytes(part: Part, most: int) -> bytes:
             f"download it first: model-merging fetch {listing.hub_id}",
             hub_id=True,
         )
-    with part.file.open("rb") as stream:
+    with open_read(part.file) as stream:
         stream.seek(part.offset)
         return stream.read(part.nbytes)
 
