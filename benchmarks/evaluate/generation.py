@@ -1,4 +1,4 @@
-"""Replies to one suite as lm-eval generates them, and with the shared prefix and expected replies as drafts, in one process.
+"""Replies and likelihoods of one suite as lm-eval makes them, and with the shared prefix and expected replies as drafts.
 
 usage: generation.py MODEL [--suite NAME] [--limit N]
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
@@ -17,14 +18,16 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from mcp_server.formats.suites import find_suite
-from mcp_server.workers.evaluating import harness, local
+from mcp_server.workers.evaluating import generation, harness, local
 from mcp_server.workers.evaluating.generation import DraftingLM
 from mcp_server.workers.evaluating.request import quiet
 
 
-def as_lm_eval(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-    replies: list[str] = HFLM.generate_until(self, requests, disable_tqdm=disable_tqdm)
-    return replies
+class AsLmEval(DraftingLM):
+    """lm-eval's own ways."""
+
+    generate_until = HFLM.generate_until
+    _loglikelihood_tokens = HFLM._loglikelihood_tokens
 
 
 def main() -> None:
@@ -38,17 +41,25 @@ def main() -> None:
     tasks = harness.Harness([suite], "test", {suite.name: given.limit})
     seconds: dict[str, float] = {}
     replies: dict[str, list[str]] = {}
-    for name, generate in (("lm-eval", as_lm_eval), ("drafts", DraftingLM.generate_until)):
-        DraftingLM.generate_until = generate  # type: ignore[method-assign, assignment]
+    scores: dict[str, Any] = {}
+    for name, way in (("lm-eval", AsLmEval), ("drafts", DraftingLM)):
+        generation.DraftingLM = way  # type: ignore[misc, assignment] - where the loader of models takes it from
         with tempfile.TemporaryDirectory() as home:
             os.environ["MODEL_MERGING_HOME"] = home
             model = local.local_models({"model": given.model}, "auto", 16, None)["model"].model
             model._model()
             start = time.process_time()
-            replies[name] = tasks.run(suite, model).replies
+            found = tasks.run(suite, model)
             seconds[name] = round(time.process_time() - start, 1)
+            replies[name] = found.replies
+            scores[name] = {key: [round(value, 3) for value in metric.values] for key, metric in found.metrics.items()}
     same = sum(one == other for one, other in zip(*replies.values(), strict=True))
-    print(json.dumps({"cpu_seconds": seconds, "replies": given.limit, "identical": same, "load": os.getloadavg()[0]}))
+    alike = {
+        key: sum(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(values, scores["drafts"][key], strict=True))
+        for key, values in scores["lm-eval"].items()
+    }
+    told = {"cpu_seconds": seconds, "prompts": given.limit, "identical replies": same, "equal scores": alike}
+    print(json.dumps({**told, "load": os.getloadavg()[0]}))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ usage: run.py [--only WORD...] [--rows FILE]
 
 For each class and stored form: the linter's verdict, the streaming engine's merge, every output tensor beside float64 task
 arithmetic on the stored tensors (read by the safetensors package), and what transformers reports when it loads the output beside
-what it reports for the base. Nothing of this shares code with the engine. The float32 form is merged by mergekit too, and its
-output is held against the same sums. `--rows` keeps the results as JSON lines, and a second run with the same file goes on where
-the first one ended.
+what it reports for the base. Nothing of this shares code with the engine. The float32 form is merged by mergekit too, and what
+transformers loads of its output is held against the same sums. `--rows` keeps the results as JSON lines, and a second run with
+the same file goes on where the first one ended.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def one_class(kind: str, name: str) -> list[dict[str, Any]]:
                 result, says = "broke", f"{type(error).__name__}: {error}"
             rows.append({"type": kind, "class": name, "form": form, "result": result, "says": says.replace(place, "")})
             if form == "float32" and (Path(place) / "two").exists():
-                result, says = by_mergekit(Path(place))
+                result, says = by_mergekit(type(model), Path(place))
                 rows.append({"type": kind, "class": name, "form": MERGEKIT, "result": result, "says": says.replace(place, "")})
     del model
     gc.collect()
@@ -131,15 +131,15 @@ def one_merge(model: Any, place: Path, dtype: torch.dtype, shard: str) -> tuple[
     except MergingError as error:
         late = "" if errors else " (validate found nothing)"
         return ("refused" if errors else "misled"), error.message + late
-    if unlike := difference(place, "out", word):
+    if unlike := difference(place, word):
         return "wrong", unlike
     if errors:
         return "misled", f"validate refuses what merges right: {errors[0]}"
     return load(cls, place)
 
 
-def by_mergekit(place: Path) -> tuple[str, str]:
-    """(right | drops | wrong | fails, what was said): mergekit's output of the same recipe, beside the same sums."""
+def by_mergekit(cls: Any, place: Path) -> tuple[str, str]:
+    """(right | drops | wrong | fails, what was said): mergekit's output of the same recipe, as it is loaded."""
     try:
         with deadline(SECONDS):
             config = MergeConfiguration.model_validate(yaml.safe_load(recipe_of(place, "float32")))
@@ -148,10 +148,27 @@ def by_mergekit(place: Path) -> tuple[str, str]:
         return "fails", f"took more than {SECONDS} s"
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is mergekit's answer
         return "fails", f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-    if lost := sorted(set(tensors(place / "base")) - set(tensors(place / "theirs"))):
-        return "drops", f"{len(lost)} of {len(tensors(place / 'base'))} tensors are missing, such as {lost[0]}"
-    unlike = difference(place, "theirs", "float32")
-    return ("wrong", unlike) if unlike else ("right", "")
+    return loaded_sum(cls, place)
+
+
+def loaded_sum(cls: Any, place: Path) -> tuple[str, str]:
+    """mergekit may store other names than transformers does, so its output is judged as transformers loads it."""
+    try:
+        (base, known), (one, _), (two, _), (out, report) = (
+            cls.from_pretrained(place / name, output_loading_info=True) for name in ("base", "one", "two", "theirs")
+        )
+    except Exception as error:  # noqa: BLE001
+        return "wrong", f"it does not load: {type(error).__name__}: {str(error)[:100]}"
+    if lost := sorted(map(str, set(report["missing_keys"]) - set(known["missing_keys"]))):
+        return "drops", f"{len(lost)} of {len(base.state_dict())} tensors are missing, such as {lost[0]}"
+    ones, twos, outs = one.state_dict(), two.state_dict(), out.state_dict()
+    for key, value in base.state_dict().items():
+        if value.is_floating_point():
+            b, first, second = (part[key].double() for part in ({key: value}, ones, twos))
+            wanted = b + WEIGHTS[0] * (first - b) + WEIGHTS[1] * (second - b)
+            if ((outs[key].double() - wanted).abs() > wanted.abs() * ULP["float32"] + 1e-6).any():
+                return "wrong", f"{key} is not the sum of its deltas"
+    return "right", ""
 
 
 def recipe_of(place: Path, dtype: str) -> str:
@@ -162,9 +179,9 @@ def recipe_of(place: Path, dtype: str) -> str:
     return f"merge_method: task_arithmetic\nbase_model: {place / 'base'}\nmodels:\n{models}dtype: {dtype}\n"
 
 
-def difference(place: Path, output: str, dtype: str) -> str:
+def difference(place: Path, dtype: str) -> str:
     """How the output differs from float64 task arithmetic on the stored tensors; empty when it does not."""
-    base, one, two, out = (tensors(place / name) for name in ("base", "one", "two", output))
+    base, one, two, out = (tensors(place / name) for name in ("base", "one", "two", "out"))
     if lost := sorted(set(base) ^ set(out)):
         return f"{len(lost)} names differ from the base's, such as {lost[0]}"
     for key, found in out.items():

@@ -171,15 +171,17 @@ def test_prompts_of_ones_own_are_measured_by_every_kind_of_match(place: Path, tm
     assert found.notes == ["own.jsonl was measured whole"]
 
 
-def test_replies_with_a_shared_prefix_and_drafts_are_those_of_transformers(place: Path) -> None:
-    """Whatever the draft says, and however the batches are cut: the oracle is `generate`, one prompt at a time."""
+def test_replies_and_likelihoods_after_a_shared_prefix_are_those_of_transformers_and_lm_eval(place: Path) -> None:
+    """Whatever the draft says, and however the batches are cut: the oracles are `generate`, one prompt at a time, and lm-eval."""
     ended = subprocess.run(
         [sys.executable, str(HERE / "drafting_check.py"), str(place / "base")],
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
-    assert {name: one["same"] for name, one in found.items()} == dict.fromkeys(found, True)
+    told = json.loads(ended.stdout.splitlines()[-1])
+    found, scored = told["replies"], told["likelihoods"]
+    assert {name: one["same"] for name, one in {**found, **scored}.items()} == dict.fromkeys({**found, **scored}, True)
+    assert scored["shared"]["tokens"] < 0.7 * scored["shared"]["of"]
     shares = {name: one["accepted"] / one["drafted"] for name, one in found.items() if one.get("drafted")}
     assert all((share > 0.5) == name.startswith("right") for name, share in shares.items() if name[:5] in ("right", "wrong"))
 

@@ -1,9 +1,10 @@
-"""Greedy replies for a fraction of the work, the same replies.
+"""Greedy replies and likelihoods for a fraction of the work, the same answers.
 
 The text that all prompts of a suite share (system prompt, examples) is computed once and its keys and values are repeated over
 the batch. A reply that is already known, of another model or the expected one, is a draft: one forward pass tells how far greedy
 decoding would have written it, that part is kept, and generation goes on from the first difference. So every token is the arg max
 given those before it, as without drafts; only last digits, and with them ties, move as they do with the size of a batch.
+Likelihoods too begin after the shared text, and the vocabulary is scored where a continuation stands and nowhere else.
 
 Models whose cache is not plain keys and values (state space, sliding windows) and settings that change the choice of a token
 (sampling, penalties) take lm-eval's own way.
@@ -12,6 +13,7 @@ Models whose cache is not plain keys and values (state space, sliding windows) a
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -19,6 +21,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from mcp_server.errors import BadInput
+from mcp_server.workers.evaluating.responses import scoring_batch
 
 SHORTEST_PREFIX: Final = 8
 """Tokens that prompts must share before computing them apart pays."""
@@ -30,6 +35,7 @@ PLAIN: Final = (
     "forced_eos_token_id", "min_new_tokens", "encoder_repetition_penalty", "sequence_bias",
 )  # fmt: skip
 """Settings of a model's generation_config that change which token is chosen."""
+NEEDED: Final = frozenset({"attention_mask", "position_ids", "past_key_values", "logits_to_keep"})
 Drafts = Callable[[Any], str | None]
 
 
@@ -64,20 +70,76 @@ class DraftingLM(HFLM):
         own = self.model.generation_config
         if any(getattr(own, name, None) not in (None, 1.0, 0, []) for name in PLAIN) or (own.num_beams or 1) > 1:
             return False
+        return self._can_repeat_cache()
+
+    def _can_repeat_cache(self) -> bool:
+        """The model's cache is plain keys and values, and its forward pass takes what goes on from one."""
+        if not inspect.signature(self.model.forward).parameters.keys() >= NEEDED:
+            return False
         cache = DynamicCache(config=self.model.config)
         return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """(Σ log p of the continuation, whether it is the greedy one) for each (request, context, continuation) in tokens."""
+        if self.backend != "causal" or not self._can_repeat_cache():
+            return list(super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs))
+        rows = [(context + scored)[-(self.max_length + 1) :][:-1] for _, context, scored in requests]
+        wanted = [scored for _, _, scored in requests]
+        if (longest := max(map(len, wanted))) > self.max_length:
+            raise BadInput(
+                f"an answer to be scored has {longest} tokens, the window is {self.max_length}",
+                "shorten the answers of the suite",
+            )
+        shared = min(_shared(rows), *(len(row) - len(part) for row, part in zip(rows, wanted, strict=True)))
+        prefix, cache = self._prefix(rows[0], shared)
+        order = sorted(range(len(rows)), key=lambda number: (-len(wanted[number]), -len(rows[number])))
+        answers: dict[int, tuple[float, bool]] = {}
+        while len(answers) < len(order):
+            keep = len(wanted[order[len(answers)]])
+            start, most = len(answers), scoring_batch(keep, self.vocab_size)
+            batch = order[start : start + most]
+            ids, mask, positions = self._padded([rows[number][len(prefix) :] for number in batch], len(prefix))
+            logits = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=_repeated(cache, len(batch)),
+                use_cache=cache is not None, logits_to_keep=keep,
+            ).logits  # fmt: skip
+            scores = torch.nn.functional.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
+            for place, number in enumerate(batch):
+                target = torch.tensor(wanted[number], device=self.device)
+                own = scores[place, keep - len(target) :]
+                sure = float(own.gather(1, target[:, None]).sum())
+                answers[number] = sure, bool((own.argmax(-1) == target).all())
+                if requests[number][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], answers[number])
+        return [answers[number] for number in range(len(rows))]
+
+    def _prefix(self, row: list[int], shared: int) -> tuple[list[int], Any]:
+        """The tokens that all rows begin with and their keys and values; nothing where computing them apart does not pay."""
+        if shared < SHORTEST_PREFIX:
+            return [], None
+        ids = torch.tensor([row[:shared]], device=self.device)
+        return row[:shared], self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    def _padded(self, rows: list[list[int]], before: int) -> tuple[Any, Any, Any]:
+        """(ids, mask, positions) of rows that go on after `before` tokens, padded on the left: they all end at the end."""
+        width, device = max(map(len, rows)), self.device
+        pads = [width - len(row) for row in rows]
+        ids = torch.tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)], device=device)
+        mask = torch.tensor([[1] * before + [0] * pad + [1] * (width - pad) for pad in pads], device=device)
+        return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)[:, before:]
 
     @torch.inference_mode()
     def _greedy(self, requests: Sequence[Any], settings: dict[str, Any]) -> list[str]:
         room = int(settings["max_gen_toks"])
         stops = handle_stop_sequences(settings.get("until"), eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False))
         prompts = [self._tokens(request.args[0], self.max_length - room) for request in requests]
-        shared = _shared(prompts)
-        prefix, cache = [], None
-        if shared >= SHORTEST_PREFIX:
-            prefix = prompts[0][:shared]
-            ids = torch.tensor([prefix], device=self.device)
-            cache = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        prefix, cache = self._prefix(prompts[0], _shared(prompts))
         drafting = True
         order = sorted(range(len(requests)), key=lambda number: -len(prompts[number]))
         texts: dict[int, str] = {}
@@ -120,6 +182,14 @@ def _shared(prompts: list[list[int]]) -> int:
     return min(same, min(map(len, prompts)) - 1)
 
 
+def _repeated(cache: Any, times: int) -> Any:
+    """A copy of the prefix's keys and values for each row of a batch; None stays None."""
+    own = copy.deepcopy(cache)
+    if own is not None and times > 1:
+        own.batch_repeat_interleave(times)
+    return own
+
+
 class _Batch:
     """One batch of prompts, from its first forward pass (which also checks the drafts) to its last token."""
 
@@ -137,9 +207,7 @@ class _Batch:
         self.ends = lm.ends()
         self.replies: list[list[int]] = [[] for _ in rest]
         self.active = list(range(len(rest)))
-        self.cache = copy.deepcopy(cache) if cache is not None else DynamicCache(config=lm.model.config)
-        if cache is not None and len(rest) > 1:
-            self.cache.batch_repeat_interleave(len(rest))
+        self.cache = _repeated(cache, len(rest)) or DynamicCache(config=lm.model.config)
 
     def run(self) -> list[list[int]]:
         self._first_pass()
@@ -148,13 +216,9 @@ class _Batch:
         return self.replies
 
     def _first_pass(self) -> None:
-        """Prompts with their drafts, padded on the left so that what is scored stands at the end."""
+        """Prompts with their drafts."""
         rows = [rest + draft for rest, draft in zip(self.rest, self.drafts, strict=True)]
-        width, device = max(map(len, rows)), self.lm.device
-        pads = [width - len(row) for row in rows]
-        ids = torch.tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)], device=device)
-        mask = torch.tensor([[1] * len(self.prefix) + [0] * pad + [1] * (width - pad) for pad in pads], device=device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, len(self.prefix) :]
+        ids, mask, positions = self.lm._padded(rows, len(self.prefix))
         keep = max(map(len, self.drafts)) + 1
         best = self._best(ids, mask, positions, keep)
         self.mask, self.next = mask, []

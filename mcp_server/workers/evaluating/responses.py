@@ -202,8 +202,11 @@ class RememberingLM(LM):
         return self._inner
 
     def _scoring_batch(self, requests: list[Any]) -> int:
-        """As many prompts as `LOGITS_BYTES` holds scores for, judged by the longest."""
+        """As many prompts as there is room for, judged by the longest; a token is two characters at least."""
         longest = max((sum(len(part) for part in request.args if isinstance(part, str)) for request in requests), default=1)
-        window = min(longest // 2 + 1, 1024)
-        per_prompt = window * max(len(self.tokenizer), 1) * 4 * 3
-        return max(1, min(32, LOGITS_BYTES // per_prompt))
+        return scoring_batch(min(longest // 2 + 1, 1024), len(self.tokenizer))
+
+
+def scoring_batch(tokens: int, vocabulary: int) -> int:
+    """As many prompts as `LOGITS_BYTES` holds the scores of, of so many scored tokens each."""
+    return max(1, min(32, LOGITS_BYTES // (tokens * max(vocabulary, 1) * 4 * 3)))
