@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +22,8 @@ from mcp_server.formats.safetensors import read_header
 from mcp_server.formats.tensor_names import is_head
 from mcp_server.formats.tensors import StoredTensor, read_json, stored_tensors
 from mcp_server.recompute.products import hadamard, kronecker
-from mcp_server.recompute.reading import read_rows, rows_of
+from mcp_server.recompute.reading import read_rows, rows_of, same_values
+from mcp_server.recompute.spelling import nearest, plain
 from mcp_server.recompute.stacks import Place, places, update
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ _NOT_ADDED: Final = (
     "use_qalora", "layer_replication", "alora_invocation_tokens", "use_bdlora", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config", "tdora_config",
 )  # fmt: skip
+_TOKENS: Final = "trainable_tokens_delta"
 TIED_HEAD: Final = "lm_head.weight"
 """How a head is called here that a model does not store, as it is its embedding."""
-_WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_layer"})
 
 
 @dataclass
@@ -112,7 +112,21 @@ def read_adapter(folder: Path, base: dict[str, StoredTensor], model_type: str) -
         else:
             adapter.unknown[key] = "no tensor of the base has that name"
     _add_stacks(adapter, nested, base)
+    _add_copies(adapter, stored_tensors(file, header))
     return adapter
+
+
+def _add_copies(adapter: Adapter, stored: dict[str, StoredTensor]) -> None:
+    """Trained tokens are stored for every module that shares an embedding, which the base may hold once."""
+    known = [parts for parts in adapter.parts.values() if _TOKENS in parts.stored]
+    for key in [key for key in adapter.unknown if key.endswith(f".{_TOKENS}")]:
+        for parts in known:
+            one = parts.stored[_TOKENS]
+            if stored[key].shape == one.shape and same_values(stored[key], one, full=True):
+                module = plain(key).removesuffix(f".{_TOKENS}").removesuffix(".token_adapter")
+                adapter.parts[f"{module}.weight"] = Parts(parts.module, {_TOKENS: stored[key]})
+                del adapter.unknown[key]
+                break
 
 
 def _add_stacks(adapter: Adapter, nested: dict[tuple[str, int], Parts], base: dict[str, StoredTensor]) -> None:
@@ -133,12 +147,6 @@ def _add_stacks(adapter: Adapter, nested: dict[tuple[str, int], Parts], base: di
             adapter.unknown[f"{module}.lora_A"] = "it is not known which parameter of the base it changes"
 
 
-def plain(key: str) -> str:
-    """A stored key without what PEFT and training wrappers put around the model's own names."""
-    name = key.removeprefix("base_model.model.").removeprefix("base_model.")
-    return ".".join(word for word in name.split(".") if word not in _WRAPPERS)
-
-
 def _saved(name: str) -> str:
     return re.sub(r"\.modules_to_save(\.(?!weight$|bias$)[^.]+)?(?=\.)", "", name)
 
@@ -154,33 +162,6 @@ def _target(module: str, base: dict[str, StoredTensor]) -> str | None:
     found = nearest(f"{module}.weight", base) or nearest(module, base)
     found = found or nearest(f"{module}.weight".replace(".mlp.", ".block_sparse_moe."), base)  # Mixtral, in memory
     return TIED_HEAD if found is None and is_head(f"{module}.weight") and TIED_HEAD in base else found
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one name that says the same: itself, or the only one that shares the longest ending and most words before it."""
-    if name in names:
-        return name
-    words = name.split(".")
-    rated: dict[tuple[int, int], list[str]] = {}
-    for other in names:
-        theirs = other.split(".")
-        if theirs[-1] != words[-1]:
-            continue
-        tail = _common(words, theirs)
-        if tail >= min(len(words), len(theirs), 3):
-            before = len(set(words[:-tail]) & set(theirs[:-tail])) - len(set(words[:-tail]) ^ set(theirs[:-tail]))
-            rated.setdefault((tail, before), []).append(other)
-    best = rated[max(rated)] if rated else []
-    return best[0] if len(best) == 1 else None
-
-
-def _common(one: list[str], other: list[str]) -> int:
-    count = 0
-    for a, b in zip(reversed(one), reversed(other), strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 def adapted_rows(
@@ -242,9 +223,9 @@ def _update(
     if parts.place is not None:
         return _stack(adapter, parts, parts.place, shape, rows, span)
     names = {name for name in held if not name.endswith(".bias")}
-    if "trainable_tokens_delta" in names:
+    if _TOKENS in names:
         rows = _tokens(adapter, parts, rows, span)
-        names.discard("trainable_tokens_delta")
+        names.discard(_TOKENS)
         if not names:
             return rows, np.abs(rows)
     if names == {"ia3_l"}:
@@ -344,7 +325,7 @@ def _tokens(adapter: Adapter, parts: Parts, rows: Array, span: tuple[int, int]) 
     listed = listed if listed is not None else adapter.config.get("token_indices")
     if isinstance(listed, dict):
         listed = next((v for k, v in listed.items() if parts.module == k or parts.module.endswith(f".{k}")), None)
-    values = _whole(parts.stored["trainable_tokens_delta"])
+    values = _whole(parts.stored[_TOKENS])
     if not isinstance(listed, list) or len(listed) != len(values):
         raise CannotCompute("its config does not say which tokens were trained")
     changed = rows.copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.formats.tensors import StoredTensor
@@ -180,6 +180,7 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
     for span in fp8.spans(full=full) if fp8 else spans(made.shape, full=full):
         block = compute(span)
         if merge.is_adapter:
+            block = _over_base(merge, made, block, span)
             values, slack = _adapter_rows(merge, made, block, span)
             squares[0] += float(((values - block.expected) ** 2).sum())
             squares[1] += float(((block.expected - block.base) ** 2).sum()) if block.base is not None else 0.0
@@ -222,6 +223,15 @@ def _share_of_base(made: Made) -> float:
     """How much of the base itself a sum of deltas leaves in the result."""
     weights = 1.0 if made.shared["normalize"] else sum(operand.settings["weight"] for operand in made.operands)
     return float(abs(1 - made.shared["lambda"] * weights))
+
+
+def _over_base(merge: Merge, made: Made, block: Block, span: tuple[int, int]) -> Block:
+    """The block as a change of the model that the adapters are put on, where the method knows no base (linear)."""
+    value = merge.base.value(made.name, made.shape) if merge.base is not None and block.base is None else None
+    if value is None:
+        return block
+    base, _ = value.rows(span)
+    return replace(block, base=base, deltas=[values - base for values in block.deltas])
 
 
 def _adapter_rows(merge: Merge, made: Made, block: Block, span: tuple[int, int]) -> tuple[Any, Any]:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.tensors import StoredTensor
-from mcp_server.recompute.adapters import TIED_HEAD, Adapter, nearest, plain, read_adapter
+from mcp_server.recompute.adapters import TIED_HEAD, Adapter, read_adapter
 from mcp_server.recompute.reading import is_float
+from mcp_server.recompute.spelling import nearest, plain
 from mcp_server.recompute.values import Value
 
 _EMBEDDINGS = (

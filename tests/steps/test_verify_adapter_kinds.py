@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcp_server.engine.adapter_space import merge_adapters
+from mcp_server.engine.request import Request
 from mcp_server.steps.verify import verify
-from tests.engine.synthetic import Tensors, load, random_tensors, run, save, write_adapter, write_model
+from tests.engine.synthetic import Tensors, load, low_rank, random_tensors, run, save, write_adapter, write_model
 
 EXPERTS, HIDDEN, WIDE, RANK, SCALE = 3, 12, 10, 2, 2.0
 MODULE = "model.layers.0.mlp.experts"
@@ -103,3 +105,68 @@ def test_an_update_of_a_tied_embedding_is_verified_in_either_reading(tmp_path: P
     (check,) = [check for check in verify(out, full=True).checks if check.name == "recomputed"]
     assert "model.embed_tokens.weight" in check.detail
     assert check.passed is False
+
+
+def recomputed(out: Path, base: Path, adapter: Path) -> tuple[bool | None, str]:
+    found = verify(out, full=True, base=str(base), sources=[str(adapter)])
+    return next((check.passed, check.detail) for check in found.checks if check.name == "recomputed")
+
+
+ROWS = np.random.default_rng(7).standard_normal((20, HIDDEN))
+EMBEDDINGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "LLaVA": ("language_model.model.embed_tokens", ("model.language_model.embed_tokens",)),
+    "Qwen2-VL": ("model.embed_tokens", ("model.language_model.embed_tokens",)),
+    "T5": ("shared", ("decoder.embed_tokens", "encoder.embed_tokens", "lm_head", "shared")),
+}
+"""Name on disk, and the modules for which PEFT stores trained tokens."""
+
+
+@pytest.mark.parametrize("shape", EMBEDDINGS)
+@pytest.mark.parametrize("kind", ["tokens", "LoRA"])
+def test_embeddings_that_are_named_otherwise_in_memory(tmp_path: Path, shape: str, kind: str) -> None:
+    stored, modules = EMBEDDINGS[shape]
+    tensors = {f"{stored}.weight": ROWS, "model.layers.0.self_attn.q_proj.weight": np.eye(HIDDEN)}
+    base = write_model(tmp_path / "base", tensors, "float32", config={"model_type": shape.lower(), "tie_word_embeddings": True})
+    merged, numbers = ROWS.copy(), np.random.default_rng(8)
+    if kind == "tokens":
+        listed = [3, 5, 9]
+        delta = numbers.standard_normal((3, HIDDEN))
+        factors = {f"{module}.trainable_tokens_delta": delta for module in modules}
+        write_adapter(
+            tmp_path / "adapter", factors, peft_type="TRAINABLE_TOKENS", target_modules=[modules[-1]], token_indices=listed
+        )
+        merged[listed] = delta
+    else:
+        a, b = numbers.standard_normal((2, 20)), numbers.standard_normal((HIDDEN, 2))
+        factors = {f"{modules[-1]}.lora_embedding_{letter}": part for letter, part in (("A", a), ("B", b))}
+        factors[f"{modules[-1]}.base_layer.weight"] = ROWS
+        write_adapter(tmp_path / "adapter", factors, target_modules=[modules[-1]])
+        merged += 2 * (b @ a).T
+    out = write_model(tmp_path / "out", tensors | {f"{stored}.weight": merged}, "float32", config={"model_type": shape.lower()})
+    assert recomputed(out, base, tmp_path / "adapter")[0] is True
+    merged[5] = ROWS[5]
+    save(out / "model.safetensors", tensors | {f"{stored}.weight": merged}, "float32")
+    passed, detail = recomputed(out, base, tmp_path / "adapter")
+    assert passed is False
+    assert f"{stored}.weight" in detail
+
+
+def test_one_adapter_of_several_without_a_base_in_the_recipe(tmp_path: Path) -> None:
+    base = random_tensors(0)
+    write_model(tmp_path / "base", base, "float32")
+    shapes = {"model.layers.0.self_attn.q_proj": (HIDDEN, HIDDEN), "model.layers.1.mlp.up_proj": (16, HIDDEN)}
+    for n in (1, 2):
+        write_adapter(tmp_path / f"lora{n}", low_rank(n, shapes, 2))
+    models = [{"model": f"{tmp_path}/base+{tmp_path}/lora{n}", "parameters": {"weight": w}} for n, w in ((1, 0.6), (2, 0.4))]
+    recipe = json.dumps({"merge_method": "linear", "models": models, "dtype": "float32"})
+    out = tmp_path / "out"
+    merge_adapters(Request(recipe, out, tmp_path / "journal", threads=1), lambda *_: None)
+    found = verify(out, full=True)
+    assert next(check.passed for check in found.checks if check.name == "recomputed") is True, found
+    factors = load(out)
+    odd = next(name for name in factors if "up_proj.lora_B" in name)
+    save(out / "adapter_model.safetensors", factors | {odd: -factors[odd]}, "float32")
+    found = verify(out, full=True, recipe=recipe)
+    check = next(check for check in found.checks if check.name == "recomputed")
+    assert check.passed is False
+    assert "up_proj" in check.detail
