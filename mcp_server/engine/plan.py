@@ -22,7 +22,7 @@ from mcp_server.engine.vocabulary import Vocabulary, align
 from mcp_server.errors import Incompatible, Malformed, Unsupported, did_you_mean
 from mcp_server.formats import tensor_names
 from mcp_server.formats.checkpoint import require_float
-from mcp_server.formats.quantised.scaled import Scaled
+from mcp_server.formats.quantised.scaled import Float8, Scaled
 from mcp_server.formats.recipe import KEEPS_TIES, Group, ModelRef, Recipe
 from mcp_server.formats.recipe import Source as Listed
 from mcp_server.formats.tensors import DTYPES, FLOATS
@@ -325,6 +325,13 @@ class _Planner:
         """What the plan does that the recipe does not say, and what the recipe says that nothing reads."""
         for source in self.sources.values():
             yield from source.adapter.notes if source.adapter else ()
+            plain = [name for name, tensor in source.checkpoint.tensors.items() if isinstance(tensor.packed, Float8)]
+            if plain:
+                more = f" and {len(plain) - 1} more" if plain[1:] else ""
+                yield (
+                    f"{source.ref} stores {plain[0]}{more} as FP8 without a scale, and its config speaks of none: they are plain "
+                    "numbers, as transformers loads them"
+                )
         yield from matching.kept_warnings(self.donor.ref, [tensor.name for tensor in tensors if tensor.how == "kept"])
         wide = {
             entry.source for tensor in tensors if tensor.how == "merged" for entry in tensor.inputs if entry.stored.dtype == "F64"

@@ -15,7 +15,7 @@ from mcp_server.formats.quantised.bitsandbytes import Codebook, RowScaledInt8
 from mcp_server.formats.quantised.fp4 import Float4, TurnedFloat4
 from mcp_server.formats.quantised.ggml import Ggml
 from mcp_server.formats.quantised.integers import PackedColumns, PackedGemv, PackedRows
-from mcp_server.formats.quantised.scaled import Scaled
+from mcp_server.formats.quantised.scaled import Float8, Scaled
 
 Array = Any
 """A numpy array. (numpy's own types say Any of half the operations here.)"""
@@ -40,6 +40,8 @@ def _values(packing: Packing, row: Array, column: Array) -> Array:
         return codes * _stored(packing.scale)[row] / 127
     if isinstance(packing, Scaled):
         return _scaled(packing, row, column)
+    if isinstance(packing, Float8):
+        return _float8(_stored(packing.codes, "U8").reshape(-1, packing.columns)[row, column], packing.codes.dtype)
     if isinstance(packing, Float4):
         return _float4(packing, row, column)
     if isinstance(packing, TurnedFloat4):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mcp_server.engine.adapter_space import merge_adapters
 from mcp_server.engine.request import Request
-from mcp_server.errors import Unsupported
+from mcp_server.errors import Malformed, Unsupported
 from mcp_server.steps.verify import verify
 from tests.engine.synthetic import load, run
 
@@ -144,3 +144,46 @@ def test_an_expert_adapter_on_mxfp4_is_what_peft_merges(tmp_path: Path, gpt_oss:
     assert found.verdict == "verified", found
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert torch.equal(again.state_dict()[changed[0]], torch.from_numpy(merged[changed[0]]).float())
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_that_nothing_calls_quantised_is_plain_numbers(tmp_path: Path, kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    names = ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight")
+    for name in ("base", "tuned"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG)).to(torch.bfloat16)
+        model.save_pretrained(tmp_path / name)
+        stored = load_file(tmp_path / name / "model.safetensors")
+        stored |= {key: stored[key].to(kind) for key in names}
+        save_file(stored, tmp_path / name / "model.safetensors", {"format": "pt"})
+    text = recipe(tmp_path / "base", tmp_path / "tuned")
+    said = run(text, tmp_path / "out")["warnings"]
+    assert any(f"{names[0]} and 2 more as FP8 without a scale" in line for line in said)
+    loaded = [
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).state_dict()
+        for name in ("base", "tuned")
+    ]
+    merged = load(tmp_path / "out")
+    for key, values in loaded[0].items():
+        assert torch.allclose(torch.from_numpy(merged[key]).float(), (values + loaded[1][key]) / 2, atol=1e-7), key
+    found = verify(tmp_path / "out", recipe=text, full=True)
+    assert found.verdict == "verified", found
+
+
+@pytest.mark.parametrize("beside", ["config", "scale"])
+def test_a_scale_that_is_promised_has_to_be_there(tmp_path: Path, beside: str) -> None:
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    word, other = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
+    stored |= {key: stored[key].to(torch.float8_e4m3fn) for key in (word, other)}
+    if beside == "scale":
+        stored[f"{other}_scale"] = torch.ones(1)
+    else:
+        config = json.loads((tmp_path / "base" / "config.json").read_text("utf-8"))
+        config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        (tmp_path / "base" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(stored, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Malformed, match="what its codes mean is not known"):
+        run(recipe(tmp_path / "base", tmp_path / "base"), tmp_path / "out")

@@ -23,7 +23,7 @@ from mcp_server.formats.quantised.fp4 import UNITS_HELD, Float4, TurnedFloat4
 from mcp_server.formats.quantised.ggml import Ggml
 from mcp_server.formats.quantised.integers import PackedColumns, PackedGemv, PackedRows
 from mcp_server.formats.quantised.part import Packing, Part
-from mcp_server.formats.quantised.scaled import Scaled
+from mcp_server.formats.quantised.scaled import Float8, Scaled
 
 Array = np.ndarray[Any, Any]
 Read = Callable[[Part, int, int], Array]
@@ -131,6 +131,16 @@ class _Scaled:
         block, first = _rows(self.packing, start, out)
         codes = read(self.packing.codes, start, out.size).reshape(block.shape)
         kernels.by_byte(codes, self.table, self.scale, self.per_matrix, first, *self.packing.block, block)
+
+
+class _Float8:
+    """Every code is its own number."""
+
+    def __init__(self, packing: Float8, _read: Read) -> None:
+        self.codes, self.table = packing.codes, float8_table(packing.codes.dtype)
+
+    def fill(self, read: Read, start: int, out: Array) -> None:
+        out[:] = self.table[read(self.codes, start, out.size)]
 
 
 class _ScaledIntegers:
@@ -316,6 +326,7 @@ _OPENERS: Final[dict[type[Packing], Callable[[Any, Read], Weight]]] = {
     Codebook: _Codebook,
     RowScaledInt8: _RowScaled,
     Scaled: _open_scaled,
+    Float8: _Float8,
     Float4: _Float4,
     TurnedFloat4: _TurnedFloat4,
     PackedRows: _PackedRows,

@@ -52,14 +52,35 @@ class Scaled(Packing):
         return 3 * 4 * self.scale.elements + 2048
 
 
+@dataclass(frozen=True, slots=True)
+class Float8(Packing):
+    """FP8 numbers as they are, without a scale: of models that no quantisation speaks of, where transformers loads them so."""
+
+    codes: Part
+
+    scheme: ClassVar[str] = "plain FP8"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.codes,)
+
+    @property
+    def held_bytes(self) -> int:
+        return 1024
+
+
 def find(stored: Stored) -> Found:
     found: Found = {}
+    plain = not stored.settings and not any(name.endswith(_SUFFIXES) for name in stored.parts)
     for name, codes in stored.parts.items():
         scale = next((stored.parts[name + suffix] for suffix in _SUFFIXES if name + suffix in stored.parts), None)
         if codes.dtype not in FLOAT8 and not (codes.dtype == "I8" and scale is not None and not _is_packed_fp4(codes, scale)):
             continue
         if name.endswith((*_SUFFIXES, "_qdata")):
             continue  # an FP8 scale of 4-bit codes, or torchao's
+        if scale is None and plain:
+            found[name] = Float8(codes.shape, stored.dtype, codes), (name,)
+            continue
         if scale is None:
             raise Malformed(
                 f"{stored.where}: {codes} has no {name}_scale or {name}_scale_inv beside it: what its codes mean is not known",
