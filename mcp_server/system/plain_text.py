@@ -6,14 +6,18 @@ be cleared, retitled, its clipboard written), and Markdown takes pipes, brackets
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
-_CONTROLS: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+_UNSEEN: Final = (
+    "\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e01ef"
 )
-"""Control characters but line break and tab, marks that turn the direction of writing, and halves of characters."""
-_JSON_CONTROLS: Final = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls beyond ASCII, marks that turn the direction of writing, halves of characters, and what takes no room: a reader that is
+a language model sees such text where a person sees none. (Joiners stay: emoji and some scripts are written with them.)"""
+_CONTROLS: Final = re.compile(f"[\x00-\x08\x0b-\x1f{_UNSEEN}]")
+_JSON_CONTROLS: Final = re.compile(f"[{_UNSEEN}]")
+_START: Final = re.compile(r"^(\s*)(#{1,6}|[-+]|\d{1,9}(?=[.)]))([.)]?)(?=\s|$)")
 _MARKUP: Final = re.compile(r"[\\`\[\]|*_~]")
 _WORD: Final = re.compile(r"(?<=\w)\\_(?=\w)")
 
@@ -30,13 +34,14 @@ def one_line(text: str) -> str:
 
 def json_printable(text: str) -> str:
     """JSON text with those control characters escaped that JSON itself lets stand raw; the value stays the same."""
-    return _JSON_CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return _JSON_CONTROLS.sub(lambda found: json.dumps(found.group())[1:-1], text)
 
 
 def markdown_inline(text: str) -> str:
     """Text inside a line or table cell of Markdown: neither structure nor tags. An underscore inside a word means nothing."""
     marked = _MARKUP.sub(lambda found: f"\\{found.group()}", one_line(text))
-    return _WORD.sub("_", marked).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = _WORD.sub("_", marked).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _START.sub(lambda found: f"{found[1]}{found[2]}\\{found[3]}" if found[3] else f"{found[1]}\\{found[2]}", plain)
 
 
 def markdown_code(text: str, language: str = "") -> str:
@@ -48,4 +53,4 @@ def markdown_code(text: str, language: str = "") -> str:
 
 def _escape(found: re.Match[str]) -> str:
     code = ord(found.group())
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"

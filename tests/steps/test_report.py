@@ -255,6 +255,14 @@ def test_broken_evidence_is_named_and_nothing_is_written(tmp_path: Path) -> None
     assert not (out / "report.html").exists()
 
 
+def test_text_that_turns_or_hides_itself_is_shown_in_the_page(tmp_path: Path) -> None:
+    out = put(tmp_path / "m", evaluation=evaluation(why=["passed\u202edelif\U000e0061\x1b[2J"]).model_dump_json())
+    write_report(out)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "passed\\u202edelif\\U000e0061\\x1b[2J" in page
+    assert not set(page) & {"\u202e", "\U000e0061", "\x1b"}
+
+
 def test_layers_that_no_source_changed_are_left_out_of_the_heat_map(tmp_path: Path) -> None:
     page = render_page(gather(put(tmp_path / "m", comparison=compared("a", "b", "c"))))
     assert "embed_tokens" not in page

@@ -19,6 +19,7 @@ from mcp_server.steps.report import charts
 from mcp_server.steps.report.gather import HOW, Evidence, gather
 from mcp_server.steps.report.markdown import model_card_section
 from mcp_server.system.outputs import require_file, write_own
+from mcp_server.system.plain_text import printable
 
 HERE = Path(__file__).parent
 _REPORT_MARK = '<meta name="generator" content="model-merging report">'
@@ -101,7 +102,12 @@ def render_page(evidence: Evidence) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters |= {"figure": figure, "percent": percent, "size": size, "short": short, "ticks": ticks}
     evaluation = evidence.evaluation
@@ -231,6 +237,11 @@ def _heat(evidence: Evidence) -> dict[str, Any] | None:
         "rows": rows,
         "more": len(changed) - len(rows),
     }
+
+
+def _shown(value: object) -> object:
+    """Text out of files without controls and marks that turn the direction of writing; the page's own pieces as they are."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _shade(value: float | None, low: float, high: float) -> int | None:
