@@ -82,6 +82,7 @@ def compare(
     parameters = {"base": anchor_whole(base), "refs": [anchor_whole(ref) for ref in refs], "sample": sample}
     if output is not None:
         waits("--output")
+        for_person(load()).check_write(output)
         require_file(output, *COMPARISON)
     result = run_job(CompareRequest.of(parameters), quiet=json)
     if output is not None:
@@ -182,6 +183,7 @@ def evaluate(
         }
     if output is not None:
         waits("--output")
+        for_person(load()).check_write(output)
         require_file(output, *EVALUATION)
     found = Evaluation.model_validate(run_job(EvaluateRequest.of(parameters), quiet=json))
     if output is not None:

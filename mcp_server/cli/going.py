@@ -187,6 +187,8 @@ def init(
         "# For each source, what you know: capability, training_examples, status (works | broken | unevaluated | missing).\n"
         "# relation: {data_overlap: 0.1, capabilities: complementary}    goal: balanced    constraints: {ram_gib: 12}\n"
     )
-    write_new(output, open_fields + yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True), overwrite=overwrite)
+    write_new(
+        output, open_fields + yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True), "scenario", overwrite=overwrite
+    )
     line("next", f"model-merging go {output}")
     return 0

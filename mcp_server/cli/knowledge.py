@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -33,7 +33,13 @@ WARNINGS_SHOWN = 5
 QUESTIONS_SHOWN = 4
 
 
-_KINDS = frozenset({"sources", "verdict", "merge_method", "experts", "models", "slices"})
+Kind = Literal["scenario", "plan", "recipe"]
+_MARKS: Final[dict[Kind, frozenset[str]]] = {
+    "plan": frozenset({"verdict"}),
+    "recipe": frozenset({"merge_method", "experts", "models", "slices"}),
+    "scenario": frozenset({"sources"}),
+}
+"""Kind → the keys of which it has one; a text is of the first kind that fits."""
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file")]
 
 
@@ -58,21 +64,24 @@ def plan_given(plan: Path) -> Plan:
     return kept_plan(str(plan)) if PLAN_ID.fullmatch(str(plan)) and not plan.exists() else read_plan(plan)
 
 
-def _is_of_a_merge(text: str) -> bool:
-    """A YAML mapping with a key that scenarios, plans or recipes have; an empty file is nobody's loss."""
+def _is_of(kind: Kind, text: str) -> bool:
+    """YAML mappings of that kind; an empty file is nobody's loss."""
     try:
         documents = [found for found in load_yaml_all(text, "it") if found is not None]
     except MergingError:
         return False
-    return all(isinstance(found, dict) and not _KINDS.isdisjoint(found) for found in documents)
+    return all(
+        isinstance(found, dict) and next((each for each, marks in _MARKS.items() if not marks.isdisjoint(found)), None) == kind
+        for found in documents
+    )
 
 
-def write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
-    """A scenario, a plan or a recipe; only such a text is replaced, and only when that was asked for."""
+def write_new(path: Path, text: str, kind: Kind, *, overwrite: bool = False) -> None:
+    """Only a text of the same kind is replaced, and only when that was asked for: what the command has read is of another."""
     if os.path.lexists(path) and not overwrite:
         raise OutputExists(f"{path} exists already", "choose another path, or add --overwrite")
-    require_file(path, _is_of_a_merge, "a scenario, plan or recipe")
     for_person(load()).check_write(path)
+    require_file(path, lambda old: _is_of(kind, old), f"a {kind}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     stderr.print(f"wrote {path}", markup=False, soft_wrap=True)
@@ -160,7 +169,7 @@ def recommend(
         described = read_scenario(scenario)
         plan = keep_plan(advise(with_cross_context(described, cross) if cross else described, compared))
     if output:
-        write_new(output, plan_text(plan), overwrite=overwrite)
+        write_new(output, plan_text(plan), "plan", overwrite=overwrite)
     emit(plan, json, lambda: show_plan(plan, explain=explain, scenario=scenario, saved=output))
     return 1 if plan.verdict == "cannot_merge" else 0
 
@@ -221,7 +230,7 @@ def render(
     """Turn a plan into a recipe that any folder can run."""
     rendered = keep_recipe(render_plan(plan_given(plan), parse_overrides(set_ or [])))
     if output:
-        write_new(output, rendered.recipe, overwrite=overwrite)
+        write_new(output, rendered.recipe, "recipe", overwrite=overwrite)
         rendered = rendered.model_copy(update={"path": str(output.resolve())})
     for warning in rendered.warnings:
         stderr.print(f"warning {warning.code}: {warning.message}", markup=False, soft_wrap=True)

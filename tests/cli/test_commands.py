@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcp_server import cli
-from mcp_server.cli.knowledge import write_new
+from mcp_server.cli.knowledge import _is_of, write_new
 from mcp_server.errors import OutputExists
 from tests.tiny import write_adapter, write_model
 
@@ -124,17 +124,35 @@ def test_every_command_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) 
             assert option in offered, f"{option} of: {line}"
 
 
-def test_overwriting_a_file_replaces_scenarios_plans_and_recipes_only(tmp_path, store, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("kind", "own"), [("scenario", "sources: []\n"), ("plan", "verdict: merge\n"), ("recipe", "merge_method: linear\n")]
+)
+def test_overwriting_a_file_replaces_one_of_the_same_kind_only(tmp_path, store, monkeypatch, kind, own):
+    """So no command replaces what it has read: `recommend s.yaml -o s.yaml`, `render plan.yaml -o plan.yaml`."""
     monkeypatch.chdir(tmp_path)
-    Path("train.py").write_text("print('a year of work')\n", encoding="utf-8")
-    Path("notes.yaml").write_text("- a\n- b\n", encoding="utf-8")
-    Path("s.yaml").write_text("sources: []\n", encoding="utf-8")
-    for name in ("train.py", "notes.yaml", "s.yaml"):
-        before = Path(name).read_text(encoding="utf-8")
-        if name == "s.yaml":
-            write_new(Path(name), "sources: [1]\n", overwrite=True)
-            assert Path(name).read_text(encoding="utf-8") == "sources: [1]\n"
+    others = ("sources: []\n", "verdict: merge\nsources: []\n", "models: []\n", "- a\n- b\n", "print('a year of work')\n")
+    for before in others:
+        if _is_of(kind, before):
             continue
-        with pytest.raises(OutputExists, match="is not a scenario, plan or recipe of ours"):
-            write_new(Path(name), "sources: [1]\n", overwrite=True)
-        assert Path(name).read_text(encoding="utf-8") == before
+        Path("it.yaml").write_text(before, encoding="utf-8")
+        with pytest.raises(OutputExists, match=f"is not a {kind} of ours"):
+            write_new(Path("it.yaml"), own, kind, overwrite=True)
+        assert Path("it.yaml").read_text(encoding="utf-8") == before
+    Path("it.yaml").write_text(own, encoding="utf-8")
+    with pytest.raises(OutputExists, match="exists already"):
+        write_new(Path("it.yaml"), f"# new\n{own}", kind)
+    write_new(Path("it.yaml"), f"# new\n{own}", kind, overwrite=True)
+    assert Path("it.yaml").read_text(encoding="utf-8") == f"# new\n{own}"
+
+
+@pytest.mark.parametrize("command", ["compare base code chat", "evaluate merged --suite perplexity", "report base", "init ."])
+def test_no_output_file_goes_into_the_programs_own_memory(store, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("base", "code", "chat", "merged")):
+        write_model(tmp_path / name, seed)
+    for place in (store / "settings.toml", store / "jobs" / "page.html"):
+        assert cli.run([*command.split(), "-o", str(place)]) == 2
+        assert "the job store" in capsys.readouterr().err
+        assert not place.exists()
+    (tmp_path / "link.html").symlink_to(tmp_path / "base" / "config.json")
+    assert cli.run([*command.split(), "-o", "link.html"]) == 2
