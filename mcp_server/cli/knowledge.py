@@ -13,7 +13,7 @@ from mcp_server.catalog import load as load_catalog
 from mcp_server.cli.console import Json, cell, emit, line, say, size, stderr, table
 from mcp_server.errors import MergingError, NotFound, OutputExists
 from mcp_server.schemas.base import Frozen, OutputFormat
-from mcp_server.schemas.estimate import Estimate
+from mcp_server.schemas.estimate import EngineEstimate, Estimate
 from mcp_server.schemas.inspect import Inspection
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.estimate import estimate as estimate_recipe
@@ -255,6 +255,10 @@ def estimate(
     return 1 if all(engine.fits is False for engine in found.engines.values()) else 0
 
 
+def _after(found: Estimate) -> list[tuple[str, EngineEstimate]]:
+    return [(name, cost) for name, cost in (("verify", found.verify), ("evaluate", found.evaluate)) if cost is not None]
+
+
 def show_estimate(found: Estimate) -> None:
     rows = [
         (
@@ -266,9 +270,9 @@ def show_estimate(found: Estimate) -> None:
             e.fits,
             "; ".join(e.why_not) or ", ".join(f"{k}: {size(v)}" for k, v in e.breakdown.items()),
         )
-        for name, e in found.engines.items()
+        for name, e in [*found.engines.items(), *_after(found)]
     ]
-    columns = ("engine", "memory needed", "page cache (optional)", "disk", "time", "fits", "made of")
+    columns = ("engine or step", "memory needed", "page cache (optional)", "disk", "time", "fits", "made of")
     table("Estimate (upper bounds)", columns, rows)
     for note in found.notes:
         stderr.print(note, markup=False, soft_wrap=True)

@@ -83,7 +83,8 @@ def followed(begin: Callable[[], JobStatus], title: str, *, quiet: bool) -> JobS
         with interrupts_held():
             started = begin()
         if started.takes and not quiet:
-            stderr.print(f"{title}: about {started.takes}", markup=False, soft_wrap=True)
+            about = "" if started.takes.startswith("weights") else "about "
+            stderr.print(f"{title}: {about}{started.takes}", markup=False, soft_wrap=True)
         if detaching():
             raise Detached(started)
         with progress_of(title, quiet=quiet) as follow:

@@ -35,6 +35,7 @@ from mcp_server.schemas.job import (
     SweepRequest,
 )
 from mcp_server.steps.estimate.of_job import takes
+from mcp_server.steps.evaluate.held import few_bits
 from mcp_server.steps.evaluate.line_up import distinct, require_measurable
 from mcp_server.steps.export import require_exportable
 from mcp_server.steps.handles import plan_of, plan_text
@@ -74,8 +75,10 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
     outputs = [rules.check_write(text) for role, text in request.named() if role is Names.OUTPUT]
     out = outputs[0] if outputs else None
     seconds: Seconds | None = None
+    held = ""
     if isinstance(request, EvaluateRequest):
-        seconds = takes(request, *require_measurable(request))
+        refs, suites = require_measurable(request)
+        seconds, held = takes(request, refs, suites), few_bits(request, refs)
     if isinstance(request, SweepRequest):
         distinct(find_suite(name, request.suite_folders) for name in (*request.suites, *request.data))
         request, seconds = check_sweep(request, rules, reads)
@@ -100,6 +103,7 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
             output=out and str(out),
             partial=partial,
             takes=seconds,
+            held=held,
         )
         store.write(new, record)
         folder = store.settle(new)

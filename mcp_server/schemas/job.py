@@ -256,7 +256,7 @@ class JobStatus(Frozen):
     output: str | None = Field(default=None, description="the folder that it writes, or looks at")
     about: str = Field(default="", description="what it works on: method and sources, suites, base")
     engine: EngineId | None = None
-    takes: str = Field(default="", description="about how long; empty: unknown")
+    takes: str = Field(default="", description="about how long, and in how few bits where 16 do not fit")
     progress: Progress | None = None
     error: dict[str, Any] | None = None
     exit_code: int | None = None

@@ -23,6 +23,7 @@ from mcp_server.errors import MergingError, Unsupported
 from mcp_server.formats.identity import architectures
 from mcp_server.formats.refs import resolve_ref
 from mcp_server.formats.tensors import read_json
+from mcp_server.steps.evaluate.held import BITS
 from mcp_server.workers.evaluating import models
 from mcp_server.workers.evaluating.request import quiet
 from mcp_server.workers.protocol import Job, run_worker
@@ -185,7 +186,7 @@ def load(cls: Any, ref: models.ModelRef, dtype: str) -> Any:
     """
     import torch
 
-    if dtype in models.BITS:
+    if dtype in BITS:
         return models.load_model(ref, dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*quantization_config.*")  # that it is given twice is meant

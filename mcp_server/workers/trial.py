@@ -29,6 +29,7 @@ from mcp_server.formats.suites import content_hash as suite_hash
 from mcp_server.schemas.evidence import Evaluation
 from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.steps.evaluate import SuiteSamples
+from mcp_server.steps.evaluate.held import BITS
 from mcp_server.workers.evaluate import Measuring, measure
 from mcp_server.workers.protocol import Job, run_one, run_worker, tie_to_runner
 
@@ -66,7 +67,7 @@ def _in_memory(candidate: InMemory, request: EvaluateRequest, job: Job) -> Evalu
         _models["donor"] = None
     opened: Mapping[str, local.Opened] = _models[known]
     held = next(iter(opened.values())).held
-    if held in loading.BITS:
+    if held in BITS:
         raise _OtherNames  # codes take no candidate's values
     name = _content(candidate)
     numerics = next(iter(opened.values())).numerics

@@ -11,7 +11,7 @@ from mcp_server.errors import Malformed, NotFound, Unsupported
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.schemas.plan import Plan, StrategyChoice
 from mcp_server.schemas.scenario import Constraints, Scenario, ScenarioSource
-from mcp_server.steps.estimate import estimate, estimate_plan, mergekit
+from mcp_server.steps.estimate import estimate, estimate_plan, evidence, mergekit
 from mcp_server.steps.estimate.budget import METADATA_BYTES
 from mcp_server.steps.estimate.costs import costs
 from mcp_server.steps.estimate.shapes import known_shape, model_shape
@@ -49,7 +49,16 @@ def test_an_8b_ties_fits_twelve_gib_with_stream_and_never_with_mergekit() -> Non
     assert found.engines["stream"].peak_anon_bytes < 0.5e9
     assert found.engines["mergekit"].fits is False
     assert found.engines["mergekit"].peak_anon_bytes > 12.5e9
-    assert found.notes == ["sizes from the table of well-known shapes (config.json of meta-llama/Meta-Llama-3-8B)"]
+    assert found.notes[:1] == ["sizes from the table of well-known shapes (config.json of meta-llama/Meta-Llama-3-8B)"]
+
+
+@pytest.mark.parametrize(("gib", "told"), [(64, []), (12, ["8 bits"] * 2), (7.5, ["4 bits"] * 2)])
+def test_it_says_in_how_few_bits_the_result_will_be_verified_and_measured(
+    monkeypatch: pytest.MonkeyPatch, gib: float, told: list[str]
+) -> None:
+    monkeypatch.setattr(evidence, "load_width", lambda: 2)
+    notes = [note for note in estimate(LLAMA, ram_gib=gib).notes if "holds weights in" in note]
+    assert [note.partition(" holds weights in ")[2][:6] for note in notes] == told
 
 
 def test_parts_sum_to_the_bound_and_disk_holds_the_output() -> None:

@@ -9,8 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mcp_server.workers.evaluating.models import ModelRef
+from mcp_server.errors import DoesNotFit
+from mcp_server.schemas.job import EvaluateRequest
+from mcp_server.steps.evaluate import held as held_module
+from mcp_server.workers import load_check
+from mcp_server.workers.evaluating.models import ModelRef, choose_dtype, choose_held
 from mcp_server.workers.load_check import attempt
+from mcp_server.workers.protocol import Job
 from tests.engine.packers import FORMS
 from tests.engine.test_quantised import write_adapter
 
@@ -74,3 +79,37 @@ def test_scores_that_are_not_finite_are_the_merges_fault_only_when_the_base_has_
     save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"] * torch.nan}, broken / "model.safetensors")
     assert loads(broken, base=base)[0] is False
     assert loads(broken, base=broken)[0] is None
+
+
+@pytest.mark.parametrize(("held", "said"), [("int8", "int8"), ("int4", "int4"), (None, "needs about")])
+def test_what_fits_in_fewer_bits_only_is_loaded_and_run_in_these(
+    held: str | None, said: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is as small as what this many bits need; none at all is no answer, and no fault of the merge."""
+    have = held_module.needed_bytes(base, held) if held else held_module.needed_bytes(base, "int4") - 1
+    monkeypatch.setattr(held_module, "available_bytes", lambda: have)
+    monkeypatch.setattr(held_module, "anon_bytes", lambda: 0)
+    (tmp_path / "job").mkdir()
+    request = {"kind": "load_check", "parameters": {"out": str(base), "tokens": 2}}
+    (tmp_path / "job" / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    job = Job(tmp_path / "job")
+    if held is None:
+        with pytest.raises(DoesNotFit, match=f"{said} .* in 4 bits"):
+            load_check.main(job)
+        return
+    found = load_check.main(job)
+    assert found["loads"] is True, found
+    assert said in found["detail"]
+
+
+@pytest.mark.parametrize("held", ["int8", "int4", None])
+def test_an_evaluation_says_before_it_starts_in_how_few_bits(
+    held: str | None, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said before is what the worker then takes."""
+    have = held_module.needed_bytes(base, held or "float32")
+    monkeypatch.setattr(held_module, "available_bytes", lambda: have)
+    monkeypatch.setattr(held_module, "anon_bytes", lambda: 0)
+    told = held_module.few_bits(EvaluateRequest(out=str(base)), {"base": str(base), "merged": str(base)})
+    assert choose_held([ModelRef(base)], "auto") == (held or choose_dtype("auto"))
+    assert told.startswith(f"weights in {held_module.BITS[held]} bits, because 16 bits need about") if held else told == ""

@@ -20,6 +20,7 @@ import json, sys, warnings
 from pathlib import Path
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
+from mcp_server.steps.evaluate.held import BITS
 from mcp_server.workers.evaluating import models
 
 def rounded(weight, bits):
@@ -35,7 +36,7 @@ def rounded(weight, bits):
 base, adapter, folded = map(Path, sys.argv[1:])
 ids, found = torch.arange(3, 40)[None], {}
 for ref, same in ((models.ModelRef(base), base), (models.ModelRef(base, adapter), folded)):
-    for held, bits in models.BITS.items():
+    for held, bits in BITS.items():
         plain = AutoModelForCausalLM.from_pretrained(same, dtype=torch.float32)
         with torch.no_grad():
             for module in {m.weight: m for m in plain.modules() if type(m) in (torch.nn.Linear, torch.nn.Embedding)}.values():

@@ -78,9 +78,9 @@ def estimate(
         recommended=recommended(engines),
         ram_gib=ram_gib,
         disk_free_bytes=free,
-        verify=verify_cost(work, ram),
-        evaluate=evaluate_cost(work, ram),
-        notes=notes + _advice(engines, ram_gib),
+        verify=(verifying := verify_cost(work, ram)),
+        evaluate=(evaluating := evaluate_cost(work, ram)),
+        notes=notes + _advice(engines, ram_gib) + _few_bits({"verify": verifying, "evaluate": evaluating}, ram_gib),
     )
 
 
@@ -157,6 +157,15 @@ def _seconds(work: Work, start: float, ns_per_element: float, passes: int) -> Se
     fast = start + compute / 2 / max(1, min(4, (os.cpu_count() or 2) // 2)) + moved / disk.fast_bytes_per_second
     slow = start * 2 + compute * 2 + moved / disk.slow_bytes_per_second
     return Seconds(low=round(fast, 1), high=round(slow, 1))
+
+
+def _few_bits(evidence: dict[str, EngineEstimate], ram_gib: float | None) -> list[str]:
+    """In how few bits the steps after the merge hold weights that do not fit in 16."""
+    return [
+        f"{step} holds weights in {held.removeprefix('int')} bits, because 16 do not fit in {ram_gib:g} GiB{also}"
+        for step, also in (("verify", ""), ("evaluate", ": base, sources and result alike, comparable with each other only"))
+        if (held := evidence[step].settings.get("weights", "")).startswith("int") and evidence[step].fits
+    ]
 
 
 def _advice(engines: dict[EngineId, EngineEstimate], ram_gib: float | None) -> list[str]:

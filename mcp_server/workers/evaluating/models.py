@@ -8,23 +8,17 @@ and not with PEFT's fold, which multiplies in the base's dtype.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from mcp_server.errors import BadInput, DoesNotFit, MergingError, Unsupported
+from mcp_server.errors import BadInput, DoesNotFit, Unsupported
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.refs import not_here, resolve_ref
-from mcp_server.steps.estimate.evidence import WIDTHS
-from mcp_server.system.machine import anon_bytes, available_bytes, gib, multiplies_bfloat16
-
-OVERHEAD_BYTES = 900_000_000
-"""Python, torch, transformers and lm-eval together, resident: 0.75 to 0.85 GB measured with torch 2.13 on Linux, rounded up."""
-BITS: Final = {"int8": 8, "int4": 4}
-"""How weights are held that do not fit in 16 bits."""
+from mcp_server.steps.evaluate.held import BITS, first_that_fits, needed_bytes, room
+from mcp_server.system.machine import gib, multiplies_bfloat16
 
 
 @dataclass(frozen=True)
@@ -55,26 +49,9 @@ def find_model(ref: str, base: str | None = None) -> ModelRef:
     return ModelRef(Path(resolve_ref(str(named).partition("+")[0], folder)), folder)
 
 
-def needed_bytes(ref: ModelRef, held: str) -> int:
-    """Memory of a process that holds the model's weights as `held`: a dtype, or `int8` or `int4`."""
-    try:
-        shapes = [tensor.shape for tensor in open_checkpoint(str(ref.folder)).tensors.values()]
-    except MergingError:  # packed in a way that only its own library reads: what lies on disk is all that is known
-        stored = sum(file.stat().st_size for file in ref.folder.glob("*.safetensors"))
-        return stored * (2 if held == "float32" else 1) + OVERHEAD_BYTES
-    matrices = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
-    rest = sum(math.prod(shape) for shape in shapes if len(shape) != 2)
-    return round(matrices * WIDTHS[held] + rest * max(2.0, WIDTHS[held])) + OVERHEAD_BYTES
-
-
-def _room() -> int:
-    """Bytes that this process can have in all: what is available, and what it holds of that already."""
-    return available_bytes() + anon_bytes()
-
-
 def check_fits(ref: ModelRef, held: str) -> None:
     """Raise `DoesNotFit` when the weights cannot be in memory as `held`; a killed worker would explain nothing."""
-    need, have = needed_bytes(ref, held), _room()
+    need, have = needed_bytes(ref.folder, held), room()
     if need > have:
         bits = f" in {BITS[held]} bits" if held in BITS else ""
         raise DoesNotFit(
@@ -89,11 +66,7 @@ def choose_held(refs: Iterable[ModelRef], wanted: str) -> str:
     plain = choose_dtype(wanted)
     if wanted != "auto" or plain == "float16":
         return plain
-    have, models = _room(), list(refs)
-    for held in dict.fromkeys((plain, "bfloat16", *BITS)):
-        if all(needed_bytes(ref, held) <= have for ref in models):
-            return held
-    return "int4"
+    return first_that_fits((ref.folder for ref in refs), plain, room())
 
 
 def choose_dtype(wanted: str) -> str:
