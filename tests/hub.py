@@ -28,6 +28,10 @@ class Faults:
     too_many_requests: int = 0
     wrong_bytes: bool = False
     refuse_uploads: bool = False
+    uploads: int | None = None
+    """So many large files are taken, then the connection is refused; null: all."""
+    loses: bytes = b""
+    """Goes into every large file of a commit in place of its own bytes."""
     gated: set[str] = field(default_factory=set)
     token: str | None = None
     ignores_ranges: bool = False
@@ -125,7 +129,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             oid = self.path.rpartition("/")[2]
             hub.requests.append(f"PUT {oid}")
             data = self.rfile.read(int(self.headers["Content-Length"]))
-            if hub.faults.refuse_uploads:
+            if hub.faults.uploads is not None:
+                hub.faults.uploads -= 1
+            if hub.faults.refuse_uploads or (hub.faults.uploads is not None and hub.faults.uploads < 0):
                 self._refuse(403, "")
                 return
             if hub.faults.cut > 0:
@@ -145,7 +151,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 if entry["key"] == "file":
                     hub.repositories[name][value["path"]] = base64.b64decode(value["content"])
                 elif entry["key"] == "lfsFile":
-                    hub.repositories[name][value["path"]] = hub.large[value["oid"]]
+                    hub.repositories[name][value["path"]] = hub.faults.loses or hub.large[value["oid"]]
             self._answer({"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{name}/commit/{COMMIT}"})
 
         def _answer(self, data: dict[str, Any]) -> None:

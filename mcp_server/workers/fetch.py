@@ -27,7 +27,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from mcp_server.errors import BadInput, DiskFull, Malformed, NotAllowed, NotAModel, NotFound
 from mcp_server.formats.folder import GGUF_ORIGINAL
-from mcp_server.formats.hub.listing import chosen_gguf, holding_of, is_wanted, models_in_gguf, require_plain
+from mcp_server.formats.hub.listing import chosen_gguf, holding_of, is_wanted, models_in_gguf, original_of, require_plain
 from mcp_server.formats.hub.refusals import explained, may_pass, pause_asked
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.recipe.absent import absent_from
@@ -42,7 +42,6 @@ from mcp_server.system.hashes import sha256_of
 from mcp_server.system.repeating import repeating
 from mcp_server.workers.protocol import Job, run_worker
 
-QUANTISED_SUFFIXES: Final = ("-unsloth-bnb-4bit", "-bnb-4bit", "-bnb-8bit", "-GPTQ", "-AWQ", "-FP8")
 SPARE_BYTES: Final = 200_000_000
 """Left free on the disk of the cache, so that other programs keep working."""
 TRIES: Final = 5
@@ -233,12 +232,8 @@ def _gguf_notes(info: ModelInfo, names: list[str], weights: list[str], folder: P
 
 def _notes(name: str, folder: Path) -> list[str]:
     """Offers the original of a quantised copy: most merges want it."""
-    for suffix in QUANTISED_SUFFIXES:
-        if name.lower().endswith(suffix.lower()):
-            original = name[: -len(suffix)]
-            return [
-                f"{name} is a quantised copy; its original is probably {original} (owner may differ): a merge onto it loses less"
-            ]
+    if original := original_of(name):
+        return [f"{name} is a quantised copy; its original is probably {original} (owner may differ): a merge onto it loses less"]
     config = folder / "config.json"
     try:
         quantised = config.is_file() and "quantization_config" in read_json(config)

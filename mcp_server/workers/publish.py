@@ -3,7 +3,7 @@
 Worker inputs   request.json parameters: `PublishRequest`
 Worker outputs  result.json: `Published`
 Large files are sent one by one before the commit, and the hub knows each by its content: a job that is resumed sends only what is
-missing. Nothing of the repository is changed until the commit at the end.
+missing. Nothing of the repository is changed until the commit at the end; then what the hub lists is held against what was sent.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import httpx2 as httpx
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.hf_api import RepoSibling
 
-from mcp_server.errors import NotAllowed
+from mcp_server.errors import NotAllowed, RunFailed
 from mcp_server.formats.hub.refusals import explained
 from mcp_server.schemas.hub import Published
 from mcp_server.schemas.job import PublishRequest
@@ -52,7 +53,10 @@ def main(job: Job) -> Published:
             job.progress("upload", sent, total, unit="bytes")
         texts = [CommitOperationAdd(name, text.encode()) for name, text in made.texts.items()]
         commit = api.create_commit(request.repo, [*files, *texts], commit_message="Publish a merge with its record")
-    job.progress("upload", total, total, unit="bytes")
+        job.progress("check", total, total, unit="bytes")
+        held = api.model_info(request.repo, revision=str(commit.oid), files_metadata=True).siblings or []
+    _require_whole(request.repo, files, {one.rfilename: one for one in held})
+    job.progress("check", total, total, unit="bytes")
     return Published(
         repo=request.repo,
         url=str(created),
@@ -64,6 +68,21 @@ def main(job: Job) -> Published:
         base_models=made.base_models,
         notes=made.notes,
     )
+
+
+def _require_whole(repo: str, sent: list[CommitOperationAdd], held: dict[str, RepoSibling]) -> None:
+    """Raise `RunFailed` where the hub lists other bytes than were sent, or none: by size, and by SHA-256 where it keeps that."""
+    for operation in sent:
+        name, mine, theirs = operation.path_in_repo, operation.upload_info, held.get(operation.path_in_repo)
+        if theirs is None:
+            found = "no such file"
+        elif theirs.lfs is not None and theirs.lfs.sha256 != mine.sha256.hex():
+            found = f"the SHA-256 {theirs.lfs.sha256[:16]}…, and {mine.sha256.hex()[:16]}… was sent"
+        elif theirs.size not in (None, mine.size):
+            found = f"{theirs.size} bytes, and {mine.size} were sent"
+        else:
+            continue
+        raise RunFailed(f"after the upload {repo} has {found} as {name}", "publish it again: what is whole is not sent twice")
 
 
 if __name__ == "__main__":

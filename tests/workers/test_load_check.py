@@ -89,6 +89,7 @@ def test_what_fits_in_fewer_bits_only_is_loaded_and_run_in_these(
     have = held_module.needed_bytes(base, held) if held else held_module.needed_bytes(base, "int4") - 1
     monkeypatch.setattr(held_module, "available_bytes", lambda: have)
     monkeypatch.setattr(held_module, "anon_bytes", lambda: 0)
+    monkeypatch.setattr(load_check, "quiet", lambda **_: None)  # it sets this process's environment
     (tmp_path / "job").mkdir()
     request = {"kind": "load_check", "parameters": {"out": str(base), "tokens": 2}}
     (tmp_path / "job" / "request.json").write_text(json.dumps(request), encoding="utf-8")

@@ -106,6 +106,44 @@ def test_an_upload_that_was_cut_sends_only_what_is_missing(hub: Hub, merged: Pat
     assert hub.repositories["me/merged"]["model.safetensors"] == hub.large[oid]
 
 
+def test_an_upload_that_stops_midway_goes_on_and_ends_with_the_same_hashes(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    shards = _in_shards(merged)
+    asked = {"out": str(merged), "repo": "me/merged", "yes": True}
+    hub.faults.uploads = 1
+    code, _, said = work("publish", hub, tmp_path, asked)
+    assert code != 0, said
+    assert len(hub.large) == 1
+    assert not set(shards) & set(hub.repositories["me/merged"])
+    hub.faults.uploads = None
+    sent = [line for line in hub.requests if line.startswith("PUT ")]
+    code, _, said = work("publish", hub, tmp_path, asked)
+    assert code == 0, said
+    again = [line for line in hub.requests if line.startswith("PUT ")][len(sent) :]
+    assert len(again) == len(shards) - 1
+    assert not {line.split()[1] for line in again} & {sent[0].split()[1]}
+    for name in shards:
+        assert hub.repositories["me/merged"][name] == (merged / name).read_bytes()
+
+
+def test_a_hub_that_ends_with_other_bytes_is_told(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    hub.faults.loses = b"other bytes"
+    code, error, said = work("publish", hub, tmp_path, {"out": str(merged), "repo": "me/merged", "yes": True})
+    assert code == 4, said
+    assert "SHA-256" in error["message"]
+    assert "model.safetensors" in error["message"]
+
+
+def _in_shards(merged: Path) -> list[str]:
+    """The merge again, in files of 2 kB."""
+    recipe = json.loads((merged / "merge_provenance.json").read_text(encoding="utf-8"))["recipe"]
+    for file in merged.glob("*.safetensors*"):
+        file.unlink()
+    journal = merged.with_name("journal-in-shards")
+    merge(Request(recipe=recipe, folder=merged, journal=journal, seed=0, shard_bytes=2_000), lambda *_: None)
+    (merged / "evaluation.json").unlink(missing_ok=True)
+    return sorted(file.name for file in merged.glob("*.safetensors"))
+
+
 def test_an_upload_that_the_hub_refuses_is_no_bug_of_ours(hub: Hub, merged: Path, tmp_path: Path) -> None:
     hub.faults.refuse_uploads = True
     code, error, said = work("publish", hub, tmp_path, {"out": str(merged), "repo": "me/merged", "yes": True})

@@ -32,6 +32,9 @@ _PART: Final = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.IGNORECASE)
 _LOOSE: Final = re.compile(r"(^|/)(mmproj|imatrix)|[-.]imatrix", re.IGNORECASE)
 """GGUF files that are no language model: image projectors and statistics of a quantisation."""
 
+QUANTISED_SUFFIXES: Final = ("-unsloth-bnb-4bit", "-bnb-4bit", "-bnb-8bit", "-GPTQ", "-AWQ", "-FP8")
+"""How quantised copies are called after the model that they were made from."""
+
 Holding = Literal["adapter", "model", "gguf"]
 COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 
@@ -64,6 +67,12 @@ def holding_of(name: str, files: list[str]) -> Holding:
         f"name another repository; it has {', '.join(sorted(files)[:8]) or 'no files'}",
         kind="not_a_model",
     )
+
+
+def original_of(name: str) -> str | None:
+    """What a quantised copy was made from, as far as its name tells; its owner may be another."""
+    found = next((suffix for suffix in QUANTISED_SUFFIXES if name.lower().endswith(suffix.lower())), None)
+    return name[: -len(found)] if found else None
 
 
 def models_in_gguf(files: list[str]) -> dict[str, list[str]]:

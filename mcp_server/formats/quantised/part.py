@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.dtypes import compute_dtype
 from mcp_server.formats.hub.copies import is_copy, listing_of
+from mcp_server.formats.hub.listing import original_of
 from mcp_server.formats.safetensors import Header
 from mcp_server.system.guard import open_read
 
@@ -142,9 +143,11 @@ def read_bytes(part: Part, most: int) -> bytes:
         raise Malformed(f"{part} has {part.nbytes} bytes, {most} is the most that it may have", AGAIN)
     if is_copy(part.file):
         listing = listing_of(part.file.parent)
+        original = original_of(listing.hub_id)
+        less = f"; or name its original, probably {original} (owner may differ), which loses less" if original else ""
         raise NotFound(
             f"how the weights of {listing.hub_id} are packed stands among them, and only its headers were read",
-            f"download it first: model-merging fetch {listing.hub_id}",
+            f"download it first: model-merging fetch {listing.hub_id}{less}",
             hub_id=True,
         )
     with open_read(part.file) as stream:
