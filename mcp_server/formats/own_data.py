@@ -28,6 +28,8 @@ from mcp_server.schemas.faults import first_fault
 DATA: Final = (".jsonl", ".ndjson")
 MAX_LINES: Final = 50_000
 MAX_BYTES: Final = 64 << 20
+MAX_CHARACTERS: Final = 1_000_000
+"""Of a line: more than any model's window holds."""
 Split = Literal["dev", "test"]
 Match = Literal["exact", "contains", "regex", "json", "choice"]
 FORMAT: Final = 'a line is {"prompt": "…", "expected": "…"}; match may be exact, contains, regex, json or choice'
@@ -112,9 +114,21 @@ def of_split(examples: list[Example], split: Split | None) -> list[Example]:
     return [example for number, example in enumerate(examples) if (number % 2 == 0) == (split == "dev")]
 
 
+def _no_number(word: str) -> None:
+    """Python's reader takes them, JSON has none, and no reply equals NaN."""
+    raise ValueError(f"{word} is no number of JSON")
+
+
 def _example(where: str, line: str, number: int) -> Example:
+    if len(line) > MAX_CHARACTERS:
+        raise Malformed(f"{where} has {len(line):,} characters, {MAX_CHARACTERS:,} is the most", "give shorter prompts")
     try:
-        raw = json.loads(line)
+        raw = json.loads(line, parse_constant=_no_number)
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Malformed(f"{where} holds half a character (\\ud800 to \\udfff alone)", "write whole characters") from error
+    except RecursionError as error:
+        raise Malformed(f"{where} is nested too deeply", FORMAT) from error
     except ValueError as error:
         raise Malformed(f"{where} is no JSON: {error}", FORMAT) from error
     if not isinstance(raw, dict):

@@ -143,6 +143,11 @@ def anchor_whole(ref: str, relative_to: Path | None = None) -> str:
     return "+".join(anchor_ref(part, start) for part in parts)
 
 
+def is_revision(text: str) -> bool:
+    """Whether it can name a branch, a tag or a commit, and leads nowhere else."""
+    return bool(_REVISION.fullmatch(text)) and ".." not in text
+
+
 def is_hub_id(ref: str) -> bool:
     """True for `owner/name` (or an old bare `name`) in the hub's alphabet; `./owner/name` and `/owner/name` are paths."""
     return bool(_HUB_ID.match(ref)) and ".." not in ref and "--" not in ref
@@ -173,7 +178,7 @@ def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
 def _commits(folder: Path, revision: str | None) -> Iterator[str]:
     """The commit that a branch or tag names, and the revision itself if it is one."""
     wanted = revision or "main"
-    if not _REVISION.match(wanted) or ".." in wanted:
+    if not is_revision(wanted):
         return  # a recipe must not lead out of the cache
     named = folder / "refs" / wanted
     if named.is_file():

@@ -129,3 +129,20 @@ def test_a_name_that_is_no_suite_is_refused_with_the_nearest_of_ours(typed: str,
 @pytest.mark.parametrize("task", ["arc_easy", "mmlu", "gsm8k"])
 def test_tasks_and_groups_of_lm_eval_are_found_by_name(task: str) -> None:
     assert find_suite(task).tasks == {"test": [task], "dev": [task]}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "a", "expected": ' + "[" * 5000 + "]" * 5000 + "}", "line 2 is nested too deeply"),
+        ('{"prompt": "a", "expected": NaN}', "line 2 is no JSON: NaN is no number of JSON"),
+        ('{"prompt": "\\ud800", "expected": "b"}', "line 2 holds half a character"),
+        ('{"prompt": "' + "a" * 1_000_000 + '", "expected": "b"}', "line 2 has 1,000,0.. characters, 1,000,000 is the most"),
+    ],
+    ids=["deep", "nan", "surrogate", "long"],
+)
+def test_a_line_that_no_model_can_be_asked_is_named(line: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "a", "expected": "b"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(Malformed, match=said):
+        read_data(file)

@@ -369,9 +369,11 @@ def test_a_comparison_of_models_that_do_not_fit_each_other_leaves_no_job(model, 
     assert jobs.list_jobs().total == 0
 
 
-@pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "two words", "owner/name/more", "model"])
+@pytest.mark.parametrize(
+    "name", ["/nowhere", "./nowhere", "two words", "owner/name/more", "model", "owner/name@", "owner/name@../.."]
+)
 def test_what_no_hub_can_have_or_is_here_already_is_not_fetched(name, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match=r"is not a hub id|is here already"):
+    with pytest.raises(BadInput, match=r"is not a hub id|is here already|is no revision"):
         jobs.start(FetchRequest(ref=name), worker=FAKE)
     assert jobs.list_jobs().total == 0

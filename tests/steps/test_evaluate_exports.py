@@ -107,6 +107,14 @@ def test_what_is_no_export_is_refused(
     assert jobs.list_jobs().total == 0
 
 
+def test_a_file_that_is_no_gguf_inside_is_refused_also_alone(merge: Path, tmp_path: Path) -> None:
+    for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 64):
+        (tmp_path / "broken.gguf").write_bytes(content)
+        with pytest.raises(BadInput, match=r"broken\.gguf"):
+            jobs.start(asked(merge, out=str(tmp_path / "broken.gguf")), worker=FAKE)
+    assert jobs.list_jobs().total == 0
+
+
 def test_an_export_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     file = str(write_gguf(tmp_path / "m.gguf"))
     with pytest.raises(BadInput, match="named twice"):

@@ -75,6 +75,9 @@ def require_runnable(refs: Mapping[str, str], exports: Sequence[str], suites: Se
             f"{', '.join(needing)}: llama.cpp tells no likelihoods of a prompt, which the suite compares",
             "name suites that are measured by replies (model-merging suites)",
         )
+    for file in files.values():
+        for part in gguf_files(file):
+            read_gguf(part)
     configs = {label: _config_of(ref) for label, ref in refs.items() if label not in files}
     like = {label: configs[label] for label in (["merged"] if "merged" in configs else configs)}
     for file in files.values():
