@@ -32,9 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import transformers
 import yaml
-from mergekit.config import MergeConfiguration
-from mergekit.merge import run_merge
-from mergekit.options import MergeOptions
 from safetensors.torch import load_file
 
 from benchmarks.matrix.tiny import classes, tiny
@@ -67,7 +64,7 @@ def main() -> int:
     for kind, name in classes():
         if kind in known or not any(word in kind for word in args.only):
             continue
-        found = one_class(kind, name)
+        found = one_class(kind, name, mergekit=True)
         rows += found
         for row in found:
             print(f"{row['type']:28} {row['form']:18} {row['result']:8} {row['says'][:150]}", flush=True)
@@ -79,8 +76,8 @@ def main() -> int:
     return int(any(row["result"] in ("wrong", "misled", "broke") for row in rows))
 
 
-def one_class(kind: str, name: str) -> list[dict[str, Any]]:
-    """A row a form; one row with the result `skipped` for a class that cannot be made tiny here."""
+def one_class(kind: str, name: str, *, mergekit: bool = False) -> list[dict[str, Any]]:
+    """A row a form, and mergekit's if asked; one row with the result `skipped` for a class that cannot be made tiny here."""
     try:
         with deadline(SECONDS):
             model = tiny(kind, name)
@@ -99,7 +96,7 @@ def one_class(kind: str, name: str) -> list[dict[str, Any]]:
             except Exception as error:  # noqa: BLE001 - the matrix is for finding whatever goes wrong
                 result, says = "broke", f"{type(error).__name__}: {error}"
             rows.append({"type": kind, "class": name, "form": form, "result": result, "says": says.replace(place, "")})
-            if form == "float32" and (Path(place) / "two").exists():
+            if mergekit and form == "float32" and (Path(place) / "two").exists():
                 result, says = by_mergekit(type(model), Path(place))
                 rows.append({"type": kind, "class": name, "form": MERGEKIT, "result": result, "says": says.replace(place, "")})
     del model
@@ -140,6 +137,10 @@ def one_merge(model: Any, place: Path, dtype: torch.dtype, shard: str) -> tuple[
 
 def by_mergekit(cls: Any, place: Path) -> tuple[str, str]:
     """(right | drops | wrong | fails, what was said): mergekit's output of the same recipe, as it is loaded."""
+    from mergekit.config import MergeConfiguration  # here, because it warns on import and tests turn warnings into errors
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
     try:
         with deadline(SECONDS):
             config = MergeConfiguration.model_validate(yaml.safe_load(recipe_of(place, "float32")))

@@ -55,9 +55,10 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Where every wanted name was found, and what had to be changed to find it ("" when nothing)."""
+    """Where every wanted name was found, with the bias beside it, and what had to be changed to find it ("" when nothing)."""
 
     found: tuple[Held, ...]
+    biases: tuple[Held | None, ...]
     names: tuple[str, ...]
     how: str
 
@@ -116,7 +117,8 @@ def _under(wanted: Sequence[Wanted], names: Names, prefix: Prefix, label: str, *
     how = [str(prefix)] if prefix != Prefix() else []
     if label and any(names[name].pieces[0].name != name for name in found):
         how.append(label)
-    return Mapping(tuple(names[name] for name in found), tuple(found), " and ".join(how))
+    biases = (names.get(f"{name.removesuffix('weight')}bias") for name in found)
+    return Mapping(tuple(names[name] for name in found), tuple(biases), tuple(found), " and ".join(how))
 
 
 def _find(entry: Wanted, names: Names, prefix: Prefix, *, exact: bool) -> str | None:

@@ -25,7 +25,7 @@ def check_rows(ref: str, changes: dict[str, Change], shapes: Mapping[str, Shaped
                     "merge it on a base of that size: resize_token_embeddings() on the base, then save it",
                 )
             grown[name] = new.shape[0]
-        rows = new.shape[0] if new is not None else (old[0] if old else 0)
+        rows = next(iter(old if new is None else new.shape), 0)  # a scalar has none
         for update in change.updates:
             if isinstance(update, Rows) and max(update.indices, default=0) >= rows:
                 raise Incompatible(

@@ -82,16 +82,10 @@ def open_adapter(
     if isinstance(mapped, list):
         raise _no_match(ref, modules, wanted, tables, mapped, shapes)
     reading = _Reading(ref, own, base_config, shared)
-    for module, held, name in sorted(
-        zip(modules, mapped.found, mapped.names, strict=True), key=lambda entry: entry[0].kind != "saved"
-    ):
-        reading.add(module, held, name)
+    found = zip(modules, mapped.found, mapped.biases, mapped.names, strict=True)
+    for module, held, bias, name in sorted(found, key=lambda entry: entry[0].kind != "saved"):
+        reading.add(module, held, bias, name)
     changes = reading.changes
-    for name, change in list(changes.items()):
-        bias = f"{name.removesuffix('weight')}bias"
-        if bias in shapes and (scaled := [u for u in change.updates if isinstance(u, Scaled) and not u.columns]):
-            before = changes.get(bias, Change())  # IA³ multiplies what the layer puts out, its bias with it
-            changes[bias] = Change(before.replacement, (*before.updates, *scaled))
     if not changes:
         raise Malformed(f"adapter {ref} holds no tensors", "train or save the adapter again")
     notes = [f"the names of adapter {ref} fit its base {mapped.how}"] if mapped.how else []
@@ -132,6 +126,11 @@ def _wanted(module: Module, own: dict[str, Any], config: Mapping[str, Any], modu
     return Wanted(module.stem, by_name, by_shape)
 
 
+def _is_whole(held: Held) -> bool:
+    """One stored tensor holds it and nothing else, as it is in memory."""
+    return not held.obstacle and len(held.pieces) == 1 and held.pieces[0].region is None
+
+
 class _Reading:
     """What the modules of one adapter do, gathered by the stored tensors that hold their weights."""
 
@@ -142,13 +141,13 @@ class _Reading:
         self.copies: set[str] = set()
         """Tensors that the adapter holds whole only because PEFT copies the base's embeddings."""
 
-    def add(self, module: Module, held: Held, name: str) -> None:
+    def add(self, module: Module, held: Held, bias: Held | None, name: str) -> None:
         ref, changes = self.ref, self.changes
         if held.obstacle:
             raise Unsupported(
                 f"{module.stem} of {ref} is stored by the base in another arrangement ({held.obstacle})", MERGE_FIRST
             )
-        whole = len(held.pieces) == 1 and held.pieces[0].region is None
+        whole = _is_whole(held)
         if module.kind == "saved":
             if not whole:
                 raise Unsupported(
@@ -159,11 +158,12 @@ class _Reading:
             changes[stored] = Change(module.parts["saved"], changes[stored].updates if stored in changes else ())
             return
         update = self._update(module, held, name, whole=whole)
-        if not whole and not (isinstance(update, LowRank) and update.magnitude is None):
+        scaled = bias if isinstance(update, Scaled) and not update.columns else None  # IA³ multiplies all that a layer puts out
+        if not (whole or (isinstance(update, LowRank) and update.magnitude is None)) or not (scaled is None or _is_whole(scaled)):
             raise Unsupported(
                 f"{ref} changes {name}, which the base stores in several pieces or as a part of a larger tensor", MERGE_FIRST
             )
-        for piece in held.pieces:
+        for piece in (*held.pieces, *(scaled.pieces if scaled else ())):
             part = _in_region(update, piece.region) if isinstance(update, LowRank) and piece.region else update
             before = changes.get(piece.name, Change())
             changes[piece.name] = Change(before.replacement, (*before.updates, part))

@@ -44,6 +44,8 @@ def test_a_tiny_model_of_the_class_is_merged_right(kind: str, name: str) -> None
         pytest.param(
             "switch_transformers", "SwitchTransformersForConditionalGeneration", {"saved": "right"}, marks=pytest.mark.slow
         ),
+        ("videomae", "VideoMAEModel", {"ia3": "right"}),  # its biases are stored under names of their own
+        pytest.param("mm-grounding-dino", "MMGroundingDinoModel", {"default": "right"}, marks=pytest.mark.slow),  # a scalar bias
         pytest.param("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", {"experts": "right"}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
