@@ -9,7 +9,7 @@ import typer
 
 from mcp_server.cli.console import Json, emit, say_json, stderr, table
 from mcp_server.cli.manners import starts_job, waits
-from mcp_server.cli.merging import finish, foreground, merge_folder, result_of
+from mcp_server.cli.merging import finish, foreground, merge_folder, output_path, result_of
 from mcp_server.formats.own_data import DATA
 from mcp_server.formats.refs import anchor_whole
 from mcp_server.formats.suites import SIDECAR, TEXTS
@@ -256,7 +256,7 @@ def sweep(
     """Merge and evaluate several candidates, choose on the dev split, report once on the test split."""
     parameters = {
         "plan": str(plan_file(str(plan)) if PLAN_ID.fullmatch(str(plan)) else plan.resolve()),
-        "out": str(out.resolve()),
+        "out": str(output_path(out)),
         "suites": [anchored_suite(name) for name in suite or []],
         "data": [str(expanded(file).resolve()) for file in data or []],
         "grid": grid or [],

@@ -13,7 +13,7 @@ import yaml
 from mcp_server.cli.console import Json, cell, emit, line, size
 from mcp_server.cli.evidence import EXIT_OF_EVALUATION, EXIT_OF_VERIFICATION, anchored_suite, run_job
 from mcp_server.cli.knowledge import Overwrite, shortened, write_new
-from mcp_server.cli.merging import finish, foreground
+from mcp_server.cli.merging import finish, foreground, output_path
 from mcp_server.errors import BadInput, NotFound
 from mcp_server.formats.adapter_folder import open_adapter_folder
 from mcp_server.formats.adapter_info import named_base
@@ -53,7 +53,7 @@ def go(
     json: Json = False,
 ) -> int:
     """Inspect, advise, check, merge, verify, evaluate and report in one command, with one block of questions."""
-    target = out.resolve()
+    target = output_path(out)
     files = [str(expanded(file).resolve()) for file in data or []]
     for name in (*(name for name in suite or [] if name != "none"), *files):
         find_suite(anchored_suite(name), [])

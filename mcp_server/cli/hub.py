@@ -10,7 +10,7 @@ import typer
 from mcp_server.cli.console import Json, emit, line, size, stderr
 from mcp_server.cli.evidence import run_job
 from mcp_server.cli.manners import starts_job
-from mcp_server.cli.merging import merge_folder
+from mcp_server.cli.merging import merge_folder, output_path
 from mcp_server.errors import NotAllowed
 from mcp_server.formats.refs import anchor_whole, demo_aliases
 from mcp_server.schemas.export import Exported
@@ -73,7 +73,7 @@ def export(
     """Write a merge as GGUF for llama.cpp or Ollama, or the command that serves it with vLLM or MLX."""
     parameters = {
         "out": str(merge_folder(out)),
-        "dest": str(dest.resolve()),
+        "dest": str(output_path(dest)),
         "to": to,
         "quant": quant,
         "base": anchor_whole(base) if base else None,

@@ -24,6 +24,7 @@ from mcp_server.schemas.hub import Fetched, MadeBase, Published
 from mcp_server.schemas.job import JobRequest, JobStatus, MergeRequest, MergeResult
 from mcp_server.schemas.replies import Answers
 from mcp_server.steps.extract import extraction
+from mcp_server.system.paths import expanded
 
 EXIT_INTERRUPTED = 130
 
@@ -39,6 +40,12 @@ def register(app: typer.Typer) -> None:
 def merge_folder(out: Path) -> Path:
     """A merge's folder, by path or by the id of a job about it."""
     return store.output_of(str(out)) or out.resolve()
+
+
+def output_path(out: Path) -> Path:
+    """The whole path of an output. A link at its end is not followed, so that it is refused and what it leads to stays."""
+    path = expanded(out).absolute()
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def finish(status: JobStatus) -> int:
@@ -134,7 +141,7 @@ def merge(
         {
             "recipe": read_text(recipe, "recipe"),
             "recipe_folder": str(recipe.resolve().parent),
-            "out": str(out.resolve()),
+            "out": str(output_path(out)),
             "engine": engine,
             "output": output,
             "output_format": output_format,
@@ -173,7 +180,7 @@ def extract(
     """Write what a full fine-tune changed as a LoRA adapter: a truncated SVD of every matrix's change, with its error."""
     request = MergeRequest.of(
         extraction(base, finetune, rank=rank, whole=whole or [], dtype=dtype)
-        | {"recipe_folder": str(Path.cwd()), "out": str(out.resolve()), "threads": threads, "overwrite": overwrite}
+        | {"recipe_folder": str(Path.cwd()), "out": str(output_path(out)), "threads": threads, "overwrite": overwrite}
     )
     ended = foreground(request, "extract", quiet=json)
     if code := finish(ended):

@@ -11,6 +11,7 @@ import typer
 
 from mcp_server.cli.console import Json, emit, stderr, table
 from mcp_server.cli.demo import run_demo, show_demo
+from mcp_server.cli.merging import output_path
 from mcp_server.jobs.ask import ask
 from mcp_server.steps.check import check_catalogue
 
@@ -26,7 +27,7 @@ def demo(
     json: Json = False,
 ) -> int:
     """Merge two real LoRA adapters of a real language model and see the evidence."""
-    result = run_demo(out.resolve(), engine, quiet=json)
+    result = run_demo(output_path(out), engine, quiet=json)
     emit(result, json, lambda: show_demo(result))
     return 0
 

@@ -154,6 +154,9 @@ def read_provenance(folder: Path) -> Provenance | None:
         ) from error
 
 
+SAMPLED_BYTES: Final = 1 << 28
+
+
 def not_ours(folder: Path) -> str | None:
     """Why a folder is not a merge of ours and nothing else, or None when it is: only that is ever removed for a new one.
 
@@ -176,6 +179,32 @@ def not_ours(folder: Path) -> str | None:
             name = file.relative_to(folder).as_posix()
             if not file.is_file() or taken_over.get(name) != sha256_of(file):
                 return f"holds {name!r}, which is not part of a merge"
+    if (other := _other_weights(folder, record)) is not None:
+        return f"holds {other}, whose weights are not those that the merge wrote"
+    return None
+
+
+def _other_weights(folder: Path, record: Provenance) -> str | None:
+    """A weight file that is not as the record says: a fine-tune that was saved over the merge it began with, for instance.
+
+    Headers are compared whole; of the tensors a sample of `SAMPLED_BYTES`, spread over the model.
+    """
+    recorded = {file.name: file for file in record.output.files} if record.output else {}
+    digests = record.digests.tensors if record.digests else {}
+    left = SAMPLED_BYTES
+    for path in sorted(folder.glob("*.safetensors")) if recorded else []:
+        try:
+            known, found, header = recorded.get(path.name), _file(path, "headers"), read_header(path)
+        except MergingError:
+            return path.name
+        if known is None or known.bytes != found.bytes or (record.output and record.output.hash == "headers" and known != found):
+            return path.name
+        for name in sorted(header.tensors, key=lambda name: hashlib.sha256(name.encode()).digest()):
+            tensor, digest = header.tensors[name], digests.get(name)
+            if digest is not None and tensor.nbytes <= left:
+                left -= tensor.nbytes
+                if not digest.matches(path, header.data_start + tensor.begin, tensor.nbytes):
+                    return path.name
     return None
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from mcp_server import cli
 from mcp_server.cli.knowledge import _is_of, write_new
+from mcp_server.cli.merging import output_path
 from mcp_server.errors import OutputExists
-from tests.tiny import write_adapter, write_model
+from tests.tiny import linear_recipe, write_adapter, write_model
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -156,3 +157,19 @@ def test_no_output_file_goes_into_the_programs_own_memory(store, tmp_path, monke
         assert not place.exists()
     (tmp_path / "link.html").symlink_to(tmp_path / "base" / "config.json")
     assert cli.run([*command.split(), "-o", "link.html"]) == 2
+
+
+def test_an_output_that_is_a_link_is_refused_and_home_is_not_made_anew(sources, store, monkeypatch, capsys):
+    monkeypatch.chdir(sources)
+    monkeypatch.setenv("HOME", str(sources / "home"))
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    Path("recipe.yml").write_text(linear_recipe(sources / "base"), encoding="utf-8")
+    write_model(sources / "code", 1)
+    for command in ("merge recipe.yml link --overwrite", "extract base code link --overwrite", "export base link --to vllm"):
+        assert cli.run(command.split()) == 2
+        assert "is a symbolic link" in capsys.readouterr().err
+    assert output_path(Path("~/merged")) == sources / "home" / "merged"
+    assert output_path(Path("link")) == sources / "link"
+    assert output_path(Path("link/inside")) == sources / "real" / "inside"
+    assert output_path(Path("real/..")) == sources

@@ -9,7 +9,7 @@ from blake3 import blake3
 from pydantic import ValidationError
 
 from mcp_server.errors import NotAModel, NotFound
-from mcp_server.formats.digests import TensorDigest, digests_of
+from mcp_server.formats.digests import TensorDigest, digest_of, digests_of, piece_digest
 from mcp_server.formats.licence import read_licence
 from mcp_server.formats.provenance import (
     Provenance,
@@ -20,6 +20,7 @@ from mcp_server.formats.provenance import (
     write_model_card,
     write_provenance,
 )
+from mcp_server.formats.safetensors import read_header
 from tests import tiny
 
 
@@ -161,6 +162,29 @@ def test_a_file_that_the_merge_took_over_is_its_own_until_somebody_changes_it(mo
     assert not_ours(model) is None
     (model / "SOURCE.json").write_text("my own notes", encoding="utf-8")
     assert not_ours(model) == "holds 'SOURCE.json', which is not part of a merge"
+
+
+@pytest.mark.parametrize("hashed", ["headers", "full"])
+@pytest.mark.parametrize("change", ["other shapes", "a value", "another file", "half a file"])
+def test_a_folder_whose_weights_are_not_those_that_were_written_is_no_merge_of_ours(model, hashed, change):
+    """As where a fine-tune was saved over the merge that it began with: its record lies there still."""
+    file = model / "model.safetensors"
+    header = read_header(file)
+    data = file.read_bytes()
+    stored = {name: data[header.data_start + t.begin : header.data_start + t.end] for name, t in header.tensors.items()}
+    tensors = {name: digest_of([piece_digest(raw)], 1 << 20) for name, raw in stored.items()}
+    write_provenance(model, record(model, output=identify(model, hashed), digests=digests_of(model, tensors)))
+    assert not_ours(model) is None
+    if change == "other shapes":
+        tiny.write_safetensors(file, {"model.norm.weight": ("BF16", [4], bytes(8))})
+    elif change == "a value":
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif change == "another file":
+        (model / "extra.safetensors").write_bytes(data)
+    else:
+        file.write_bytes(data[: len(data) // 2])
+    name = "extra.safetensors" if change == "another file" else "model.safetensors"
+    assert not_ours(model) == f"holds {name}, whose weights are not those that the merge wrote"
 
 
 @pytest.mark.parametrize("hasher", ["blake3", "sha256"])
