@@ -195,8 +195,9 @@ def judge(
             belongs(name, o) or (o.rpartition("/")[0] and name.startswith(f"{o.rpartition('/')[0]}/.")) for o in scene.outputs
         ):
             return f"{name} was left behind"
+    waits = re.search(r'"state": ?"queued"', said) is not None  # a job that is not begun has said so, and has no output yet
     for output in scene.outputs:
-        if wrong := part_of(output, before, whole, after, code, kept=scene.log):
+        if wrong := part_of(output, before, whole, after, code, kept=scene.log or waits):
             return wrong
     return None
 
@@ -206,7 +207,7 @@ def part_of(
 ) -> str | None:
     """An output folder that has weights has all its files and the very weights; a file is not empty.
 
-    `kept`: what goes into a file is in the job's result too, so it need not be there.
+    `kept`: what goes into a file is in the job's result too, or the job waits still, so it need not be there.
     """
     files = {name for name in whole if name.startswith(f"{output}/")}
     there = {name for name in after if name.startswith(f"{output}/")}
@@ -214,7 +215,9 @@ def part_of(
     if files:
         weights = [name for name in files if name.endswith(WEIGHTS)]
         if not there:
-            return f"{output} was lost" if old else ("said done, without an output" if code == 0 and weights else None)
+            return (
+                f"{output} was lost" if old else ("said done, without an output" if code == 0 and weights and not kept else None)
+            )
         if (
             weights
             and there not in (files, old)
