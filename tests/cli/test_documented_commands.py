@@ -1,18 +1,16 @@
-"""Every command line that the documents show is one that the program takes; those that cost seconds are run as written."""
+"""Every command line that the documents show is one that the program takes; test_readme_road.py runs the README's."""
 
 from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 import typer
 import typer.main
 
-from mcp_server.cli import app, run
-from tests import tiny
+from mcp_server.cli import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "skills").rglob("*.md"))]
@@ -64,30 +62,3 @@ def test_every_documented_command_is_one_that_the_program_takes(page: str, line:
     except typer.TyperException as error:
         said = error.format_message()  # a sentence may name the command with nothing but the option that it speaks of
         assert said.startswith("Missing argument"), f"{page}: {line}: {said}"
-
-
-@pytest.fixture
-def example(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The running example, with a tiny model in the place of the demo's base."""
-    folder = tmp_path / "taskmaster"
-    base = tiny.write_model(store / "cache" / "base" / "smollm2-135m-instruct")
-    for rank, name in enumerate(("persona", "tools"), 2):
-        tiny.write_adapter(folder / name, base, rank=rank, seed=rank)
-    shutil.copy(ROOT / "examples" / "taskmaster" / "scenario.yaml", folder)
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.mark.slow
-def test_the_way_of_the_readme_is_walked_as_written(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("cd examples/taskmaster\n")[2].partition("```")[0]
-    lines = [words(line) for line in block.splitlines() if line.startswith("model-merging ")]
-    quick = ("inspect", "recommend", "render", "validate", "estimate", "merge", "verify", "report")
-    for arguments in lines:
-        if arguments[0] in quick:
-            code = run(arguments)
-            said = capsys.readouterr()
-            assert code == 0, (arguments, said.out[-800:], said.err[-800:])
-    left = [arguments[0] for arguments in lines if arguments[0] not in quick]
-    assert left == ["evaluate", "show", "ask", "export", "evaluate", "publish"]  # minutes, an extra, or a hub
-    assert (example / "report.html").is_file()

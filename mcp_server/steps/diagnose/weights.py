@@ -14,7 +14,7 @@ AGAIN: Final = "merge again from its recipe (mergekit_config.yml), or restore th
 VOCABULARY: Final = re.compile(r"^(tokenizer\.json|tokenizer\.model|vocab\.json|merges\.txt)$")
 WEIGHTS: Final = (".safetensors", ".safetensors.index.json", ".gguf")
 NOTHING: Final = 0.1
-"""Sum of all sources' shares in the result below which it is the base, in effect."""
+"""Largest share of a source's change in the result, and half the sum of all, below which it is the base, in effect."""
 WHOLE: Final = 1.2
 """Share of a source's change in the result above which another source must have added the same."""
 MAPPED: Final = frozenset(
@@ -204,7 +204,9 @@ def _scale(known: Known) -> Iterator[Cause]:
         )
     meant = sum(map(abs, recipe.values())) if recipe else None
     rounded = any(share > threshold("rounding_loss") for share in known.rounding_loss.values())
-    if known.landed and sum(map(abs, known.landed.values())) < NOTHING and (not rounded or (meant or NOTHING) < NOTHING):
+    sizes = [abs(share) for share in known.landed.values()]
+    nothing = bool(sizes) and max(sizes) < NOTHING and sum(sizes) < 2 * NOTHING
+    if nothing and (not rounded or (meant or NOTHING) < NOTHING):
         yield Cause(
             code="nothing_arrived",
             cause="hardly anything of the sources is in the result, which is the base in effect",
