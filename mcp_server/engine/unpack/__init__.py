@@ -276,7 +276,7 @@ class _PackedColumns:
     def __init__(self, packing: PackedColumns, read: Read) -> None:
         self.packing = packing
         words = _whole(packing.codes, read).view(np.uint32).reshape(packing.codes.shape)
-        self.words = np.ascontiguousarray(words.T)
+        self.words = kernels.turned(words)
         zero = _unpacked(_whole(packing.zero, read).view(np.uint32).reshape(packing.zero.shape), packing.bits)
         if packing.interleaved:
             zero = zero.reshape(len(zero), -1, 8)[:, :, AWQ_PLACES].reshape(zero.shape)

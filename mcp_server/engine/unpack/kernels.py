@@ -152,12 +152,12 @@ def interleaved_with_zero(words: Array, places: Array, zero: Array, scale: Array
 
 @njit(nogil=True, cache=True)
 def turned(codes: Array) -> Array:
-    """The transposed bytes, tile by tile, so that both sides stay in the cache."""
-    tile = 64
-    out = np.empty((codes.shape[1], codes.shape[0]), np.uint8)
+    """The transposed bytes or words, tile by tile, so that both sides stay in the cache, and written in order."""
+    tile = 32
+    out = np.empty((codes.shape[1], codes.shape[0]), codes.dtype)
     for i in range(0, codes.shape[0], tile):
         for j in range(0, codes.shape[1], tile):
-            for a in range(i, min(i + tile, codes.shape[0])):
-                for b in range(j, min(j + tile, codes.shape[1])):
+            for b in range(j, min(j + tile, codes.shape[1])):
+                for a in range(i, min(i + tile, codes.shape[0])):
                     out[b, a] = codes[a, b]
     return out
