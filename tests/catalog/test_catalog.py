@@ -40,7 +40,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_all_twenty_methods_and_the_two_other_runners_are_described() -> None:
-    assert sorted(catalog.load().strategies) == sorted([*METHODS, "moe", "keep_ends"])
+    assert sorted(catalog.load().strategies) == sorted([*METHODS, "moe", "keep_ends", "lines"])
 
 
 def test_the_shipped_files_have_no_problem(rules: Path) -> None:
@@ -162,7 +162,9 @@ def test_a_range_prints_as_mathematicians_write_it() -> None:
 
 def test_exactly_the_methods_that_add_whole_changes_are_exact_on_adapters_alone() -> None:
     adding = {s.id for s in catalog.load().strategies.values() if s.deltas == "added" and s.sparsify == "none"}
-    assert adding == {s.id for s in catalog.load().strategies.values() if s.adapter_space} == {"linear", "task_arithmetic"}
+    assert (
+        adding == {s.id for s in catalog.load().strategies.values() if s.adapter_space} == {"linear", "task_arithmetic", "lines"}
+    )
 
 
 def test_what_a_method_sparsifies_it_has_a_density_for() -> None:
@@ -183,6 +185,6 @@ def test_the_engine_takes_its_parameters_from_here() -> None:
 
 def test_what_recomputes_a_merge_by_tables_of_its_own_agrees() -> None:
     known = catalog.load().strategies.values()
-    assert {s.id for s in known if s.deltas == "added" and s.sparsify == "none"} == ADDITIVE
+    assert {s.merge_method for s in known if s.deltas == "added" and s.sparsify == "none"} == ADDITIVE
     assert {s.id for s in known if s.random} == RANDOM
     assert {s.id for s in known if s.sparsify != "none"} == set(SPARSE)
