@@ -24,7 +24,7 @@ import yaml
 from mcp_server import jobs
 from mcp_server.errors import MergingError, from_dict
 from mcp_server.formats.refs import anchor_whole
-from mcp_server.schemas.base import Engine, OutputFormat
+from mcp_server.schemas.base import Engine, OutputFormat, Space
 from mcp_server.schemas.estimate import Estimate
 from mcp_server.schemas.evidence import Verification
 from mcp_server.schemas.inspect import Inspection
@@ -69,6 +69,7 @@ def merge(
     output: Literal["model", "adapter"] = "model",
     output_format: OutputFormat | None = None,
     rank: int | None = None,
+    space: Space = "weights",
     ram_gib: float | None = None,
     seed: int | None = None,
     threads: int | None = None,
@@ -81,7 +82,7 @@ def merge(
     """
     text, folder = _recipe(recipe)
     fields: dict[str, Any] = {"recipe": text, "engine": engine, "output": output, "output_format": output_format}
-    fields |= {"rank": rank, "ram_gib": ram_gib, "seed": seed}
+    fields |= {"rank": rank, "space": space, "ram_gib": ram_gib, "seed": seed}
     return _merged(fields, folder, out, threads, overwrite, on_progress)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -12,7 +12,7 @@ from mcp_server.catalog import Strategy
 from mcp_server.catalog import load as load_catalog
 from mcp_server.cli.console import Json, cell, emit, line, say, size, stderr, table
 from mcp_server.errors import MergingError, NotFound, OutputExists
-from mcp_server.schemas.base import Frozen, OutputFormat
+from mcp_server.schemas.base import Frozen, OutputFormat, Space
 from mcp_server.schemas.estimate import EngineEstimate, Estimate
 from mcp_server.schemas.inspect import Inspection
 from mcp_server.schemas.plan import Plan
@@ -245,12 +245,13 @@ def estimate(
     output: Annotated[Literal["model", "adapter"], typer.Option(help="as in merge")] = "model",
     output_format: Annotated[OutputFormat | None, typer.Option(help="as in merge")] = None,
     rank: Annotated[int | None, typer.Option(help="as in merge")] = None,
+    space: Annotated[Space, typer.Option(help="as in merge")] = "weights",
     json: Json = False,
 ) -> int:
     """What the merge will cost, per engine: memory, disk, time."""
     text, folder = read_text(recipe, "recipe"), recipe.resolve().parent
-    form = output_format
-    found = estimate_recipe(text, ram_gib=ram_gib, out=out, folder=folder, output=output, output_format=form, rank=rank)
+    form: dict[str, Any] = {"output": output, "output_format": output_format, "rank": rank, "space": space}
+    found = estimate_recipe(text, ram_gib=ram_gib, out=out, folder=folder, **form)
     emit(found, json, lambda: show_estimate(found))
     return 1 if all(engine.fits is False for engine in found.engines.values()) else 0
 

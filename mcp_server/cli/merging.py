@@ -125,6 +125,10 @@ def merge(
         str | None, typer.Option(help="fp8: store it as an FP8 model of the recipe is stored; unchanged blocks keep its bytes")
     ] = None,
     rank: Annotated[int | None, typer.Option(help="rank of an adapter made by truncated SVD")] = None,
+    space: Annotated[
+        str,
+        typer.Option(help="of an adapter: merge on the weights, on the core of the factors, or on a shared subspace of the rank"),
+    ] = "weights",
     ram_gib: Annotated[float | None, typer.Option(help="memory that the merge may use")] = None,
     seed: Annotated[int | None, typer.Option(help="for DARE and DELLA; recorded in any case")] = None,
     threads: Annotated[int | None, typer.Option(help="worker threads; the result does not depend on them")] = None,
@@ -146,6 +150,7 @@ def merge(
             "output": output,
             "output_format": output_format,
             "rank": rank,
+            "space": space,
             "ram_gib": ram_gib,
             "seed": seed,
             "threads": threads,

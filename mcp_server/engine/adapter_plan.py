@@ -19,7 +19,6 @@ from mcp_server.catalog import strategy
 from mcp_server.engine.adapter_copies import base_tensors, without_copies
 from mcp_server.engine.adapter_keys import names_in_memory
 from mcp_server.engine.coverage import require_coverage
-from mcp_server.engine.memory import INTERPRETER_BYTES, peak_anon, shape_of
 from mcp_server.engine.plan import MergePlan, TensorPlan, make_plan
 from mcp_server.engine.sources import open_sources
 from mcp_server.errors import Malformed, Unsupported
@@ -29,6 +28,7 @@ from mcp_server.formats.lora import Adapter
 from mcp_server.formats.recipe import Group, ModelRef, merge_recipe
 from mcp_server.formats.tensor_names import is_before_layers, is_head, split_layer
 from mcp_server.formats.tensors import StoredTensor, stored_tensors
+from mcp_server.schemas.base import Space
 
 OVERSAMPLING = 8
 """Columns beyond the rank in which the SVD searches (Halko, Martinsson, Tropp 2011 advise 5 to 10)."""
@@ -93,6 +93,7 @@ class AdapterPlan:
     dtype: str
     names: Mapping[str, str]
     left_out: tuple[TensorPlan, ...] = ()
+    space: Space = "weights"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors of the output, in the order in which they are written."""
@@ -102,10 +103,11 @@ class AdapterPlan:
         return found | {saved.key: saved.plan.shape for saved in self.saved}
 
 
-def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) -> AdapterPlan:
+def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = (), space: Space = "weights") -> AdapterPlan:
     """Plan the adapter that stands for a recipe. `rank` is for methods and sources that need an SVD; others do not read it.
 
-    `whole` names the kinds of tensors (`WHOLE`) that the output stores as they are merged, where full models change them.
+    In another `space` than the weights, exact sums are cut to the rank too, and the core keeps all of it without one. `whole`
+    names the kinds of tensors (`WHOLE`) that the output stores as they are merged, where full models change them.
     Raises `Unsupported` when no adapter can stand for it, `Malformed` when a rank is needed and none is given.
     """
     recipe = merge_recipe(recipe_text)
@@ -114,9 +116,12 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) 
     base = base_tensors(plan, _base(plan))
     plan = without_copies(plan, base) if _base(plan).headers else plan
     full = next((ref for ref in recipe.references() if ref.adapter is None and ref != recipe.base), None)
-    exact = strategy(recipe.method).adapter_space and full is None
+    cored = space != "weights"
+    exact = strategy(recipe.method).adapter_space and full is None and not (cored and rank is not None)
     _check(plan, full, rank, exact=exact)
-    if not exact and rank is None:
+    if cored and full is not None:
+        raise Unsupported(f"{full} is a full model and has no factors", "merge it on the weights: leave --space out")
+    if not exact and rank is None and space != "core":
         raise Malformed(
             f"{recipe.method} does not keep updates low-rank, so an adapter needs a rank", "give --rank, for instance 64"
         )
@@ -129,12 +134,15 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = ()) 
     names = names_in_memory(plan, _base(plan))
     tables, keys = _embedding_factors(plan), _keys_of_stacks(plan)
     modules = tuple(
-        _module(plan, tensor, names[tensor.name], None if exact else rank, tables, keys) for tensor in places["module"]
+        _module(plan, tensor, names[tensor.name], None if exact else rank, tables, keys, cored=cored and not exact)
+        for tensor in places["module"]
     )
+    if cored and (reading := next((module for module in modules if module.reads_base), None)):
+        raise Unsupported(f"{reading.plan.name} is no plain LoRA in every source", "merge it on the weights: leave --space out")
     adapted = {module.name for module in modules}
     saved = tuple(_saved(plan, tensor, names[tensor.name], adapted) for tensor in places["whole"])
     dtype = recipe.out_dtype or recipe.dtype or "float32"
-    return AdapterPlan(plan, modules, saved, exact, dtype, names, tuple(places["left out"]))
+    return AdapterPlan(plan, modules, saved, exact, dtype, names, tuple(places["left out"]), "weights" if exact else space)
 
 
 def _place(plan: MergePlan, tensor: TensorPlan, own: StoredTensor | None, whole: Sequence[str]) -> str | None:
@@ -270,9 +278,19 @@ def _coefficients(tensor: TensorPlan) -> list[float]:
 
 
 def _module(
-    plan: MergePlan, tensor: TensorPlan, name: str, rank: int | None, tables: set[StoredTensor], keys: dict[str, str]
+    plan: MergePlan,
+    tensor: TensorPlan,
+    name: str,
+    rank: int | None,
+    tables: set[StoredTensor],
+    keys: dict[str, str],
+    *,
+    cored: bool,
 ) -> Module:
-    """`tables`: the factors that belong to embeddings; `keys`: what the factors of stacks are stored under."""
+    """`tables`: the factors that belong to embeddings; `keys`: what the factors of stacks are stored under.
+
+    `cored`: merged on the core of the factors, whose rank is all that there is.
+    """
     updates = [entry.factors for entry in tensor.inputs if entry.factors]
     if len({update.transposed for update in updates}) > 1:
         raise Unsupported(f"{tensor.name} is adapted in two orientations", _WAY_ROUND)
@@ -284,7 +302,7 @@ def _module(
         name.removesuffix(".weight"),
         tensor,
         tuple(_coefficients(tensor)),
-        min(rank, limit) if rank else added,
+        min(rank or added, limit, added) if cored else min(rank, limit) if rank else added,
         updates[0].transposed if updates else is_conv1d(_base(plan).config, name.removesuffix(".weight")) is True,
         embedding,
         any(entry.stored != own for entry in tensor.inputs),
@@ -317,41 +335,3 @@ def _stacks_of(adapter: Adapter) -> dict[str, str]:
         for name, change in adapter.changes.items()
         if change.factors and change.factors.experts > 1
     }
-
-
-PLAIN_INTERPRETER_BYTES: Final = 60_000_000
-"""Without a compiled kernel: measured 47–50 MB on Linux x86-64, Python 3.11, numpy 2.4. Only bf16 factors need one."""
-
-
-def peak_anon_of_adapter(plan: AdapterPlan, threads: int) -> dict[str, int]:
-    """Part → bytes; their sum is the bound."""
-    if plan.exact:
-        narrow = plan.dtype == "bfloat16" or any(part.dtype == "BF16" for module in plan.modules for part in module.factors())
-        process = INTERPRETER_BYTES if narrow else PLAIN_INTERPRETER_BYTES
-        parts = {"interpreter and libraries": process, "adapter factors": max(map(_concatenated, plan.modules), default=0)}
-        if plan.saved:
-            whole = peak_anon(shape_of(replace(plan.merge, tensors=tuple(saved.plan for saved in plan.saved)), threads))
-            parts = {name: max(size, parts.get(name, 0)) for name, size in (parts | whole).items()}
-        return parts
-    tensors = (*(module.plan for module in plan.modules), *(saved.plan for saved in plan.saved), *plan.left_out)
-    parts = peak_anon(shape_of(replace(plan.merge, tensors=tensors), threads))
-    del parts["write buffers"]
-    return parts | {"truncated SVD": max(map(_factored, plan.modules), default=0)}
-
-
-def _sides(module: Module) -> tuple[int, int]:
-    rows, columns = module.plan.shape[-2:]
-    return (columns, rows) if module.transposed else (rows, columns)
-
-
-def _concatenated(module: Module) -> int:
-    """A is read as float32 and joined; B is scaled in float64, joined, and rounded. The last B is still held."""
-    rows, columns = _sides(module)
-    return module.rank * module.experts * (2 * 4 * columns + (2 * 8 + 8 + 2 * 4) * rows)
-
-
-def _factored(module: Module) -> int:
-    """numpy factors in float64: copy, result and workspace of the longer side, beside basis and probe in float32."""
-    rows, columns = module.plan.shape
-    width = min(module.rank + OVERSAMPLING, rows, columns)
-    return width * (2 * 4 * (rows + columns) + (3 * 8 + 2 * 4) * max(rows, columns))

@@ -3,8 +3,8 @@
 Under linear and task_arithmetic the sum of low-rank updates is a low-rank update, exactly:
 Σ cᵢsᵢ·BᵢAᵢ = [c₁s₁B₁ c₂s₂B₂ …]·[A₁; A₂; …], with the ranks added up and every scale folded into B. Other methods change single
 elements, and the result has full rank: then the merged delta of each matrix is approximated by a truncated SVD at a chosen rank,
-and the relative error is stated. The SVD reads the delta in row blocks, as everything here does (Halko, Martinsson, Tropp 2011:
-random range finder with power iterations).
+and the relative error is stated; or the method works on the small core of the factors instead (`core_space`). The SVD reads the
+delta in row blocks, as everything here does (Halko, Martinsson, Tropp 2011: random range finder with power iterations).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mcp_server.engine.adapter_plan import (
 )
 from mcp_server.engine.blocks import Block
 from mcp_server.engine.codecs import encode
+from mcp_server.engine.core_space import merge_cores
 from mcp_server.engine.deltas import OpenTensor
 from mcp_server.engine.limits import PeakMeter, give_back_freed_memory, usable_cores
 from mcp_server.engine.metadata import copy_files, sync_folder, write_json, write_record
@@ -53,7 +54,7 @@ NO_MODULES = "dummy-target-modules"
 def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
     """Write one adapter that stands for the recipe. Same result fields as a merge, plus `relative_error` for an SVD."""
     started = time.monotonic()
-    planned = plan_adapter(request.recipe, request.rank, request.whole)
+    planned = plan_adapter(request.recipe, request.rank, request.whole, request.space)
     plan, modules, exact = planned.merge, planned.modules, planned.exact
     request.folder.mkdir(parents=True, exist_ok=True)
     seed, meter = choose_seed(request), PeakMeter()
@@ -66,7 +67,10 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
             if exact:
                 yield from _concatenate(module, reader)
             else:
-                a, b, error = _approximate(module, plan, reader, pool, seed)
+                if planned.space == "weights":
+                    a, b, error = _approximate(module, plan, reader, pool, seed)
+                else:
+                    a, b, error = merge_cores(module, plan, reader, pool, seed, planned.space)
                 errors[module.plan.name] = error
                 yield from (a, b)
             report("merge", number + 1, len(modules), "matrices")
@@ -193,7 +197,7 @@ def _write_errors(request: Request, errors: dict[str, tuple[float, float]], over
     each = {name: _relative(*error) for name, error in errors.items()}
     write_json(
         request.folder / "approximation.json",
-        {"rank": request.rank, "relative_error": overall, "tensors": each, "left_out": left_out},
+        {"rank": request.rank, "space": request.space, "relative_error": overall, "tensors": each, "left_out": left_out},
     )
 
 

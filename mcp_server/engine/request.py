@@ -11,7 +11,7 @@ from typing import Literal
 from mcp_server.engine.journal import recorded_seed
 from mcp_server.engine.plan import MergePlan
 from mcp_server.formats.safetensors import Header
-from mcp_server.schemas.base import OutputFormat
+from mcp_server.schemas.base import OutputFormat, Space
 
 Report = Callable[[str, float, float, str], None]
 """(stage, done, total, unit): called often; the receiver thins it out."""
@@ -32,6 +32,8 @@ class Request:
     name: str = ""
     job_id: str = ""
     rank: int | None = None
+    space: Space = "weights"
+    """Where the methods of an adapter output that is no exact sum decide: `engine.core_space`."""
     whole: tuple[str, ...] = ()
     output_format: OutputFormat | None = None
     """How the weights are stored; None: in the recipe's dtype."""

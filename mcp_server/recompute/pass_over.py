@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.adapters import CannotCompute, adapted_rows
 from mcp_server.recompute.compare import COUNTED, Precision, Tally
+from mcp_server.recompute.core import prepare_core
 from mcp_server.recompute.fp8 import Fp8
 from mcp_server.recompute.inputs import Block, Made
 from mcp_server.recompute.methods import prepare, reads_whole
@@ -111,7 +112,7 @@ def recompute(merge: Merge, *, full: bool, most: int | None = None) -> Recompute
     squares = [0.0, 0.0]
     for name, stored in output.items():
         planned = names.plan(name)
-        if planned.made is not None and not full and reads_whole(planned.made):
+        if planned.made is not None and not full and not _on_cores(merge) and reads_whole(planned.made):
             credit += share * stored.count
             large = stored.count > WHOLE_ELEMENTS
             if (share < 1.0 and credit < stored.count) or (large and stored.count > budget):
@@ -126,6 +127,11 @@ def recompute(merge: Merge, *, full: bool, most: int | None = None) -> Recompute
     if merge.is_adapter and squares[1]:
         found.error = math.sqrt(squares[0] / squares[1])
     return found
+
+
+def _on_cores(merge: Merge) -> bool:
+    """Whether the method worked on the core of the adapters' factors, as the record says."""
+    return merge.is_adapter and merge.ours and merge.provenance is not None and "space" in merge.provenance.settings
 
 
 def _adapted_tensors(merge: Merge) -> dict[str, StoredTensor]:
@@ -169,14 +175,14 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         raise CannotCompute(f"{stored.dtype} values are not read here")
     seed = merge.provenance.seed if merge.ours and merge.provenance else None
     precision = _precision(merge, stored, made)
-    compute = prepare(made, seed, 2.0 ** -MANTISSA[precision.worked_in] if precision.worked_in else 0.0)
+    begin = prepare_core if _on_cores(merge) else prepare
+    compute = begin(made, seed, 2.0 ** -MANTISSA[precision.worked_in] if precision.worked_in else 0.0)
     tally = Tally(made.name, made.shape, precision, [operand.label for operand in made.operands])
     folded = sum(abs(o.settings.get("weight", 1.0)) for o in made.operands if o.value.adapted)
     untouched = made.base is not None
     along = dict.fromkeys((operand.label for operand in made.operands if not operand.value.adapted), 0.0)
     energy = 0.0
-    fp8 = None if merge.is_adapter else Fp8.of(made, stored, ours=merge.ours)
-    misfit = ""
+    fp8, misfit = None if merge.is_adapter else Fp8.of(made, stored, ours=merge.ours), ""
     for span in fp8.spans(full=full) if fp8 else spans(made.shape, full=full):
         block = compute(span)
         if merge.is_adapter:
@@ -212,9 +218,8 @@ def _settled(found: Recomputed, made: Made, tally: Tally, misfit: str) -> bool:
     wrong = bool(tally.wrong) or tally.drifted() is not None
     if tally.meant is not None:
         found.meant[made.name] = (made.shape, tally.meant)
-    if wrong:
-        tally.settle(closely=len(found.wrong) < CLOSELY)
     if wrong or misfit:
+        tally.settle(closely=len(found.wrong) < CLOSELY)
         found.wrong[made.name] = tally if wrong else misfit
     return wrong
 

@@ -17,6 +17,8 @@ Engine = Literal["auto", "stream", "mergekit"]
 EngineId = Literal["stream", "mergekit"]
 OutputFormat = Literal["fp8"]
 """How weights are stored, where that is not the recipe's dtype."""
+Space = Literal["weights", "core", "shared"]
+"""Where a method's rule for single elements is applied when adapters become one: see `engine.core_space`."""
 Severity = Literal["error", "warning", "note"]
 Verdict = Literal["merge", "merge_with_caution", "retrain_combined", "route", "distill", "train_first", "cannot_merge"]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_type_h
 from pydantic import Field, ValidationError
 
 from mcp_server.errors import BadInput
-from mcp_server.schemas.base import Engine, EngineId, Frozen, OutputFormat
+from mcp_server.schemas.base import Engine, EngineId, Frozen, OutputFormat, Space
 from mcp_server.schemas.export import Quant, Target
 from mcp_server.schemas.faults import first_fault
 
@@ -80,6 +80,7 @@ class MergeRequest(JobRequest):
     output: Literal["model", "adapter"] = "model"
     output_format: OutputFormat | None = Field(default=None, description="fp8: as an FP8 model of the recipe; null: its dtype")
     rank: int | None = Field(default=None, ge=1, description="for --output adapter with a method that needs an SVD")
+    space: Space = Field(default="weights", description="of an adapter output: merge on the weights, or on the factors' core")
     whole: list[Whole] = Field(default_factory=list, description="what an adapter of full models stores whole where it changed")
     ram_gib: float | None = Field(default=None, gt=0)
     seed: int | None = None

@@ -2,7 +2,7 @@
 
 in    request.json: kind "merge", parameters recipe (text), out, partial (the folder to fill), seed, threads, shard_size,
       allow_nonfinite, hash, output (model | adapter), output_format, rank,
-      whole, workers and ray (the merge as one task for each output file: workers/parts.py); such a task has shard and
+      space, whole, workers and ray (the merge as one task for each output file: workers/parts.py); such a task has shard and
       fingerprint
       hub ids that are not in the local cache are fetched first, where the operator allows the network
 out   the folder `partial`, complete and synced; result.json; progress in events.jsonl; journal.jsonl (a rerun continues it)
@@ -57,6 +57,7 @@ def main(job: Job) -> dict[str, Any]:
         name=Path(parameters["out"]).name,
         job_id=str(parameters.get("job_id", "")),
         rank=parameters.get("rank"),
+        space=parameters.get("space") or "weights",
         whole=tuple(parameters.get("whole") or ()),
         output_format=parameters.get("output_format"),
     )

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from mcp_server.engine.adapter_plan import peak_anon_of_adapter, plan_adapter
+from mcp_server.engine.adapter_memory import peak_anon_of_adapter
+from mcp_server.engine.adapter_plan import plan_adapter
 from mcp_server.engine.blocks import BLOCK_ELEMENTS
 from mcp_server.engine.memory import MergeShape, peak_anon, shape_of
 from mcp_server.engine.plan import make_plan

@@ -7,11 +7,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mcp_server.engine.adapter_plan import OVERSAMPLING, PASSES, AdapterPlan, peak_anon_of_adapter, plan_adapter
+from mcp_server.engine.adapter_memory import peak_anon_of_adapter
+from mcp_server.engine.adapter_plan import OVERSAMPLING, PASSES, AdapterPlan, plan_adapter
 from mcp_server.formats.recipe import ModelRef
 from mcp_server.formats.recipe.rewrite import rewrite_refs
 from mcp_server.formats.refs import anchor_ref, resolve_ref
 from mcp_server.formats.tensors import DTYPE_BYTES
+from mcp_server.schemas.base import Space
 from mcp_server.schemas.estimate import EngineEstimate, Seconds
 from mcp_server.steps.estimate.budget import METADATA_BYTES, fits
 from mcp_server.steps.estimate.costs import costs
@@ -26,13 +28,14 @@ def adapter_cost(
     folder: Path | None,
     threads: int | None,
     whole: Sequence[str] = (),
+    space: Space = "weights",
 ) -> EngineEstimate:
     """Memory, disk and time of the streaming engine's merge in adapter space; `ram` and `free` in bytes.
 
     Raises `Unsupported` when no adapter can stand for the recipe, `Malformed` when its method needs a rank, `NotFound` when a
     source is not here.
     """
-    plan = plan_adapter(located(text, folder or Path.cwd()), rank, whole)
+    plan = plan_adapter(located(text, folder or Path.cwd()), rank, whole, space)
     parts = peak_anon_of_adapter(plan, threads or os.cpu_count() or 1) | compiling(_kernels(plan))
     disk = _out_bytes(plan) + METADATA_BYTES
     return EngineEstimate(
@@ -80,7 +83,7 @@ def _seconds(plan: AdapterPlan) -> Seconds:
     constants, disk = costs().stream, costs().disk
     moved = _read_bytes(plan) + _out_bytes(plan)
     compute = 0.0
-    for module in plan.modules if not plan.exact else ():
+    for module in plan.modules if not plan.exact and plan.space == "weights" else ():
         elements = math.prod(module.plan.shape)
         columns = module.rank + OVERSAMPLING + sum(entry.factors.rank for entry in module.plan.inputs if entry.factors)
         compute += PASSES * elements * (constants.ns_per_element + columns * constants.ns_per_product) * 1e-9

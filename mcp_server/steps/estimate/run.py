@@ -17,7 +17,7 @@ from mcp_server.errors import MergingError, NotFound
 from mcp_server.formats.hub.copies import looking
 from mcp_server.formats.recipe import Recipe, read_recipe
 from mcp_server.formats.refs import resolve_ref
-from mcp_server.schemas.base import EngineId, OutputFormat
+from mcp_server.schemas.base import EngineId, OutputFormat, Space
 from mcp_server.schemas.estimate import EngineEstimate, Estimate, Seconds
 from mcp_server.steps.estimate import mergekit, stream
 from mcp_server.steps.estimate.adapter import adapter_cost
@@ -44,6 +44,7 @@ def estimate(
     output_format: OutputFormat | None = None,
     rank: int | None = None,
     whole: Sequence[str] = (),
+    space: Space = "weights",
 ) -> Estimate:
     """Cost of a recipe for each engine. `folder` is what its relative paths are relative to; `shard_size` is in bytes.
 
@@ -56,7 +57,7 @@ def estimate(
     ram = None if ram_gib is None else ram_gib * GIB
     free = free_disk(out) if out else None
     if output == "adapter":
-        cost = adapter_cost(text, rank, ram, free, folder, threads, whole)
+        cost = adapter_cost(text, rank, ram, free, folder, threads, whole, space)
         found: dict[EngineId, EngineEstimate] = {"stream": cost}
         return Estimate(
             engines=found,
