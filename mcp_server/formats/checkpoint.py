@@ -113,7 +113,7 @@ def _open(ref: str, folder: Path) -> Checkpoint:
         raise not_a("a full model", ref, folder, holding)
     config = read_json(folder / "config.json")
     headers, shadowed_by = read_headers(folder)
-    codes = holds_codes(info.dtype for header in headers.values() for info in header.tensors.values())
+    codes = holds_codes((name, info.dtype) for header in headers.values() for name, info in header.tensors.items())
     stored = Stored.of(str(folder), headers if codes else {}, config, _quantisation(folder, headers))
     try:
         unpacked, left_out = _together(folder, headers), dict[str, StoredTensor]()

@@ -70,7 +70,8 @@ def find_weights(stored: Stored) -> Weights:
 
     Raises `Malformed` when the parts of a weight do not fit together, `Unsupported` for a packing that is not read.
     """
-    if not holds_codes(part.dtype for part in stored.parts.values()):
+    scaled.refuse_beside_plain(stored)
+    if not holds_codes((part.name, part.dtype) for part in stored.parts.values()):
         return Weights({}, {}, frozenset())
     _refuse_rotated(stored)
     if (method := _method(stored)) in _METHODS and method not in _ALSO_AS_OTHERS:
@@ -81,6 +82,11 @@ def find_weights(stored: Stored) -> Weights:
         for name, (packing, parts) in find(stored).items():
             if taken := [part for part in parts if part in replaced]:
                 raise Malformed(f"{stored.where}: {taken[0]} belongs to {replaced[taken[0]]} and to {name}", _UNQUANTISED)
+            if name in stored.parts and name not in parts:
+                raise Malformed(
+                    f"{stored.where}: {stored.parts[name]} is stored beside {parts[0]}, which stands for it too",
+                    "remove one of the two, or download the checkpoint again",
+                )
             packed[name] = packing
             replaced |= dict.fromkeys(parts, name)
     for name, part in stored.parts.items():
@@ -95,9 +101,9 @@ def find_weights(stored: Stored) -> Weights:
     return Weights(packed, replaced, dropped)
 
 
-def holds_codes(dtypes: Iterable[str]) -> bool:
-    """Whether tensors of these dtypes may be packed: a model that has none of them is plain."""
-    return not _PACKED_DTYPES.isdisjoint(dtypes)
+def holds_codes(tensors: Iterable[tuple[str, str]]) -> bool:
+    """Whether tensors of these names and dtypes may be packed, or what unpacking left: a model that has none is plain."""
+    return any(dtype in _PACKED_DTYPES or name.endswith("_scale_inv") for name, dtype in tensors)
 
 
 def _beside(name: str, modules: set[str]) -> bool:

@@ -148,7 +148,7 @@ def _rows(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
             raise stored.wrong(zero, f"I32 {list(packed)}, packed down the rows, or I8 {list(scale.shape)}")
     order = stored.parts.get(f"{name}_g_idx")
     if order is not None:
-        order = _order(stored, order, columns, scale.shape[1])
+        order = _order(stored, order, columns, scale.shape[1], may_be_unset=True)
     if order is None and columns % scale.shape[1]:
         raise stored.wrong(scale, f"({rows}, groups), and {scale.shape[1]} groups do not divide {columns} columns")
     packing = PackedRows((rows, columns), stored.dtype, bits, codes, scale, zero, order)
@@ -156,12 +156,12 @@ def _rows(stored: Stored, codes: Part) -> tuple[Packing, tuple[str, ...]]:
     return packing, tuple(part.name for part in named if part)
 
 
-def _order(stored: Stored, order: Part, columns: int, groups: int) -> Part | None:
-    """The group of each input, if one is given: compressed-tensors fills it with −1 where the groups are in order."""
+def _order(stored: Stored, order: Part, columns: int, groups: int, *, may_be_unset: bool = False) -> Part | None:
+    """The group of each input. It may be unset: compressed-tensors fills it with −1 where the groups are in order."""
     stored.expect(order, ("I32", "I64"), (columns,), "the group of each input")
     numbers = array("i" if order.dtype == "I32" else "q", read_bytes(order, 8 * columns))
     low, high = min(numbers), max(numbers)
-    if (low, high) == (-1, -1):
+    if may_be_unset and (low, high) == (-1, -1):
         return None
     if low < 0 or high >= groups:
         raise Malformed(f"{stored.where}: {order} names groups {low} to {high}, and there are scales for {groups}", AGAIN)

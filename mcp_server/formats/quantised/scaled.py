@@ -73,7 +73,8 @@ def find(stored: Stored) -> Found:
     found: Found = {}
     plain = not stored.settings and not any(name.endswith(_SUFFIXES) for name in stored.parts)
     for name, codes in stored.parts.items():
-        scale = next((stored.parts[name + suffix] for suffix in _SUFFIXES if name + suffix in stored.parts), None)
+        beside = [stored.parts[name + suffix] for suffix in _SUFFIXES if name + suffix in stored.parts]
+        scale = next(iter(beside), None)
         if codes.dtype not in FLOAT8 and not (codes.dtype == "I8" and scale is not None and not _is_packed_fp4(codes, scale)):
             continue
         if name.endswith((*_SUFFIXES, "_qdata")):
@@ -86,10 +87,29 @@ def find(stored: Stored) -> Found:
                 f"{stored.where}: {codes} has no {name}_scale or {name}_scale_inv beside it: what its codes mean is not known",
                 AGAIN,
             )
+        if len(beside) > 1:
+            raise Malformed(
+                f"{stored.where}: {codes} has two scales, {beside[0]} and {beside[1]}: which counts is not known", AGAIN
+            )
         zero = stored.parts.get(f"{name}_zero_point") if codes.dtype == "I8" else None
         packing = scaled(stored, codes, scale, zero)
         found[name] = (packing, tuple(part.name for part in packing.parts))
     return found
+
+
+def refuse_beside_plain(stored: Stored) -> None:
+    """Scales of FP8 codes beside weights that are no codes: whether these are multiplied with them already is not known.
+
+    Folders that were converted by hand hold them, with the codes cast to 16 bits, or unpacked ones whose scales were left behind.
+    """
+    for name, scale in stored.parts.items():
+        weight = stored.parts.get(name.removesuffix("_scale_inv")) if name.endswith("_scale_inv") else None
+        if weight is not None and weight.dtype in SCALES:
+            raise Malformed(
+                f"{stored.where}: {scale} holds scales of FP8 codes, and {weight} beside it is not FP8: whether it was "
+                "multiplied with them is not known",
+                "remove the scales if the weights are unpacked, or download the checkpoint again",
+            )
 
 
 def scaled(stored: Stored, codes: Part, scale: Part, zero: Part | None) -> Scaled:
@@ -130,6 +150,8 @@ def _block(stored: Stored, codes: Part, scale: Part) -> tuple[int, int]:
     for high, wide in choices:
         if shape[-2:] == (ceil(rows, high), ceil(columns, wide)):
             return high, wide
+    if isinstance(size := stored.settings.get("weight_block_size"), list):
+        raise stored.wrong(scale, f"one for each block of {size}, as the config's weight_block_size says, of {codes}")
     if rows % shape[-2] == 0 and columns % shape[-1] == 0:
         return rows // shape[-2], columns // shape[-1]
     raise stored.wrong(scale, f"as many as there are blocks in {codes}; {list(shape[-2:])} does not divide it")
