@@ -10,7 +10,8 @@ layer is a Conv1D says the model's class, not `fan_in_fan_out`, of which PEFT sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def open_adapter(
     own = on_disk.config
     refuse_unsupported(ref, own)
     modules, shared = modules_of(ref, on_disk.tensors)
+    _refuse_left_out(ref, own, modules)
     ties = find_ties(base_config, base)
     shapes: dict[str, Shaped] = dict(base)
     for name, holder in ties.holders.items() if ties else ():
@@ -92,6 +94,25 @@ def open_adapter(
     vocabulary = check_rows(ref, changes, shapes, ties)
     added, untied = untie(ref, own, changes, base, ties, notes, as_merged=reading.copies if as_merged else None)
     return Adapter(on_disk.folder, own, changes, on_disk.headers, added, untied, vocabulary, tuple(notes))
+
+
+def _refuse_left_out(ref: str, own: Mapping[str, Any], modules: Sequence[Module]) -> None:
+    """Raise `Malformed` for factors of layers that the config leaves out: PEFT ignores them without a word."""
+    layers = own.get("layers_to_transform")
+    chosen = [layers] if type(layers) is int else layers
+    if not chosen or not isinstance(chosen, list):
+        return
+    given = own.get("layers_pattern")
+    patterns = [given] if isinstance(given, str) and given else given or [r"[^.]*"]
+    for module in modules:
+        numbers = [re.match(rf".*\.{pattern}\.(\d+)\.", f"model.{module.stem}") for pattern in patterns]
+        found = next((int(number[1]) for number in numbers if number), None)
+        if module.kind == "module" and found is not None and found not in chosen:
+            raise Malformed(
+                f"adapter {ref} holds {module.stem}, and layers_to_transform {layers} of its config leaves layer {found} out, so "
+                "PEFT would ignore it",
+                "correct layers_to_transform in adapter_config.json, or save the adapter again",
+            )
 
 
 def _tables(config: Mapping[str, Any], base: Mapping[str, Shaped], modules: list[Module]) -> list[tuple[str, Names]]:

@@ -364,7 +364,8 @@ def _pattern(patterns: Any, names: tuple[str, ...], default: Any) -> Any:
     """PEFT's rule: the first key that matches the end of one of the names, at a dot. Only plain names and `.*` are read here."""
     for key, value in patterns.items() if isinstance(patterns, dict) else ():
         shown = key.removeprefix("^")
-        if re.fullmatch(r"[\w.*\\|()\[\]-]{1,200}", shown) is None or len(re.findall(r"[*+{]", shown)) > 3:
+        strange = re.fullmatch(r"[\w.*+?^$\\|()\[\]{},:!=-]{1,200}", shown) is None
+        if strange or len(re.findall(r"[*+{]", shown)) > 3 or re.search(r"\)[*+{]", shown):
             raise CannotCompute(f"the pattern {key[:60]!r} is not read here")
         try:
             found = any(re.match(rf"(.*\.)?({key})$", name) for name in names)

@@ -63,6 +63,7 @@ CASES: dict[str, Case] = {
         {f"{Q}.lora_A.one.weight": [2, 8], f"{Q}.lora_B.one.weight": [8, 2], f"{DOWN}.lora_A.two.weight": [2, 16]}
     ),
     "a module that the base lacks": Case(pair("model.layers.7.self_attn.q_proj")),
+    "layers that the config leaves out": Case(pair(Q.replace(".0.", ".1.")), {"layers_to_transform": [0]}),
     "another size": Case(pair(Q, into=12, out=12)),
     "no B": Case({f"{Q}.lora_A.weight": [2, 8]}),
     "a magnitude that the config denies": Case(pair(Q) | {f"{Q}.lora_magnitude_vector": [8]}),

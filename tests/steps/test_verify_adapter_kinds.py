@@ -11,6 +11,7 @@ import pytest
 
 from mcp_server.engine.adapter_space import merge_adapters
 from mcp_server.engine.request import Request
+from mcp_server.errors import Malformed
 from mcp_server.steps.verify import verify
 from tests.engine.synthetic import Tensors, load, low_rank, random_tensors, run, save, write_adapter, write_model
 
@@ -170,3 +171,45 @@ def test_one_adapter_of_several_without_a_base_in_the_recipe(tmp_path: Path) -> 
     check = next(check for check in found.checks if check.name == "recomputed")
     assert check.passed is False
     assert "up_proj" in check.detail
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r".*\.0\.mlp\.up_proj$", r"^model\.layers\.[0-1]\.mlp\.up_proj", r"(?!.*q_proj).*_proj", r"layers\.\d{1,2}\.mlp\.up_proj"],
+)
+def test_patterns_of_alpha_are_read_as_PEFT_reads_them(tmp_path: Path, pattern: str) -> None:
+    base = random_tensors(0)
+    write_model(tmp_path / "base", base, "float32")
+    shapes = {"model.layers.0.self_attn.q_proj": (HIDDEN, HIDDEN), "model.layers.0.mlp.up_proj": (16, HIDDEN)}
+    factors = low_rank(1, shapes, 2)
+    write_adapter(tmp_path / "adapter", factors, alpha_pattern={pattern: 10})
+    values = load(tmp_path / "base")
+    for module, scale in zip(shapes, (SCALE, 5.0), strict=True):
+        a, b = (factors[f"{module}.lora_{letter}.weight"].astype(np.float32).astype(np.float64) for letter in "AB")
+        values[f"{module}.weight"] = values[f"{module}.weight"] + scale * b @ a
+    out = write_model(tmp_path / "out", values, "float32")
+    assert recomputed(out, tmp_path / "base", tmp_path / "adapter")[0] is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"layers_to_transform": [0]}, True),
+        ({"layers_to_transform": 1}, True),
+        ({"layers_to_transform": [0, 1], "layers_pattern": "layers"}, False),
+        ({"layers_to_transform": []}, False),
+    ],
+)
+def test_factors_that_the_config_leaves_out_are_no_part_of_the_adapter(
+    tmp_path: Path, settings: dict[str, object], refused: bool
+) -> None:
+    write_model(tmp_path / "base", random_tensors(0), "float32")
+    shapes = {f"model.layers.{layer}.self_attn.q_proj": (HIDDEN, HIDDEN) for layer in (0, 1)}
+    write_adapter(tmp_path / "adapter", low_rank(1, shapes, 2), **settings)
+    models = [{"model": f"{tmp_path}/base+{tmp_path}/adapter", "parameters": {"weight": 1.0}}]
+    recipe = json.dumps({"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": models})
+    if not refused:
+        run(recipe, tmp_path / "out")
+        return
+    with pytest.raises(Malformed, match=r"leaves layer \d out, so PEFT would ignore it"):
+        run(recipe, tmp_path / "out")
