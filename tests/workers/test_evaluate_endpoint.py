@@ -211,6 +211,24 @@ def test_what_is_no_url_is_bad_input() -> None:
         endpoint_url("localhost:8000")
 
 
+@pytest.mark.parametrize("given", ["http://me:swordfish@h:1/v1", "http://h:1/v1?api_key=swordfish", "ftp://me:swordfish@h"])
+def test_an_endpoint_with_a_secret_in_its_address_is_refused_without_repeating_it(given: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        endpoint_url(given)
+    assert "swordfish" not in str(refused.value)
+
+
+@pytest.mark.parametrize("answer", [(401, b'{"error": "wrong key: KEY"}'), (200, b'{"error": {"message": "wrong key: KEY"}}')])
+def test_a_key_that_a_server_repeats_is_not_told(answer: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "my-own-secret-key"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with serving(Server(faults=[(answer[0], answer[1].replace(b"KEY", key.encode()))] * 2)) as server:
+        with pytest.raises((BadInput, RunFailed)) as failed:
+            Endpoint(endpoint_url(server.url), "m", wait_s=0.0, tries=1).greet()
+        assert server.headers[0]["Authorization"] == f"Bearer {key}"
+    assert "wrong key: [secret]" in str(failed.value)
+
+
 @pytest.mark.parametrize("suite", ["perplexity", "general", "choice.jsonl"])
 @pytest.mark.parametrize(("path", "why"), [("", "refuses to echo"), ("/chat/completions", "a chat endpoint has none")])
 def test_suites_that_need_likelihoods_are_refused_before_a_job_starts(suite: str, path: str, why: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from mcp_server.errors import BadInput, RunFailed, Unsupported
 from mcp_server.formats.suites import Suite
 from mcp_server.steps.evaluate.listing import needs_likelihoods
+from mcp_server.system.redaction import redact, secrets_of
 
 TIMEOUT_S: Final = 300.0
 TRIES: Final = 4
@@ -29,8 +30,14 @@ SAMPLE: Final = "One, two, three"
 
 def endpoint_url(given: str) -> str:
     """`http://host:8000/v1` and the full URL of either API both name an endpoint; without one it is the completions API."""
+    shown = redact(given, secrets_of(os.environ))
     if not given.startswith(("http://", "https://")):
-        raise BadInput(f"the endpoint {given!r} is no http(s) URL", "give one such as http://localhost:8000/v1")
+        raise BadInput(f"the endpoint {shown!r} is no http(s) URL", "give one such as http://localhost:8000/v1")
+    if shown != given:
+        raise BadInput(
+            f"the endpoint {shown!r} holds a user or a secret, which would stand in the evaluation and its report",
+            "leave it out, and give a key in OPENAI_API_KEY",
+        )
     url = given.rstrip("/")
     return url if url.endswith((COMPLETIONS, CHAT)) else url + COMPLETIONS
 
@@ -57,7 +64,7 @@ class Endpoint:
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             said = json.dumps(answer.get("error", answer), ensure_ascii=False)
-            raise RunFailed(f"{self.url} answered without choices: {said[:300]}", self._next())
+            raise RunFailed(f"{self.url} answered without choices: {_words(said.encode())}", self._next())
         return choices[0]
 
     def greet(self) -> None:
@@ -155,4 +162,5 @@ def _table(raw: bytes, url: str) -> dict[str, Any]:
 
 
 def _words(raw: bytes) -> str:
-    return " ".join(raw.decode("utf-8", "replace").split())[:300]
+    """The beginning of what a server says, in which it may repeat the key that it was sent."""
+    return redact(" ".join(raw.decode("utf-8", "replace").split()), secrets_of(os.environ))[:300]
