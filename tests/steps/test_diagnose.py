@@ -388,7 +388,21 @@ def a_domain_that_the_base_does_not_know(g: Ground) -> Path:
     return measured(sound(g), "passed", capabilities=capabilities, perplexity_ratio=1.1)
 
 
-SOUND = (full_models, adapters, whole_adapters_in_float32, ties, an_average, one_adapter_folded, a_moved_folder)
+def rounded_here_and_there(g: Ground) -> Path:
+    """A sixth of the change falls back to the base's values, and most of that is gained where values round up."""
+    return g.merge(g.adapter("one", 1, size=1e-3), g.adapter("two", 2, size=1e-3))
+
+
+SOUND = (
+    rounded_here_and_there,
+    full_models,
+    adapters,
+    whole_adapters_in_float32,
+    ties,
+    an_average,
+    one_adapter_folded,
+    a_moved_folder,
+)
 SOUND_AND_MEASURED = (measured_and_passed, a_domain_that_the_base_does_not_know)
 
 

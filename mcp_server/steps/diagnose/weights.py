@@ -15,6 +15,8 @@ VOCABULARY: Final = re.compile(r"^(tokenizer\.json|tokenizer\.model|vocab\.json|
 WEIGHTS: Final = (".safetensors", ".safetensors.index.json", ".gguf")
 NOTHING: Final = 0.1
 """Largest share of a source's change in the result, and half the sum of all, below which it is the base, in effect."""
+ARRIVED: Final = 0.9
+"""Share of what the recipe means to add that has to arrive where rounding took some of it."""
 WHOLE: Final = 1.2
 """Share of a source's change in the result above which another source must have added the same."""
 MAPPED: Final = frozenset(
@@ -225,12 +227,24 @@ def _scale(known: Known) -> Iterator[Cause]:
         )
 
 
+def _whole(landed: float | None, meant: float | None) -> bool:
+    """Whether as much of a source arrived as the recipe means: what rounding took there, it gave elsewhere."""
+    return landed is not None and meant is not None and abs(landed) >= ARRIVED * abs(meant)
+
+
 def _listed(weights: dict[str, float]) -> str:
     return ", ".join(f"{name} {weight:g}" for name, weight in weights.items()) or "not stated"
 
 
 def _precision(known: Known) -> Iterator[Cause]:
-    lost = {name: share for name, share in known.rounding_loss.items() if share > threshold("rounding_loss")}
+    tried = known.lineage.tried
+    factor = tried.lambda_ if tried.lambda_ is not None else 1.0
+    meant = {name: factor * weight for name, weight in tried.weights.items()} if not tried.normalize else {}
+    lost = {
+        name: share
+        for name, share in known.rounding_loss.items()
+        if share > threshold("rounding_loss") and not _whole(known.landed.get(name), meant.get(name))
+    }
     if lost:
         yield Cause(
             code="precision_lost",
