@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.errors import NotFound
+from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.content import content_hash
 from mcp_server.schemas.evidence import Capability, Check, Evaluation, Verification
 from mcp_server.steps.evaluate.causes import base_note, with_causes
@@ -51,6 +51,32 @@ def test_a_line_torn_by_a_crash_is_left_out(model: Path) -> None:
     with (model / "evaluations.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"capabilities": {"to')
     assert len(evaluations(model).runs) == 1
+
+
+def test_a_line_that_is_no_evaluation_is_named_whatever_its_bytes(model: Path) -> None:
+    found = run(model, "dev", 0.5)
+    keep(model, found.model_copy(update={"why": ["ends\u2028here\x85and\x0cthere"]}))
+    keep(model, found)
+    assert len(evaluations(model).runs) == 2
+    file = model / "evaluations.jsonl"
+    lines = file.read_bytes()
+    for odd in (b"\xff\xfe", b"[]", b"null", b"{}", b"\x00"):
+        file.write_bytes(odd + b"\n" + lines)
+        with pytest.raises(Malformed, match="line 1"):
+            evaluations(model)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder"])
+def test_nothing_is_added_to_what_a_link_leads_to(model: Path, tmp_path: Path, kind: str) -> None:
+    profile, file = tmp_path / "profile", model / "evaluations.jsonl"
+    if kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(profile)
+    if kind == "link":
+        profile.write_text("my own", encoding="utf-8")
+    assert keep(model, run(model, "dev", 0.5)).verdict == "passed"
+    assert (profile.read_text(encoding="utf-8") if profile.exists() else None) == ("my own" if kind == "link" else None)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

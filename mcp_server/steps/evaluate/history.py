@@ -38,11 +38,19 @@ def keep(out: Path, found: Evaluation, *, run: bool = True) -> Evaluation:
 
 
 def _append(out: Path, found: Evaluation) -> None:
+    """Nothing is added to what is no file of this folder: a link in somebody's merge could lead to any file of the user's."""
+    file = out / HISTORY
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        return
     line = json.dumps(found.model_dump(mode="json"), ensure_ascii=False) + "\n"
-    with (out / HISTORY).open("a", encoding="utf-8") as stream:
+    with open(file, "a", encoding="utf-8", opener=_not_through_a_link) as stream:
         stream.write(line)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def evaluations(out: Path) -> EvaluationList:
@@ -64,7 +72,8 @@ def _stored(out: Path) -> list[Evaluation]:
     file = out / HISTORY if (out / HISTORY).is_file() else out / NEWEST
     if not file.is_file():
         return []
-    lines = file.read_text(encoding="utf-8").splitlines() if file.name == HISTORY else [file.read_text(encoding="utf-8")]
+    raw = file.read_bytes()
+    lines = raw.splitlines() if file.name == HISTORY else [raw]  # as bytes: texts may hold characters that end a line of text
     found = []
     for number, line in enumerate(lines, 1):
         try:
