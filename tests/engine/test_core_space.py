@@ -129,6 +129,13 @@ def test_an_exact_sum_keeps_its_rank_unless_one_is_asked_for(root: Path) -> None
         assert np.allclose(before[name] + delta, after[name], atol=1e-5), name
 
 
+def test_factors_stored_in_16_bits_are_no_fault(root: Path) -> None:
+    """Without a rank nothing is left out, and rounding the factors is all that there is of an error."""
+    merge(root, recipe(root, "ties", dtype="bfloat16"), space="core")
+    found = verify(root / "out", full=True)
+    assert found.verdict == "verified", found
+
+
 def test_a_change_of_the_output_is_found(root: Path) -> None:
     merge(root, recipe(root, "ties"), space="core")
     file = root / "out" / "adapter_model.safetensors"
