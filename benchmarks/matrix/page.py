@@ -62,7 +62,7 @@ def text(merges: list[Row], adapters: list[Row], forms: list[list[Row]]) -> str:
         "",
         f"mergekit {version('mergekit')} was given the same float32 folders and recipe: {len(theirs)} merges:",
         f"{listed(Counter(row['result'] for row in theirs))}. `drops`: the run ends as a success, and transformers",
-        "misses tensors when it loads the output. `wrong`: values differ. `fails`: it stops with an error.",
+        "misses tensors when it loads the output. `wrong`: values differ, or nothing loads. `fails`: it stops with an error.",
         "",
         "## Adapters",
         "",
