@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from build import KINDS
+from kinds import KINDS
 
 from mcp_server.workers.exporting.quantise import quantise
 from mcp_server.workers.protocol import Job
@@ -125,7 +125,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.folder or Path(temporary)).resolve()
         if not all((work / kind).is_dir() for kind in KINDS):
-            subprocess.run([sys.executable, str(HERE / "build.py"), str(work)], check=True)
+            subprocess.run([sys.executable, str(HERE / "kinds.py"), str(work)], check=True)
         versions: dict[str, str] = {}
         header = ["merge", "transformers", *(f"llama.cpp {quant}" for quant in QUANTS)]
         rows = []

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make one small merge of every kind in a folder, by the product's own engines. usage: build.py FOLDER
+"""Make one small merge of every kind in a folder, by the product's own engines. usage: kinds.py FOLDER
 
 Two-layer models of 256 dimensions with a SentencePiece vocabulary, because llama.cpp needs a tokenizer that it knows.
 """
