@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Journal:
         lines = _read(path)
         if lines:
             _refuse_changes(lines[0]["inputs"], inputs)
-        if lines and lines[0]["fingerprint"] == fingerprint and lines[0]["seed"] == seed:
+        same = bool(lines) and [InputFile(**entry) for entry in lines[0]["inputs"]] == inputs
+        if same and lines[0]["fingerprint"] == fingerprint and lines[0]["seed"] == seed:
             for line in lines[1:]:
                 self.done |= {int(tensor): evidence for tensor, evidence in line["tensors"].items()}
             self._truncate_to(lines)
@@ -140,9 +141,12 @@ def _moment(mtime_ns: int) -> str:
 
 
 def _refuse_changes(recorded: list[dict[str, Any]], now: list[InputFile]) -> None:
+    """Of another change time or inode alone nobody can say what it means, nor put it back (a file that was moved away and back,
+    a restored copy, an edit whose time was put back): then nothing that was computed is kept, and the merge begins anew."""
     before = {entry["path"]: InputFile(**entry) for entry in recorded}
     for entry in now:
-        if before.get(entry.path) != entry:
+        old = before.get(entry.path)
+        if old is None or replace(old, ctime_ns=entry.ctime_ns, inode=entry.inode) != entry:
             raise InputChanged(
                 f"{entry.path} is not the file this merge began with ({before.get(entry.path)} then, {entry} now)",
                 "restore it and resume, or start a new merge",

@@ -34,6 +34,31 @@ def test_an_edit_with_its_time_put_back_is_noticed(change, tmp_path):
     with pytest.raises(InputChanged, match="the file system notes a change"):
         journal.check_inputs()
     journal.close()
+
+
+def moved_away_and_back(path):
+    path.rename(path.with_name("moved"))
+    path.with_name("moved").rename(path)
+
+
+@pytest.mark.parametrize("change", [edited_in_place, replaced_by_a_copy, moved_away_and_back])
+def test_a_merge_that_is_resumed_after_it_begins_anew(change, tmp_path):
+    """Whether the bytes are the same cannot be told, so nothing of what was computed is mixed with what will be."""
+    source = tmp_path / "model.safetensors"
+    source.write_bytes(b"X" * 100)
+    journal = Journal(tmp_path / "journal.jsonl", "fingerprint", 1, [InputFile.of(source, "header")])
+    journal.computed(0, {})
+    journal.on_disk([0])
+    journal.close()
+    again = Journal(tmp_path / "journal.jsonl", "fingerprint", 1, [InputFile.of(source, "header")])
+    assert again.resumes
+    again.close()
+    change(source)
+    anew = Journal(tmp_path / "journal.jsonl", "fingerprint", 1, [InputFile.of(source, "header")])
+    assert not anew.resumes
+    anew.check_inputs()
+    anew.close()
+    source.write_bytes(b"X" * 101)
     with pytest.raises(InputChanged, match="is not the file this merge began with"):
         Journal(tmp_path / "journal.jsonl", "fingerprint", 1, [InputFile.of(source, "header")])
 
