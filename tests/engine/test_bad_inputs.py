@@ -191,7 +191,7 @@ def test_packed_weights_of_an_unknown_form_are_refused_by_scheme(models: Path, t
     packed = write_model(tmp_path / "small", random_tensors(3), config={"quantization_config": {"quant_method": "vptq"}})
     file = packed / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"BF16"', b'"I16" '))  # the same bytes, as codes
-    refused(models, NotAModel, "quantised .vptq.", recipe(models, sources=("one", "small")))
+    refused(models, NotAModel, "quantised by VPTQ", recipe(models, sources=("one", "small")))
 
 
 def test_a_model_that_is_not_there(models: Path) -> None:

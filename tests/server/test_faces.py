@@ -46,7 +46,7 @@ ONLY_SHELL = {
     ExportRequest: {"check", "overwrite", "threads"},
     PublishRequest: {"yes", "licence"},  # an agent's user is asked, and chooses a licence for others' work in a shell
     EvaluateRequest: {"suite_folders"},  # its tasks may bring Python code, which only the operator lets run
-    MergeRequest: {"workers", "ray"},
+    MergeRequest: {"workers", "ray", "space"},  # the space of an adapter's merge is not worth every turn's tokens
     SweepRequest: {
         "workers",
         "ray",
@@ -73,7 +73,7 @@ def test_both_faces_offer_the_same_fields_of_a_request(request_type: type[JobReq
     ("shell", "tool", "only_shell", "only_tool"),
     [
         (knowledge.inspect, knowledge_tools.inspect_models, set(), set()),
-        (knowledge.estimate, knowledge_tools.estimate_ram, set(), set()),
+        (knowledge.estimate, knowledge_tools.estimate_ram, {"space"}, set()),
         # Replacing is launch_merge's, which asks; threads and dtype change no adapter enough to be worth every turn's tokens.
         (merging.extract, launch.extract_adapter, {"overwrite", "threads", "dtype"}, set()),
         # The tool ends with the merge under way: measuring is its caller's next call. Replacing is launch_merge's, which asks.

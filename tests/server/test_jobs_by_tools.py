@@ -174,7 +174,7 @@ async def test_one_call_prepares_asks_and_starts_a_merge(call, workspace):
     assert not (workspace / "once").exists()
     started = data_of(await call("merge_adapters", refs=["./code", "./chat"], out="./once", base="./base", go_on=True))
     ended = data_of(await call("merge_status", job_id=started["job"]["job_id"], wait_seconds=50))
-    assert (ended["state"], ended["about"]) == ("succeeded", "ties of code, chat"), ended["error"]
+    assert (ended["state"], ended["about"]) == ("succeeded", "task_arithmetic of code, chat"), ended["error"]
     assert (workspace / "once" / "plan.yaml").is_file()
 
 

@@ -59,6 +59,7 @@ def test_what_was_not_given_is_skipped_with_a_reason(recipe: str, tmp_path: Path
         "MM502": "no output was given",
         "MM503": "no memory budget was given",
         "MM504": "no output was given",
+        "MM505": "no output format was given",
     }
 
 

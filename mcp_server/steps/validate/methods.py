@@ -10,8 +10,9 @@ from mcp_server.catalog.models import Parameter
 
 @cache
 def merge_methods() -> dict[str, Strategy]:
-    """The strategies that are a `merge_method` of mergekit-yaml, by name."""
-    return {name: strategy for name, strategy in load().strategies.items() if strategy.runner == "mergekit-yaml"}
+    """The strategies that are a `merge_method` of mergekit-yaml, by name; a preset of another method is none."""
+    known = load().strategies.items()
+    return {name: strategy for name, strategy in known if strategy.runner == "mergekit-yaml" and strategy.method is None}
 
 
 @cache
