@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mcp_server.catalog import threshold
+from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.schemas.diagnosis import Cause
 from mcp_server.steps.diagnose.evidence import Known
 
@@ -17,6 +18,8 @@ NOTHING: Final = 0.1
 """Largest share of a source's change in the result, and half the sum of all, below which it is the base, in effect."""
 ARRIVED: Final = 0.9
 """Share of what the recipe means to add that has to arrive where rounding took some of it."""
+MUCH_ROUNDED: Final = 0.25
+"""Share of a change that rounding has to take where a method also leaves a part of it out: what arrives then tells of both."""
 WHOLE: Final = 1.2
 """Share of a source's change in the result above which another source must have added the same."""
 MAPPED: Final = frozenset(
@@ -240,10 +243,12 @@ def _precision(known: Known) -> Iterator[Cause]:
     tried = known.lineage.tried
     factor = tried.lambda_ if tried.lambda_ is not None else 1.0
     meant = {name: factor * weight for name, weight in tried.weights.items()} if not tried.normalize else {}
+    signature = SIGNATURES.get(tried.method or "")
+    limit = MUCH_ROUNDED if signature is not None and signature.sparsify != "none" else threshold("rounding_loss")
     lost = {
         name: share
         for name, share in known.rounding_loss.items()
-        if share > threshold("rounding_loss") and not _whole(known.landed.get(name), meant.get(name))
+        if share > limit and not _whole(known.landed.get(name), meant.get(name))
     }
     if lost:
         yield Cause(
