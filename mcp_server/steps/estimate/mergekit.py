@@ -37,13 +37,15 @@ class Peak:
 def peak_of(work: Work, shard_size: int) -> Peak:
     """Walk the output in mergekit's order and take the moment at which most is held."""
     table = working_set(work.method)
-    buffer = 0
+    buffer = most = 0
     peak = Peak(0, 0, 0, "")
     for tensor in sorted(work.tensors, key=lambda t: t.name):
-        kept_bytes = 0 if work.views and not _converted(tensor) else tensor.out_bytes
-        now = Peak(buffer, _working(tensor, table, work), _converted(tensor), tensor.name)
-        kept = Peak(buffer + kept_bytes, 0, 0, tensor.name)
-        peak = max(peak, now, kept, key=lambda p: p.total)
+        working, converted = _working(tensor, table, work), _converted(tensor)
+        kept_bytes = 0 if work.views and not converted else tensor.out_bytes
+        if (held := buffer + working + converted) > most:
+            peak, most = Peak(buffer, working, converted, tensor.name), held
+        if (held := buffer + kept_bytes) > most:
+            peak, most = Peak(held, 0, 0, tensor.name), held
         if buffer and buffer + kept_bytes > shard_size:
             buffer = 0
         buffer += kept_bytes
