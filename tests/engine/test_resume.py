@@ -22,13 +22,15 @@ from mcp_server.engine.merge import merge
 from mcp_server.engine.request import Request
 blocks.BLOCK_ELEMENTS, writer.BATCH_BYTES = 50, 1
 calls = 0
+out = Path(sys.argv[2])
+journal = out.with_suffix(".journal")
 def report(stage, done, total, unit):
     global calls
     calls += 1
-    if calls == int(sys.argv[3]):
+    # the writer is a thread of its own: the moment is the first from there on at which it has finished something
+    if calls >= int(sys.argv[3]) and len(journal.read_text(encoding="utf-8").splitlines()) > 1:
         os.kill(os.getpid(), signal.SIGKILL)
-out = Path(sys.argv[2])
-merge(Request(Path(sys.argv[1]).read_text(), out, out.with_suffix(".journal"), seed=3, shard_bytes=2000, threads=2), report)
+merge(Request(Path(sys.argv[1]).read_text(), out, journal, seed=3, shard_bytes=2000, threads=2), report)
 """
 
 
