@@ -29,10 +29,7 @@ from mcp_server.errors import BadInput, DiskFull, Malformed, NotAllowed, NotAMod
 from mcp_server.formats.folder import GGUF_ORIGINAL
 from mcp_server.formats.hub.listing import chosen_gguf, holding_of, is_wanted, models_in_gguf, original_of, require_plain
 from mcp_server.formats.hub.refusals import explained, may_pass, pause_asked
-from mcp_server.formats.recipe import ModelRef
-from mcp_server.formats.recipe.absent import absent_from
-from mcp_server.formats.recipe.rewrite import rewrite_refs
-from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref
+from mcp_server.formats.refs import is_hub_id
 from mcp_server.formats.tensors import read_json
 from mcp_server.schemas.hub import Fetched
 from mcp_server.schemas.job import FetchRequest
@@ -87,25 +84,6 @@ def fetch(request: FetchRequest, job: Job) -> Fetched:
         left_out=sorted(set(names) - {sibling.rfilename for sibling in wanted} - {".gitattributes"}),
         notes=notes,
     )
-
-
-def with_sources(job: Job, recipe: str, *, bases: bool = True) -> str:
-    """The recipe with the folders of its hub ids, fetched where they are not in the local cache: from here on commits are fixed.
-
-    Without `bases` only adapters are fetched: what an adapter as output needs.
-    """
-    for ref in absent_from(recipe, bases=bases):
-        if ref not in demo_aliases():
-            fetch(FetchRequest(ref=ref, with_base=False), job)
-    return rewrite_refs(recipe, _located)
-
-
-def _located(ref: ModelRef) -> ModelRef:
-    found: dict[str, str | None] = {}
-    for name, part, pinned in (("base", ref.base, "revision"), ("adapter", ref.adapter, "adapter_revision")):
-        if part is not None and not is_hub_id(place := resolve_ref(part, Path.cwd(), getattr(ref, pinned))):
-            found |= {name: place, pinned: None}  # the folder is that revision's
-    return ref.model_copy(update=found)
 
 
 def _download(name: str, info: ModelInfo, wanted: list[RepoSibling], job: Job) -> tuple[Path, int]:

@@ -31,6 +31,7 @@ from mcp_server.schemas.job import MergeRequest
 from mcp_server.system.files import tree_bytes, write_text
 from mcp_server.system.hashes import stamp
 from mcp_server.workers import mergekit_output, mergekit_process
+from mcp_server.workers.hub_sources import with_sources
 from mcp_server.workers.protocol import Job, online, run_worker
 
 _STAGES = ".stages"
@@ -41,8 +42,6 @@ def main(job: Job) -> dict[str, Any]:
     request = MergeRequest.model_validate({k: v for k, v in job.parameters.items() if k in MergeRequest.model_fields})
     partial = Path(job.parameters["partial"])
     if online():
-        from mcp_server.workers.fetch import with_sources  # the hub's client takes a second to load
-
         request = request.model_copy(update={"recipe": with_sources(job, request.recipe)})
     recipe = read_recipe(request.recipe)
     sources = _identify(recipe, request.hash)

@@ -32,6 +32,7 @@ from mcp_server.engine.adapter_space import merge_adapters  # noqa: E402
 from mcp_server.engine.merge import merge, merge_part  # noqa: E402
 from mcp_server.engine.request import Request  # noqa: E402
 from mcp_server.formats.provenance import read_provenance  # noqa: E402
+from mcp_server.workers.hub_sources import with_sources  # noqa: E402
 from mcp_server.workers.protocol import Job, online, run_worker  # noqa: E402
 
 gc.freeze()  # the collection at exit need not look at all this either
@@ -42,8 +43,6 @@ def main(job: Job) -> dict[str, Any]:
     adapter = parameters.get("output") == "adapter"
     recipe = parameters["recipe"]
     if online():
-        from mcp_server.workers.fetch import with_sources  # the hub's client costs more than the rest of the start
-
         recipe = with_sources(job, recipe, bases=not adapter)
     request = Request(
         recipe=recipe,
