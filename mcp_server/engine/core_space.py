@@ -52,8 +52,7 @@ def merge_cores(
     else:
         error, energy = 0.0, float((merged**2).sum())
     first, values, second = np.linalg.svd(merged, full_matrices=False)
-    if space == "core":
-        error = float((values[kept:] ** 2).sum())
+    error += float((values[kept:] ** 2).sum())
     root = np.sqrt(values[:kept])
     tall, flat = (left @ first[:, :kept]) * root, (root[:, None] * second[:kept]) @ right
     return flat.astype(np.float32), tall.astype(np.float32), (error, energy)

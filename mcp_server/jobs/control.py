@@ -115,7 +115,7 @@ def interrupt(job_id: str) -> JobStatus:
 
 def _interrupt_here(folder: Path) -> bool:
     """Interrupt a job that waits in the queue. False when somebody is starting it."""
-    handle = try_lock(folder / "runner.lock", wait_seconds=5.0)
+    handle = try_lock(folder / "runner.lock", wait_seconds=1.0)
     if handle is None:
         return False
     try:
@@ -149,7 +149,7 @@ def _stop(folder: Path, record: Record) -> None:
 
 def _cancel_here(folder: Path) -> bool:
     """Cancel a job that nobody runs: it waits in the queue, or its runner is dead. False when somebody holds it."""
-    handle = try_lock(folder / "runner.lock", wait_seconds=5.0)
+    handle = try_lock(folder / "runner.lock", wait_seconds=1.0)
     if handle is None:
         return False
     try:

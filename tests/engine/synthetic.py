@@ -137,6 +137,14 @@ def run(recipe: str, out: Path, **settings: Any) -> dict[str, Any]:
     return merge(Request(recipe, out, out.with_suffix(".journal"), **settings), lambda *_: None)
 
 
+def write_two_adapters(folder: Path, up: str, q: str) -> None:
+    """A base and two adapters of it in `folder`: both change the matrix `up`, the first also `q`."""
+    known = {name.removesuffix(".weight"): shape for name, shape in shapes().items()}
+    write_model(folder / "base", random_tensors(0), "float32")
+    write_adapter(folder / "a", low_rank(1, {up: known[up], q: known[q]}, 2), r=2)
+    write_adapter(folder / "b", low_rank(2, {up: known[up]}, 3), r=3, lora_alpha=5)
+
+
 def write_two_sources(folder: Path, method: str) -> str:
     """A base, a fine-tune in two shards and an adapter of the base in `folder`; returns a recipe that merges them."""
     base = random_tensors(0)

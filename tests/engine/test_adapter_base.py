@@ -23,10 +23,9 @@ from tests.engine.synthetic import (
     Tensors,
     load,
     low_rank,
-    random_tensors,
     run,
     write_adapter,
-    write_model,
+    write_two_adapters,
 )
 
 UP, Q = "model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj"
@@ -35,9 +34,7 @@ SHAPES = {UP: (INTERMEDIATE, HIDDEN), Q: (HIDDEN, HIDDEN)}
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write_model(tmp_path / "base", random_tensors(0), "float32")
-    write_adapter(tmp_path / "a", low_rank(1, {UP: SHAPES[UP], Q: SHAPES[Q]}, 2), r=2)
-    write_adapter(tmp_path / "b", low_rank(2, {UP: SHAPES[UP]}, 3), r=3, lora_alpha=5)
+    write_two_adapters(tmp_path, UP, Q)
     return tmp_path
 
 

@@ -17,8 +17,8 @@ from mcp_server.errors import BadInput, Malformed, Unsupported
 from mcp_server.jobs.engines import choose
 from mcp_server.schemas.job import MergeRequest
 from mcp_server.steps.verify import verify
-from tests.engine.synthetic import load, low_rank, random_tensors, run, write_adapter, write_model
-from tests.engine.test_adapter_space import SHAPES, UP, Q, deltas
+from tests.engine.synthetic import load, random_tensors, run, write_model, write_two_adapters
+from tests.engine.test_adapter_space import UP, Q, deltas
 
 Array = np.ndarray[Any, Any]
 WEIGHTS = (0.7, 0.4)
@@ -27,9 +27,7 @@ WEIGHTS = (0.7, 0.4)
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two adapters: both on one matrix, one of them alone on another."""
-    write_model(tmp_path / "base", random_tensors(0), "float32")
-    write_adapter(tmp_path / "a", low_rank(1, {UP: SHAPES[UP], Q: SHAPES[Q]}, 2), r=2)
-    write_adapter(tmp_path / "b", low_rank(2, {UP: SHAPES[UP]}, 3), r=3, lora_alpha=5)
+    write_two_adapters(tmp_path, UP, Q)
     return tmp_path
 
 

@@ -18,7 +18,16 @@ from mcp_server.steps.estimate import estimate
 from mcp_server.steps.validate import validate
 from mcp_server.steps.verify import verify
 from tests.engine.synthetic import Tensors, load, low_rank, run, save, write_adapter
-from tests.formats.test_gguf import TINY, converted, matrices_in, stored_model, valid_blocks, with_config, write_gguf
+from tests.formats.test_gguf import (
+    TINY,
+    converted,
+    matrices_in,
+    stored_model,
+    valid_blocks,
+    with_config,
+    with_embedding,
+    write_gguf,
+)
 
 MODULES = {
     "model.layers.0.self_attn.q_proj": (64, 64),
@@ -137,13 +146,7 @@ def test_every_other_type_as_base_and_source_and_under_an_adapter(tmp_path: Path
         blocks = rows * columns // per
         raw = valid_blocks(named, 2 * blocks)[number * blocks : (number + 1) * blocks].reshape(rows, columns // per * wide)
         values.append(dequantize(raw, named).astype(np.float64))
-        folder = with_config(tmp_path / f"model{number}", config)
-        writer = gguf.GGUFWriter(None, "qwen2")
-        writer.add_tensor("token_embd.weight", raw, raw_dtype=named)
-        writer.write_header_to_file(folder / "m.gguf")
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with_embedding(tmp_path / f"model{number}", config, raw, named)
     base, tuned = (tmp_path / f"model{number}" / "m.gguf" for number in (0, 1))
     a, b = (
         np.random.default_rng(n).standard_normal(shape).astype(np.float32) for n, shape in ((3, (2, rows)), (4, (columns, 2)))

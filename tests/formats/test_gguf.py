@@ -136,6 +136,17 @@ def test_a_converted_model_has_its_own_names_and_values_again(tmp_path: Path, ar
         assert np.allclose(found[name], want, rtol=0, atol=2e-7 * (1 + abs(value).max()) if shifted else 0), name
 
 
+def with_embedding(folder: Path, config: dict[str, Any], raw: np.ndarray[Any, Any], kind: gguf.GGMLQuantizationType) -> Path:
+    """A model of nothing but an embedding, of the given blocks, in `m.gguf`."""
+    writer = gguf.GGUFWriter(None, config["model_type"])
+    writer.add_tensor("token_embd.weight", raw, raw_dtype=kind)
+    writer.write_header_to_file(with_config(folder, config) / "m.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder
+
+
 def valid_blocks(kind: gguf.GGMLQuantizationType, count: int) -> np.ndarray[Any, Any]:
     """Random bytes, but for blocks whose scales are infinite or no numbers."""
     numbers = np.random.default_rng(7)
@@ -162,13 +173,7 @@ def test_every_type_is_unpacked_as_gguf_unpacks_it(tmp_path: Path, kind: str) ->
         raw = plain if kind == "F64" else quantize(plain.astype(np.float32), named)
         want = plain.astype(np.float32) if kind == "F64" else dequantize(raw, named)
     config = TINY | {"model_type": "qwen2", "vocab_size": rows, "num_hidden_layers": 0, "hidden_size": columns}
-    folder = with_config(tmp_path, config)
-    writer = gguf.GGUFWriter(None, "qwen2")
-    writer.add_tensor("token_embd.weight", raw, raw_dtype=named)
-    writer.write_header_to_file(folder / "m.gguf")
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    folder = with_embedding(tmp_path, config, raw, named)
     [(name, tensor)] = open_checkpoint(str(folder)).tensors.items()
     assert name == "model.embed_tokens.weight"
     assert np.array_equal(Reader().whole(tensor), want)

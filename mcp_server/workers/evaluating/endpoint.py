@@ -100,12 +100,8 @@ class ServedLM(TemplateLM):
         stops = [stops] if isinstance(stops, str) else list(stops)
         request = {"max_tokens": settings.get("max_gen_toks", 256), "temperature": 0, "stop": stops[:STOPS]}
         if self.endpoint.chat:
-            message = (
-                self.endpoint.first_choice(
-                    request | {"messages": messages_of(prompt) or [{"role": "user", "content": prompt}]}
-                ).get("message")
-                or {}
-            )
+            messages = messages_of(prompt) or [{"role": "user", "content": prompt}]
+            message = self.endpoint.first_choice(request | {"messages": messages}).get("message") or {}
             text = message.get("content") or ""
         else:
             text = (

@@ -35,6 +35,8 @@ PLAIN: Final = (
     "forced_eos_token_id", "min_new_tokens", "encoder_repetition_penalty", "sequence_bias",
 )  # fmt: skip
 """Settings of a model's generation_config that change which token is chosen."""
+MOST_TOKENS: Final = 2048
+"""Tokens of one pass that scores answers: its activations stay small beside the weights, whatever the length of the prompts."""
 NEEDED: Final = frozenset({"attention_mask", "position_ids", "past_key_values", "logits_to_keep"})
 Drafts = Callable[[Any], str | None]
 
@@ -99,15 +101,16 @@ class DraftingLM(HFLM):
         shared = min(_shared(rows), *(len(row) - len(part) for row, part in zip(rows, wanted, strict=True)))
         prefix, cache = self._prefix(rows[0], shared)
         order = sorted(range(len(rows)), key=lambda number: (-len(wanted[number]), -len(rows[number])))
+        rows_at_once = max(1, MOST_TOKENS // (max(map(len, rows)) - len(prefix)))
         answers: dict[int, tuple[float, bool]] = {}
         while len(answers) < len(order):
             keep = len(wanted[order[len(answers)]])
-            start, most = len(answers), scoring_batch(keep, self.vocab_size)
-            batch = order[start : start + most]
+            most = min(rows_at_once, scoring_batch(keep, self.vocab_size))
+            batch = order[len(answers) : len(answers) + most]
             ids, mask, positions = self._padded([rows[number][len(prefix) :] for number in batch], len(prefix))
             logits = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=_repeated(cache, len(batch)),
-                use_cache=cache is not None, logits_to_keep=keep,
+                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep,
+                past_key_values=None if cache is None else _repeated(cache, len(batch)), use_cache=cache is not None,
             ).logits  # fmt: skip
             scores = torch.nn.functional.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
             for place, number in enumerate(batch):
@@ -183,9 +186,9 @@ def _shared(prompts: list[list[int]]) -> int:
 
 
 def _repeated(cache: Any, times: int) -> Any:
-    """A copy of the prefix's keys and values for each row of a batch; None stays None."""
+    """A copy of the prefix's keys and values for each row of a batch."""
     own = copy.deepcopy(cache)
-    if own is not None and times > 1:
+    if times > 1:
         own.batch_repeat_interleave(times)
     return own
 
@@ -207,7 +210,7 @@ class _Batch:
         self.ends = lm.ends()
         self.replies: list[list[int]] = [[] for _ in rest]
         self.active = list(range(len(rest)))
-        self.cache = _repeated(cache, len(rest)) or DynamicCache(config=lm.model.config)
+        self.cache = DynamicCache(config=lm.model.config) if cache is None else _repeated(cache, len(rest))
 
     def run(self) -> list[list[int]]:
         self._first_pass()
