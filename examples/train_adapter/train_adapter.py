@@ -96,6 +96,18 @@ class Adapter:
             right += [bool(part[:first].all()) for part in hits.split(batch.counts)]
         return sum(right) / len(right) if right else float("nan")
 
+    def save(self, out: Path, settings: dict[str, Any]) -> None:
+        """PEFT's format, weights in bf16: half the size, and what a bf16 base would round to anyway."""
+        state = {k: v.to(torch.bfloat16) for k, v in self.model.state_dict().items() if "lora_" in k}
+        self.scale(1.0)
+        self.model.save_pretrained(out, state_dict=state)
+        (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+        config["target_modules"] = sorted(config["target_modules"])  # PEFT keeps a set, whose order changes from run to run
+        config["base_model_name_or_path"] = settings.get("base", config["base_model_name_or_path"])
+        written = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (out / "adapter_config.json").write_text(written, encoding="utf-8")
+
 
 def read(home: Path, names: list[str], system: str) -> list[Row]:
     """Rows of some JSONL files; those without a system prompt get the shared one."""
@@ -113,12 +125,13 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 10) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train(base: Path, file: Path, out: Path, threads: int) -> None:
+def train(base: Path, file: Path, out: Path, threads: int, make: type[Adapter] = Adapter) -> None:
+    """Train what `make` makes of the base."""
     settings = DEFAULTS | json.loads(file.read_text(encoding="utf-8"))
     torch.set_num_threads(threads)
     torch.manual_seed(settings["seed"])
     rng = random.Random(settings["seed"])
-    adapter = Adapter(base, settings, file.parent)
+    adapter = make(base, settings, file.parent)
     own = read(file.parent, settings["data"], settings["system"])
     foreign = read(file.parent, settings["replay"], settings.get("replay_system", settings["system"]))
     own, foreign = rng.sample(own, len(own)), rng.sample(foreign, len(foreign))
@@ -154,25 +167,13 @@ def train(base: Path, file: Path, out: Path, threads: int) -> None:
             if step % settings["check_every"] == settings["check_every"] - 1 or step == last:
                 adapter.scale(1.0)
                 checks = [f"{adapter.agreement(watched):.3f}", f"{adapter.agreement(abroad, FIRST_TOKENS):.3f}"]
-                save(adapter, out, settings)
+                adapter.save(out, settings)
             row = [step, f"{loss.item():.5f}", f"{drift.item():.5f}", *checks, round(time.monotonic() - started, 1)]
             log.writerow(row)
             table.flush()
             print(*row, flush=True)
     record = settings | {"wall_seconds": round(time.monotonic() - started), "threads": threads}
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def save(adapter: Adapter, out: Path, settings: dict[str, Any]) -> None:
-    """PEFT's format, weights in bf16: half the size, and what a bf16 base would round to anyway."""
-    state = {k: v.to(torch.bfloat16) for k, v in adapter.model.state_dict().items() if "lora_" in k}
-    adapter.scale(1.0)
-    adapter.model.save_pretrained(out, state_dict=state)
-    (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
-    config["target_modules"] = sorted(config["target_modules"])  # PEFT keeps a set, whose order changes from run to run
-    config["base_model_name_or_path"] = settings.get("base", config["base_model_name_or_path"])
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> None:
