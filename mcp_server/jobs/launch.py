@@ -75,10 +75,10 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
     outputs = [rules.check_write(text) for role, text in request.named() if role is Names.OUTPUT]
     out = outputs[0] if outputs else None
     seconds: Seconds | None = None
-    held = ""
+    held = known = ""
     if isinstance(request, EvaluateRequest):
         refs, suites = require_measurable(request)
-        seconds, held = takes(request, refs, suites), few_bits(request, refs)
+        (seconds, known), held = takes(request, refs, suites), few_bits(request, refs)
     if isinstance(request, SweepRequest):
         distinct(find_suite(name, request.suite_folders) for name in (*request.suites, *request.data))
         request, seconds = check_sweep(request, rules, reads)
@@ -103,6 +103,7 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
             output=out and str(out),
             partial=partial,
             takes=seconds,
+            known=known,
             held=held,
         )
         store.write(new, record)

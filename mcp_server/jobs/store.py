@@ -60,6 +60,7 @@ class Record(Frozen):
     estimate_bytes: int | None = Field(default=None, description="upper bound of the worker's memory that cannot be reclaimed")
     budget_bytes: int | None = Field(default=None, description="what the user gave this job")
     takes: Seconds | None = Field(default=None, description="how long it takes, estimated at the start")
+    known: str = Field(default="", description="how many answers of an evaluation are remembered")
     held: str = Field(default="", description="in how few bits an evaluation holds weights, and why; empty: in 16 or more")
     runner: ProcessId | None = None
     worker: ProcessId | None = None

@@ -31,16 +31,28 @@ def sha256_of(path: Path) -> str:
 
 def file_sha256(path: Path, *, remembered: bool = True) -> str:
     """Of the whole file. `remembered` False reads it whatever was noted before (and notes it for others)."""
-    identity = [str(path.resolve()), *stamp(path)]
-    memory = paths.cache_dir() / "hashes" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.json"
-    if remembered:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known: dict[str, Any] = read_json(memory)
-            if known["file"] == identity:
-                return str(known["sha256"])
+    identity, memory = _noted(path)
+    if remembered and (known := known_sha256(path)) is not None:
+        return known
     digest = sha256_of(path)
     if identity[0] == str(path.resolve()) and identity[1:] == stamp(path):  # else it changed under our eyes: nothing to note
         with contextlib.suppress(OSError):
             private_folder(memory.parent)
             write_json(memory, {"file": identity, "sha256": digest})
     return digest
+
+
+def known_sha256(path: Path) -> str | None:
+    """What was noted of the file as it is now; null where nothing was. Reads none of it."""
+    identity, memory = _noted(path)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known: dict[str, Any] = read_json(memory)
+        if known["file"] == identity:
+            return str(known["sha256"])
+    return None
+
+
+def _noted(path: Path) -> tuple[list[Any], Path]:
+    """(what tells this state of the file from others, where its hash is noted)."""
+    identity = [str(path.resolve()), *stamp(path)]
+    return identity, paths.cache_dir() / "hashes" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.json"

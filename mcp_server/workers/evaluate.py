@@ -34,12 +34,13 @@ from mcp_server.formats.suites import DEFAULT_SPLIT, Suite
 from mcp_server.schemas.evidence import Evaluation, Generation
 from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.steps.diagnose.skills import FAR_ABOVE
-from mcp_server.steps.estimate.minutes import note_rate, parameters_of, prompts_of, rate_of
+from mcp_server.steps.estimate.minutes import note_rate, note_start, parameters_of, prompts_of, rate_of
 from mcp_server.steps.evaluate import SuiteSamples, load_thresholds
 from mcp_server.steps.evaluate.assemble import Measured, assemble
 from mcp_server.steps.evaluate.causes import base_note, with_causes
 from mcp_server.steps.evaluate.exports import is_gguf, require_runnable
 from mcp_server.steps.evaluate.history import keep
+from mcp_server.steps.evaluate.known import note_answered
 from mcp_server.steps.evaluate.line_up import limit_of, lineage_of_request, refs_of, require_models, suites_of
 from mcp_server.steps.evaluate.listing import needs_likelihoods
 from mcp_server.steps.evaluate.replies import keep_replies, side_by_side
@@ -49,14 +50,20 @@ from mcp_server.workers.protocol import Job, run_worker, write_json
 
 
 def main(job: Job) -> Evaluation:
-    return measure(job.request(EvaluateRequest), job)
+    return measure(job.request(EvaluateRequest), job, started_now=True)
 
 
-def measure(request: EvaluateRequest, job: Job) -> Evaluation:
-    """Measure every model on every suite, then score. A model is loaded at most once, and not at all if its answers are known."""
+def measure(request: EvaluateRequest, job: Job, *, started_now: bool = False) -> Evaluation:
+    """Measure every model on every suite, then score. A model is loaded at most once, and not at all if its answers are known.
+
+    `started_now`: this process did nothing before, so what its start takes tells the next estimate.
+    """
     lineage = lineage_of_request(request)
     measuring = Measuring(request, job, lineage)
     evaluation = measuring.run(measuring.models())
+    if started_now and not request.endpoint:
+        with contextlib.suppress(OSError):
+            note_start(time.monotonic() - measuring.start - measuring.at_work)
     if request.out and Path(request.out).is_dir() and not is_gguf(measuring.refs["merged"]):
         out = Path(request.out)
         keep(out, evaluation, run=False)
@@ -73,6 +80,8 @@ class Measuring:
     def __init__(self, request: EvaluateRequest, job: Job, lineage: Lineage) -> None:
         self.request, self.job, self.lineage = request, job, lineage
         self.start = time.monotonic()
+        self.at_work = 0.0
+        """Seconds of loading models and of their answers."""
         self.rules = load_thresholds()
         self.refs, self.exports = refs_of(request, lineage)
         if not request.endpoint:
@@ -80,6 +89,7 @@ class Measuring:
         self.suites = suites_of(request, self.refs)
         require_runnable(self.refs, self.exports, self.suites)
         self.limits = {suite.name: limit_of(request, suite) for suite in self.suites}
+        self.prompts = {s.name: prompts_of(s, request.split, self.limits[s.name]) for s in self.suites}
         self.samples: dict[str, dict[str, SuiteSamples]] = {suite.name: {} for suite in self.suites}
         job.progress("starting", 0, 1, message="loading lm-eval and the tasks")
         quiet(request.offline)
@@ -104,17 +114,7 @@ class Measuring:
         """`known` keeps samples for the next run, under `keys[suite, label]`; a pair without a key is measured every time."""
         known, keys = known if known is not None else {}, keys or {}
         speeds: dict[str, Generation] = {}
-        notes = [f"{s.title} was measured whole" for s in self.suites if (s.data or s.text) and self.request.split is None]
-        notes += sorted({loading_note(opened.numerics) for opened in models.values()} - {""})
-        notes += [
-            f"{label} ran in {models[label].numerics}, with its own chat template"
-            for label in models
-            if is_gguf(self.refs[label])
-        ]
-        left = [suite.title or suite.name for suite in self.suites if needs_likelihoods(suite)] if self.exports else []
-        notes += (
-            [f"{', '.join(left)}: without {', '.join(self.exports)}, of which llama.cpp tells no likelihoods"] if left else []
-        )
+        notes = self._notes(models)
         remaining = Remaining(self._weights(), models)
         for number, (label, opened) in enumerate(models.items()):
             model_start = time.monotonic()
@@ -127,13 +127,14 @@ class Measuring:
                 model.told = self._teller(label, suite, f"model {number + 1} of {len(models)}", remaining)
                 model.drafts = [models[name].model.store for name in _best_first(by, label)]
                 key = keys.get((suite.name, label))
-                before, loaded = model.computed, model.load_seconds
+                before, asked, loaded = model.computed, model.asked, model.load_seconds
                 remaining.begin()
                 suite_start = time.monotonic()
-                by[label] = known[key] if key in known else self.harness.run(suite, model)
+                by[label] = known[key] if key in known else self._answered(suite, label, opened)
                 taken = time.monotonic() - suite_start - (model.load_seconds - loaded)
+                self.at_work += time.monotonic() - suite_start
                 remaining.end(label, suite.name, model.computed > before)
-                self._note(suite, label, opened, taken, model.computed - before)
+                self._note(suite, label, opened, taken, (model.computed - before) / max(model.asked - asked, 1))
                 if key is not None:
                     known[key] = by[label]
             speeds[label] = Generation(
@@ -152,16 +153,37 @@ class Measuring:
         )
         return self._scored(models, speeds, notes)
 
+    def _notes(self, models: Mapping[str, Any]) -> list[str]:
+        """What a reader of the figures has to know of how they were measured. A candidate made in memory is in no file."""
+        notes = [f"{s.title} was measured whole" for s in self.suites if (s.data or s.text) and self.request.split is None]
+        notes += sorted({loading_note(opened.numerics) for opened in models.values()} - {""})
+        ggufs = [label for label in models if is_gguf(self.refs.get(label, ""))]
+        notes += [f"{label} ran in {models[label].numerics}, with its own chat template" for label in ggufs]
+        left = [suite.title or suite.name for suite in self.suites if needs_likelihoods(suite)] if self.exports else []
+        if left:
+            notes.append(f"{', '.join(left)}: without {', '.join(self.exports)}, of which llama.cpp tells no likelihoods")
+        return notes
+
+    def _answered(self, suite: Suite, label: str, opened: Any) -> SuiteSamples:
+        """Its answers, and a note for the next estimate that they are remembered."""
+        found: SuiteSamples = self.harness.run(suite, opened.model)
+        if opened.content is not None and label in self.refs and (prompts := self.prompts[suite.name]):
+            with contextlib.suppress(OSError):
+                note_answered(opened.model.store.file, suite, self.request.split, prompts)
+        return found
+
     def _weights(self) -> dict[str, float]:
         """What each suite's prompts are expected to take, in no unit; one that cannot be counted weighs as much as the others."""
-        asked = {suite.name: prompts_of(suite, self.request.split, self.limits[suite.name]) for suite in self.suites}
+        asked = self.prompts
         rates = {suite.name: rate_of(suite, self.request.dtype).seconds for suite in self.suites}
         known = [count * rates[name] for name, count in asked.items() if count]
         usual = sum(known) / len(known) if known else 1.0
         return {name: count * rates[name] if count else usual for name, count in asked.items()}
 
-    def _note(self, suite: Suite, label: str, opened: Any, seconds: float, prompts: int) -> None:
-        """Remember the speed of a model that answered in this process, for the next estimate."""
+    def _note(self, suite: Suite, label: str, opened: Any, seconds: float, share: float) -> None:
+        """Remember the speed of a model that answered in this process, for the next estimate. `share`: of the suite's answers, of
+        which a prompt may need several, what was computed."""
+        prompts = share * (self.prompts[suite.name] or 0)
         if opened.content is not None and label in self.refs and not is_gguf(self.refs[label]):
             with contextlib.suppress(MergingError, OSError):
                 note_rate(suite, self.request.dtype, seconds, prompts, parameters_of(self.refs[label]))

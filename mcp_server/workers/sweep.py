@@ -63,6 +63,7 @@ def sweep(request: SweepRequest, job: Job, executor: Executor) -> Sweep:
     bench.kept.write("plan.yaml", saved)
     progress = Progress(job)
     progress.tell("base and sources", 0, len(candidates), f"{len(candidates)} candidates")
+    cost = cost_of(request, lineage, request.limit) if request.minutes is not None else None  # before answers are known
     sources = bench.sources(executor, progress)
     told = ""
     if request.minutes is None:
@@ -70,7 +71,6 @@ def sweep(request: SweepRequest, job: Job, executor: Executor) -> Sweep:
     else:
         from mcp_server.workers.sweeping.budget import Budget
 
-        cost = cost_of(request, lineage, request.limit)
         budget = Budget(bench, plan, near, candidates, cost, executor, progress, start, time.monotonic() - start)
         found, told = budget.spend(limits)
         candidates = budget.tried

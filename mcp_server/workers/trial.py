@@ -30,6 +30,7 @@ from mcp_server.schemas.evidence import Evaluation
 from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.steps.evaluate import SuiteSamples
 from mcp_server.steps.evaluate.held import BITS
+from mcp_server.steps.evaluate.known import answers_file
 from mcp_server.workers.evaluate import Measuring, measure
 from mcp_server.workers.protocol import Job, run_one, run_worker, tie_to_runner
 
@@ -82,7 +83,7 @@ def _in_memory(candidate: InMemory, request: EvaluateRequest, job: Job) -> Evalu
             _models["filled"] = name
         return _models["donor"]
 
-    store = responses.ResponseStore(local.store_file(name, numerics.partition(",")[0]))
+    store = responses.ResponseStore(answers_file(name, numerics.partition(",")[0]))
     merged = responses.RememberingLM(store, load, loading.load_tokenizer(donor), f"merge of {donor}", request.batch_size)
     sources = _keys(measuring, opened)
     found = measuring.run({**opened, "merged": local.Opened(merged, numerics, name)}, _samples, sources)

@@ -146,7 +146,12 @@ def test_equal_worst_objectives_are_decided_by_perplexity() -> None:
 
 
 def test_nothing_measured_means_no_winner() -> None:
-    assert choose([tried("a", 1.0, 1.0, stopped="failed: out of disk")], LIMITS) == (None, "no candidate was measured to the end")
+    assert choose([tried("a", 1.0, 1.0, stopped="hopeless")], LIMITS) == (None, "no candidate was measured to the end")
+
+
+def test_candidates_that_failed_are_told_apart_from_bad_ones() -> None:
+    found = [tried("a", 0.1, 0.1, stopped="hopeless"), tried("b", 0.1, 0.1, stopped="failed: out of disk")]
+    assert choose(found, LIMITS) == (None, "no candidate was measured to the end; 1 of 2 failed: out of disk")
 
 
 def along_lambda(values: dict[str, tuple[float, float, float]], **others: str) -> list[SweepCandidate]:

@@ -103,7 +103,7 @@ def search(plan: Plan, folder: Path, clock: Clock, executor: MadeUp, minutes: fl
     bench = Bench(request, lineage, Kept(folder / "out"), None)
     started = clock.now
     clock.now += SOURCES_S
-    cost = SweepCost(sources=SOURCES_S, first=4.0, whole=18.0, test=TEST_S, sure=True)
+    cost = SweepCost(sources=SOURCES_S, answering=SOURCES_S, first=4.0, whole=18.0, test=TEST_S, sure=True)
     return Budget(bench, plan, folder, candidates, cost, executor, Progress(Job(folder)), started, SOURCES_S)
 
 

@@ -3,7 +3,8 @@
 The work is prompts times parameters. What a prompt and a billion parameters cost is remembered for every suite and dtype that was
 measured on this machine (`note_rate`); for other suites it is rules/costs.yaml's figure, taken at a known speed of multiplying
 matrices, times how fast this machine multiplies them now: a probe of hundredths of a second, which sees a busy machine too.
-Replies that are remembered cost nothing and are not known here, so an evaluation can end sooner than its low figure.
+What a start takes is remembered too (`note_start`). Answers that are remembered cost nothing, and a model of which all are is not
+loaded; who estimates says how many those are (`steps/evaluate/known.py`).
 """
 
 from __future__ import annotations
@@ -30,31 +31,41 @@ from mcp_server.system.files import private_folder, write_json
 from mcp_server.system.machine import multiplies_bfloat16
 
 KEPT_RATES: Final = 12
+START: Final = "start"
 FEWEST: Final = 4
 """Prompts that a rate is taken from at least; fewer are mostly start-up."""
+Known = Mapping[tuple[str, str], int]
+"""(model's label, suite) → prompts from the first on whose answers are remembered."""
+NOTHING: Final[Known] = {}
 UNSURE: Final = 2.0
 """A figure that was not measured here may be off by this factor in either direction."""
 PROBE_ROWS: Final = 512
 
 
 class Rate(Frozen):
-    """Seconds for a prompt and a billion parameters. `here`: measured on this machine with this suite."""
+    """Seconds for a prompt and a billion parameters, or for what the function says. `here`: measured on this machine."""
 
     seconds: float
     here: bool
 
 
-def note_rate(suite: Suite, dtype: str, seconds: float, prompts: int, parameters: int) -> None:
+def note_rate(suite: Suite, dtype: str, seconds: float, prompts: float, parameters: int) -> None:
     """Remember what the prompts of a suite cost one model here, loading it not counted."""
     if prompts < FEWEST or parameters <= 0 or seconds <= 0:
         return
-    file = _rates_file()
-    known = _read_rates(file)
-    key = _key(suite, dtype)
-    value = float(f"{seconds / prompts / (parameters / 1e9):.4g}")
-    known[key] = [*known.get(key, []), value][-KEPT_RATES:]
-    private_folder(file.parent)
-    write_json(file, known)
+    _note(_key(suite, dtype), seconds / prompts / (parameters / 1e9))
+
+
+def note_start(seconds: float) -> None:
+    """Remember what an evaluation takes here beside loading models and their answers: imports, tasks, reading files, scoring."""
+    _note(START, seconds)
+
+
+def start_of() -> Rate:
+    """Seconds, of no model: the same for all."""
+    if known := _read_rates(_rates_file()).get(START):
+        return Rate(seconds=statistics.fmean(known), here=True)
+    return Rate(seconds=costs().evidence.start_seconds * slowness(), here=False)
 
 
 def rate_of(suite: Suite, dtype: str) -> Rate:
@@ -76,33 +87,57 @@ def slowness() -> float:
 
 
 def evaluation_seconds(
-    models: Sequence[int], suites: Sequence[Suite], split: Split | None, limits: Mapping[str, int | None], dtype: str = "auto"
+    models: Mapping[str, int],
+    suites: Sequence[Suite],
+    prompts: Mapping[str, int | None],
+    dtype: str = "auto",
+    known: Known = NOTHING,
 ) -> Seconds | None:
-    """Start to end for models of so many parameters. None where a suite's prompts cannot be counted (a task of lm-eval)."""
-    answering = answer_seconds(suites, split, limits, dtype)
-    if answering is None:
+    """Start to end for models (label → parameters) that answer so many prompts of each suite, except what is `known`. None where
+    a suite's prompts cannot be counted (a task of lm-eval)."""
+    asked = asking_seconds(models, suites, prompts, dtype, known)
+    if asked is None:
         return None
-    return spent(models, answering[0], sure=answering[1])
+    start = start_of()
+    return between(start.seconds + asked.seconds, sure=start.here and asked.here)
+
+
+def asking_seconds(
+    models: Mapping[str, int],
+    suites: Sequence[Suite],
+    prompts: Mapping[str, int | None],
+    dtype: str = "auto",
+    known: Known = NOTHING,
+) -> Rate | None:
+    """The same without the start: loading every model that is asked anything, and its answers."""
+    load = costs().evidence.load_seconds_per_billion
+    seconds, here = 0.0, True
+    for label, parameters in models.items():
+        left = {name: count and max(count - known.get((label, name), 0), 0) for name, count in prompts.items()}
+        answering = answer_seconds(suites, left, dtype)
+        if answering is None:
+            return None
+        seconds += (load + answering.seconds) * parameters / 1e9 if answering.seconds else 0.0
+        here = here and answering.here
+    return Rate(seconds=seconds, here=here)
+
+
+def answer_seconds(suites: Sequence[Suite], prompts: Mapping[str, int | None], dtype: str = "auto") -> Rate | None:
+    """For a billion parameters to answer so many prompts of each suite. None where a number of prompts is not known."""
+    seconds, here = 0.0, True
+    for suite in suites:
+        if (count := prompts[suite.name]) is None:
+            return None
+        if count:
+            rate = rate_of(suite, dtype)
+            seconds, here = seconds + count * rate.seconds, here and rate.here
+    return Rate(seconds=seconds, here=here)
 
 
 def spent(models: Sequence[int], per_billion: float, *, sure: bool) -> Seconds:
     """Start, loading every model, and `per_billion` seconds of answers for each billion parameters."""
     billions = sum(models) / 1e9
-    constants = costs().evidence
-    fixed = constants.start_seconds * slowness() + billions * constants.load_seconds_per_billion
-    return between(fixed + billions * per_billion, sure=sure)
-
-
-def answer_seconds(
-    suites: Sequence[Suite], split: Split | None, limits: Mapping[str, int | None], dtype: str = "auto"
-) -> tuple[float, bool] | None:
-    """(seconds for a billion parameters to answer all prompts, whether every rate was measured here)."""
-    rates = [rate_of(suite, dtype) for suite in suites]
-    prompts = [prompts_of(suite, split, limits.get(suite.name)) for suite in suites]
-    if any(count is None for count in prompts):
-        return None
-    total = math.fsum(rate.seconds * (count or 0) for rate, count in zip(rates, prompts, strict=True))
-    return total, all(rate.here for rate in rates)
+    return between(start_of().seconds + billions * (costs().evidence.load_seconds_per_billion + per_billion), sure=sure)
 
 
 def between(value: float, *, sure: bool) -> Seconds:
@@ -153,6 +188,14 @@ def _width(dtype: str) -> str:
 
 def _key(suite: Suite, dtype: str) -> str:
     return f"{suite.name} {content_hash(suite)[:16]} {_width(dtype)}"
+
+
+def _note(key: str, value: float) -> None:
+    file = _rates_file()
+    known = _read_rates(file)
+    known[key] = [*known.get(key, []), float(f"{value:.4g}")][-KEPT_RATES:]
+    private_folder(file.parent)
+    write_json(file, known)
 
 
 def _rates_file() -> Path:

@@ -46,18 +46,29 @@ def first_that_fits(folders: Iterable[Path], plain: str, have: int) -> str:
     return "int4"
 
 
+def held_for(wanted: str, refs: Mapping[str, str]) -> str:
+    """How a worker on this machine's processor would hold the weights now: `wanted`, or what fits where that is auto. Raises what
+    opening a model raises."""
+    if wanted != "auto":
+        return wanted
+    return first_that_fits(_folders(refs), "bfloat16" if multiplies_bfloat16() else "float32", room())
+
+
+def _folders(refs: Mapping[str, str]) -> list[Path]:
+    """Of the weights that are loaded: of `base+adapter` the base's."""
+    return [locate(ref if Path(ref).is_dir() else ref.partition("+")[0]) for ref in refs.values() if not is_gguf(ref)]
+
+
 def few_bits(request: EvaluateRequest, refs: Mapping[str, str]) -> str:
     """Said before an evaluation starts: that weights will be held in 8 or 4 bits, and why. Empty where they fit in 16, where that
     was asked for, or where models are elsewhere."""
     if request.endpoint or request.dtype != "auto":
         return ""
-    plain, have = "bfloat16" if multiplies_bfloat16() else "float32", room()
+    have = room()
     try:
-        folders = [locate(ref if Path(ref).is_dir() else ref.partition("+")[0]) for ref in refs.values() if not is_gguf(ref)]
-        held = first_that_fits(folders, plain, have)
-        if held not in BITS:
+        if (held := held_for("auto", refs)) not in BITS:
             return ""
-        need = max(needed_bytes(folder, "bfloat16") for folder in folders)
+        need = max(needed_bytes(folder, "bfloat16") for folder in _folders(refs))
     except (MergingError, OSError):
         return ""
     return f"weights in {BITS[held]} bits, because 16 bits need about {gib(need)} and {gib(have)} are free"

@@ -9,6 +9,8 @@ from mcp_server.formats.recipe import as_number
 from mcp_server.schemas.evidence import Evaluation, SweepCandidate
 from mcp_server.steps.evaluate import Thresholds
 
+FAILED: Final = "failed: "
+"""What `stopped` begins with where a candidate could not be merged or measured."""
 PLATEAU: Final = 3
 """Candidates in a row that a plateau has at least; of two there is no middle."""
 
@@ -55,7 +57,7 @@ def choose(candidates: Sequence[SweepCandidate], limits: Thresholds) -> tuple[st
     """
     known = [(candidate, found) for candidate in candidates if (found := objectives(candidate)) is not None]
     if not known:
-        return None, "no candidate was measured to the end"
+        return None, _nothing(candidates)
     meets = [candidate for candidate, _ in known if _meets(candidate, limits)]
     pool = meets or [candidate for candidate, _ in known]
     first = max(pool, key=lambda candidate: (_worst(candidate, limits), -(candidate.perplexity_ratio or 1.0)))
@@ -65,6 +67,13 @@ def choose(candidates: Sequence[SweepCandidate], limits: Thresholds) -> tuple[st
     reason = f"{len(meets)} of {len(known)} candidates meet every target" if meets else "no candidate meets every target"
     chosen = f"{plateau}: gain recovered" if plateau else "its least kept objective is the best of them: gain recovered"
     return best.name, f"{reason}; {chosen} {figures}{ratio}"
+
+
+def _nothing(candidates: Sequence[SweepCandidate]) -> str:
+    """Why nothing won; where candidates failed, in their own words, so that nobody takes a fault for a bad merge."""
+    failed = [candidate for candidate in candidates if (candidate.stopped or "").startswith(FAILED)]
+    said = f"; {len(failed)} of {len(candidates)} {failed[0].stopped}" if failed else ""
+    return f"no candidate was measured to the end{said}"
 
 
 def goals(candidate: SweepCandidate, limits: Thresholds) -> tuple[float, float] | None:

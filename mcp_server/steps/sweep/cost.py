@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from mcp_server.errors import BadInput
 from mcp_server.formats.lineage import Lineage
 from mcp_server.formats.own_data import Split
-from mcp_server.formats.suites import Suite
 from mcp_server.schemas.estimate import Seconds
 from mcp_server.schemas.job import EvaluateRequest, SweepRequest
 from mcp_server.steps.estimate.costs import costs
-from mcp_server.steps.estimate.minutes import answer_seconds, between, parameters_of, slowness
+from mcp_server.steps.estimate.minutes import Rate, asking_seconds, between, parameters_of, prompts_of, slowness, start_of
+from mcp_server.steps.evaluate.held import BITS, held_for
+from mcp_server.steps.evaluate.known import known_prompts
 from mcp_server.steps.evaluate.line_up import models_of, suites_of
 
 FIRST_LOOK: Final = 8
@@ -26,9 +27,11 @@ FIXED_SHARE: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class SweepCost:
-    """Seconds. `first`: a candidate's merge and first look, `whole`: the same with all its prompts."""
+    """Seconds. `first`: a candidate's merge and first look, `whole`: the same with all its prompts. `answering`: of `sources`,
+    what is not the start."""
 
     sources: float
+    answering: float
     first: float
     whole: float
     test: float
@@ -43,30 +46,32 @@ class SweepCost:
 def cost_of(request: SweepRequest, lineage: Lineage, limit: int | None) -> SweepCost | None:
     """With `limit` prompts a suite. None where a size or a number of prompts is not known. Raises what opening a model raises."""
     refs = models_of(lineage, out=None, base=None, sources=None, against={})
-    asked = EvaluateRequest(suites=request.suites, data=request.data, suite_folders=request.suite_folders)
-    suites = suites_of(asked, refs)
-    billions = [parameters_of(ref) / 1e9 for ref in refs.values()]
-    one = max(billions)
-    first = min(look for look in (FIRST_LOOK if request.minutes else request.quick_limit, limit) if look is not None)
-    dev, quick = (_answers(request, suites, "dev", prompts) for prompts in (limit, first))
-    test = _answers(request, suites, "test", limit)
-    if dev is None or quick is None or test is None:
+    wanted = EvaluateRequest(suites=request.suites, data=request.data, suite_folders=request.suite_folders)
+    suites = suites_of(wanted, refs)
+    sizes = {label: parameters_of(ref) for label, ref in refs.items()}
+    winner, held = {"merged": max(sizes.values())}, held_for(request.dtype, refs)
+
+    def asked(models: Mapping[str, int], split: Split, prompts: int | None) -> Rate | None:
+        known = known_prompts(refs, held, suites, split)
+        return asking_seconds(models, suites, {s.name: prompts_of(s, split, prompts) for s in suites}, request.dtype, known)
+
+    few = min(look for look in (FIRST_LOOK if request.minutes else request.quick_limit, limit) if look is not None)
+    sources, first, whole = asked(sizes, "dev", limit), asked(winner, "dev", few), asked(winner, "dev", limit)
+    test = asked(sizes | winner, "test", limit)
+    if sources is None or first is None or whole is None or test is None:
         return None
-    constants, slow = costs(), slowness()
-    start = constants.evidence.start_seconds * slow
-    load = constants.evidence.load_seconds_per_billion
-    merge = one * constants.stream.ns_per_element * slow * len(refs) + constants.stream.start_seconds
+    constants, billions, start = costs(), winner["merged"] / 1e9, start_of()
+    merge = billions * constants.stream.ns_per_element * slowness() * len(refs) + constants.stream.start_seconds
+    in_memory = held not in BITS  # then the model is loaded once for all candidates
+    loading = billions * constants.evidence.load_seconds_per_billion if in_memory else 0.0
     return SweepCost(
-        sources=start + sum(billions) * (load + dev[0]),
-        first=merge + one * quick[0],
-        whole=merge + one * dev[0],
-        test=start + merge + (sum(billions) + one) * (load + test[0]) if request.test else merge,
-        sure=dev[1],
+        sources=start.seconds + sources.seconds,
+        answering=sources.seconds,
+        first=merge + first.seconds - loading,
+        whole=merge + whole.seconds - loading,
+        test=merge + (start.seconds + test.seconds if request.test else 0.0),
+        sure=whole.here,
     )
-
-
-def _answers(request: SweepRequest, suites: Sequence[Suite], split: Split, limit: int | None) -> tuple[float, bool] | None:
-    return answer_seconds(suites, split, {s.name: limit for s in suites}, request.dtype)
 
 
 def takes(request: SweepRequest, lineage: Lineage, candidates: int) -> Seconds | None:

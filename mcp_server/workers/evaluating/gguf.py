@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 from mcp_server.errors import DoesNotFit, RunFailed, Unsupported
 from mcp_server.formats.gguf import gguf_files, read_gguf
+from mcp_server.steps.evaluate.known import LLAMA_CPP, answers_file
 from mcp_server.system.hashes import file_sha256
 from mcp_server.system.machine import available_bytes, gib
 from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore, as_chat, messages_of
@@ -60,14 +60,14 @@ def server_of(file: Path, *, context: int, threads: int | None, adapter: Path | 
         raise RunFailed(f"llama.cpp does not load {file}: {error}", "export the model again, or update xllamacpp") from error
 
 
-def gguf_model(file: Path, threads: int | None, store_file: Callable[[str, str], Path]) -> tuple[RememberingLM, str, str]:
+def gguf_model(file: Path, threads: int | None) -> tuple[RememberingLM, str, str]:
     """(the model, opened and not loaded; what it runs in; the SHA-256 of its files, joined)."""
     metadata = read_gguf(file).metadata
     digest = hashlib.sha256("".join(file_sha256(part, remembered=False) for part in gguf_files(file)).encode()).hexdigest()
     ran_in = f"llama.cpp (xllamacpp {version('xllamacpp')})"
     trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     context = min(int(trained), CONTEXT_TOKENS) if isinstance(trained, int) and trained > 0 else CONTEXT_TOKENS
-    store = ResponseStore(store_file(digest, f"xllamacpp-{version('xllamacpp')}-{context}"))
+    store = ResponseStore(answers_file(digest, f"{LLAMA_CPP}-{version('xllamacpp')}-{context}"))
     template = OwnTemplate(str(metadata.get("tokenizer.chat_template") or ""))
     return GgufLM(store, partial(LlamaCpp, file, context, threads), template, file.name, 1), ran_in, digest
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mcp_server.formats.content import content_hash
 from mcp_server.steps.evaluate.exports import is_gguf
-from mcp_server.system import paths
+from mcp_server.steps.evaluate.known import answers_file
 from mcp_server.workers.evaluating import models as loading
 from mcp_server.workers.evaluating.gguf import gguf_model
 from mcp_server.workers.evaluating.harness import WINDOW_TOKENS
@@ -43,12 +43,12 @@ def local_models(refs: Mapping[str, str], dtype: str, batch_size: int, threads: 
     for label, ref in found.items():
         tokenizer = loading.load_tokenizer(_tokenizer_folder(ref))
         digest = content_hash(ref.folder, ref.adapter)
-        store = ResponseStore(store_file(digest, numerics))
+        store = ResponseStore(answers_file(digest, numerics))
         load_it = partial(load, ref, chosen, threads, tokenizer, batch_size)
         model = RememberingLM(store, load_it, tokenizer, str(ref), batch_size)
         opened[label] = Opened(model, f"{numerics}, batch {batch_size}", digest, chosen)
     for label in [label for label, ref in refs.items() if is_gguf(ref)]:
-        model, ran_in, digest = gguf_model(Path(refs[label]), threads, store_file)
+        model, ran_in, digest = gguf_model(Path(refs[label]), threads)
         opened[label] = Opened(model, ran_in, digest, "gguf")
     return {label: opened[label] for label in refs}
 
@@ -58,11 +58,6 @@ def _tokenizer_folder(ref: loading.ModelRef) -> Any:
     if ref.adapter is not None and (ref.adapter / "tokenizer_config.json").is_file():
         return ref.adapter
     return ref.folder
-
-
-def store_file(content: str, numerics: str) -> Path:
-    """Where the answers of a model are remembered."""
-    return paths.cache_dir() / "evaluations" / content[:32] / f"{numerics}.jsonl"
 
 
 def load(ref: loading.ModelRef, dtype: str, threads: int | None, tokenizer: Any, batch_size: int) -> Any:

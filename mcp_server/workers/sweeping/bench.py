@@ -15,6 +15,7 @@ from mcp_server.formats.lineage import Lineage
 from mcp_server.schemas.evidence import Capability, Evaluation, Interval, SweepCandidate
 from mcp_server.schemas.job import SweepRequest
 from mcp_server.steps.sweep import Candidate
+from mcp_server.steps.sweep.choose import FAILED
 from mcp_server.steps.sweep.cost import FIRST_LOOK
 from mcp_server.system.machine import GIB
 from mcp_server.system.outputs import Kept
@@ -56,7 +57,7 @@ def judged(candidate: Candidate, answer: dict[str, Any]) -> SweepCandidate:
         name=candidate.name, recipe=candidate.recipe, settings=candidate.settings, attempts=answer.get("attempts", 1)
     )
     if "error" in answer:
-        return base.model_copy(update={"stopped": f"failed: {answer['error']['message']}"})
+        return base.model_copy(update={"stopped": f"{FAILED}{answer['error']['message']}"})
     evaluation = Evaluation.model_validate(answer["result"])
     measured = {name: c for name, c in evaluation.capabilities.items() if "perplexity" not in c.metric}
     return base.model_copy(

@@ -26,7 +26,7 @@ from mcp_server.steps.sweep.choose import beaten, goals, in_words, ranked
 from mcp_server.steps.sweep.cost import SweepCost
 from mcp_server.steps.sweep.space import Point, Space
 from mcp_server.workers.sweeping.bench import Bench, judged
-from mcp_server.workers.sweeping.forecast import Forecast
+from mcp_server.workers.sweeping.forecast import Forecast, times_slower
 from mcp_server.workers.sweeping.progress import Progress
 from mcp_server.workers.sweeping.search import Search
 from mcp_server.workers.tasks.executors import Executor
@@ -62,8 +62,8 @@ class Budget:
         self._search = Search(Space(plan, listed), bench.request.seed)
         self._journal = Journal(bench.out / "work" / "search.jsonl", _key(bench, plan))
         if not self._journal.begun:
-            self._journal.begin(sources_seconds)
-        self._forecast = Forecast(cost, self._looks, self._journal.sources_seconds)
+            self._journal.begin(sources_seconds, times_slower(cost, sources_seconds))
+        self._forecast = Forecast(cost, self._looks, self._journal.sources_seconds, self._journal.slower)
         self._ends = started - self._journal.spent + 60 * (bench.request.minutes or 0.0)
         self._for_candidates = max(self._left(), 0.0)
         self._waiting = list(listed)
@@ -192,18 +192,21 @@ class Journal:
         self._file, self._key = file, key
         self.begun = False
         self.sources_seconds = 0.0
+        self.slower = 1.0
         self.spent = 0.0
         self.tried: list[tuple[dict[str, str], Point | None]] = []
         lines = _lines(file)
         if lines and lines[0].get("key") == key:
             self.begun, self.sources_seconds = True, float(lines[0]["sources_seconds"])
+            self.slower = float(lines[0].get("slower", 1.0))
             self.tried = [(line["settings"], line["point"]) for line in lines if "settings" in line]
             self.spent = max((float(line["spent"]) for line in lines if "spent" in line), default=0.0)
 
-    def begin(self, sources_seconds: float) -> None:
-        self.sources_seconds = sources_seconds
+    def begin(self, sources_seconds: float, slower: float) -> None:
+        self.sources_seconds, self.slower = sources_seconds, slower
+        first = {"key": self._key, "sources_seconds": round(sources_seconds, 2), "slower": round(slower, 3)}
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(_line({"key": self._key, "sources_seconds": round(sources_seconds, 2)}), encoding="utf-8")
+        self._file.write_text(_line(first), encoding="utf-8")
 
     def tries(self, settings: dict[str, str], point: Point | None) -> None:
         self._append({"settings": settings, "point": point})

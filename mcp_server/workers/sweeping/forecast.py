@@ -14,12 +14,19 @@ TEST_PER_SOURCES: Final = 1.5
 """Where nothing could be estimated: the winner's test asks base and sources again on the other split, and the merge."""
 
 
-class Forecast:
-    """Seconds. `sources_seconds` is what base and sources took, all their prompts computed."""
+def times_slower(cost: SweepCost | None, sources_seconds: float) -> float:
+    """What base and sources took, by what was estimated; 1 where most of that was the start, because their answers were known."""
+    if cost is None or cost.answering < cost.sources / 2:
+        return 1.0
+    return min(max(sources_seconds / cost.sources, 0.1), 10.0)
 
-    def __init__(self, cost: SweepCost | None, looks: Sequence[Look], sources_seconds: float) -> None:
+
+class Forecast:
+    """Seconds. `sources_seconds`: what base and sources took; `slower`: what the estimate is multiplied by."""
+
+    def __init__(self, cost: SweepCost | None, looks: Sequence[Look], sources_seconds: float, slower: float) -> None:
         self._cost, self._looks = cost, looks
-        self._slower = min(max(sources_seconds / cost.sources, 0.1), 10.0) if cost is not None and cost.sources > 0 else 1.0
+        self._slower = slower
         self._taken: dict[str, list[float]] = defaultdict(list)
         self.test = cost.test * self._slower if cost is not None else TEST_PER_SOURCES * sources_seconds
         """For the winner's merge and its measurement on the test split."""
