@@ -28,7 +28,7 @@ test-clients: $(VENV)/.dev $(VENV)/.demo  ## real MCP clients against the server
 bench: $(VENV)/.dev $(VENV)/.demo  ## speed and memory, measured here and now
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-matrix: $(VENV)/.dev  ## merge a tiny model of every class of transformers and write docs/support.md (about 40 minutes)
+matrix: $(VENV)/.dev  ## merge a tiny model of every class of transformers and write docs/support.md (about 20 minutes on two cores)
 	mkdir -p build
 	$(BIN)/python benchmarks/matrix/run.py --rows build/merges.jsonl $(ARGS)
 	$(BIN)/python benchmarks/matrix/adapters.py --rows build/adapters.jsonl $(ARGS)

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import peft
 import torch
-import transformers
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks.matrix.processes import add_jobs, each
 from benchmarks.matrix.run import SECONDS, deadline, tensors
 from benchmarks.matrix.tiny import classes, tiny
 from mcp_server.engine.merge import merge
@@ -59,17 +59,18 @@ def main() -> int:
     parser.add_argument("--types", nargs="*", metavar="TYPE", help="exactly these model types")
     parser.add_argument("--kinds", nargs="*", metavar="KIND", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--rows", type=Path)
+    add_jobs(parser)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     rows = read_rows(args.rows)
     known, started = {(row["type"], row["kind"]) for row in rows}, time.monotonic()
-    for kind, name in classes():
-        wanted = [made for made in args.kinds if (kind, made) not in known]
-        if not wanted or not any(word in kind for word in args.only) or (args.types and kind not in args.types):
-            continue
-        found = one_class(kind, name, wanted)
+    wanted = [
+        (kind, name, left)
+        for kind, name in classes()
+        if (left := [made for made in args.kinds if (kind, made) not in known])
+        and any(word in kind for word in args.only)
+        and not (args.types and kind not in args.types)
+    ]
+    for found in each(of_class, wanted, args.jobs):
         rows += found
         for row in found:
             if row["result"] != "none":
@@ -83,6 +84,10 @@ def main() -> int:
 
 def read_rows(file: Path | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file and file.exists() else []
+
+
+def of_class(wanted: tuple[str, str, list[str]]) -> list[dict[str, Any]]:
+    return one_class(*wanted)
 
 
 def one_class(kind: str, name: str, kinds: list[str]) -> list[dict[str, Any]]:

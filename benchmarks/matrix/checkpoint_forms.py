@@ -314,9 +314,14 @@ def made(model: str, number: int) -> Path:
     with torch.no_grad():
         for value in start.parameters():
             value.add_(torch.randn_like(value) * 0.02)
-    folder = Path(tempfile.mkdtemp(prefix="made-"))
+    _MADE.append(tempfile.TemporaryDirectory(prefix="made-", ignore_cleanup_errors=True))
+    folder = Path(_MADE[-1].name)
     start.save_pretrained(folder)
     return folder
+
+
+_MADE: list[tempfile.TemporaryDirectory[str]] = []
+"""The folders of `made`, removed when the process ends."""
 
 
 if __name__ == "__main__":

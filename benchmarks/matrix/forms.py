@@ -11,9 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
-import transformers
-
+from benchmarks.matrix.processes import add_jobs, each
 from mcp_server.engine.merge import merge
 from mcp_server.engine.request import Request
 from mcp_server.errors import MergingError
@@ -68,12 +66,11 @@ def run(usage: str | None, names: Iterable[str], row_of: Callable[[str], dict[st
     parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", metavar="WORD", default=[""], help="forms whose name holds one of these words")
     parser.add_argument("--rows", type=Path)
+    add_jobs(parser)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    rows = [row_of(name) for name in names if any(word in name for word in args.only)]
-    for one in rows:
+    rows = []
+    for one in each(row_of, [name for name in names if any(word in name for word in args.only)], args.jobs):
+        rows.append(one)
         print(f"{one['form']:46} {one['result']:8} {one['says'][:200]}", flush=True)
     if args.rows:
         args.rows.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")

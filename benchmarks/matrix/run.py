@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import gc
 import json
-import logging
 import os
 import signal
 import sys
@@ -31,10 +30,10 @@ if __name__ == "__main__":  # before transformers is imported; not where a test 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-import transformers
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.matrix.processes import add_jobs, each
 from benchmarks.matrix.tiny import classes, tiny
 from mcp_server.engine.merge import merge
 from mcp_server.engine.request import Request
@@ -54,18 +53,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", metavar="WORD", default=[""], help="model types that hold one of these words")
     parser.add_argument("--rows", type=Path)
+    add_jobs(parser)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.disable(logging.WARNING)  # mergekit tells of each class what it infers
     lines = args.rows.read_text("utf-8").splitlines() if args.rows and args.rows.exists() else []
     rows = [json.loads(line) for line in lines]
     known, started = {row["type"] for row in rows}, time.monotonic()
-    for kind, name in classes():
-        if kind in known or not any(word in kind for word in args.only):
-            continue
-        found = one_class(kind, name, mergekit=True)
+    wanted = [(kind, name) for kind, name in classes() if kind not in known and any(word in kind for word in args.only)]
+    for found in each(with_mergekit, wanted, args.jobs):
         rows += found
         for row in found:
             print(f"{row['type']:28} {row['form']:18} {row['result']:8} {row['says'][:150]}", flush=True)
@@ -75,6 +69,10 @@ def main() -> int:
     counts = Counter(row["result"] for row in rows)
     print(f"{dict(counts)} in {time.monotonic() - started:.0f} s")
     return int(any(row["result"] in ("wrong", "misled", "broke") for row in rows))
+
+
+def with_mergekit(wanted: tuple[str, str]) -> list[dict[str, Any]]:
+    return one_class(*wanted, mergekit=True)
 
 
 def one_class(kind: str, name: str, *, mergekit: bool = False) -> list[dict[str, Any]]:

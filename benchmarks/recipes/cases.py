@@ -15,6 +15,7 @@ from benchmarks.recipes.models import NAMES
 from mcp_server.engine.merge import merge
 from mcp_server.engine.request import Request
 from mcp_server.errors import MergingError
+from mcp_server.workers.chat_templates import named_template
 
 Weights = dict[str, np.ndarray]
 PUBLISHED = Path(__file__).parent / "published.yml"
@@ -52,7 +53,9 @@ def over(case: Published, models: dict[str, str]) -> str:
 def ours(text: str, folder: Path) -> Weights | str:
     """The engine's weights, or why it refuses."""
     try:
-        merge(Request(text, folder, folder.with_suffix(".journal"), threads=1), lambda *_: None)
+        merge(
+            Request(text, folder, folder.with_suffix(".journal"), threads=1, chat_template=named_template(text)), lambda *_: None
+        )
     except MergingError as refusal:
         return f"{refusal.message} ({refusal.next_step})"
     return read(folder)

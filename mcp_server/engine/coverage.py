@@ -5,9 +5,11 @@ from __future__ import annotations
 from mcp_server.engine.plan import make_plan
 from mcp_server.engine.signatures import SIGNATURES
 from mcp_server.engine.sources import open_sources
-from mcp_server.errors import Unsupported
+from mcp_server.errors import Malformed, Unsupported, did_you_mean
+from mcp_server.formats.chat_template import is_name
 from mcp_server.formats.checkpoint import tensors_of
 from mcp_server.formats.recipe import Recipe, merge_recipe
+from mcp_server.formats.recipe.keys import CHAT_TEMPLATES
 from mcp_server.schemas.limits import MAX_PLANNED
 
 _ELSEWHERE = "use --engine mergekit"
@@ -48,6 +50,7 @@ def _from_text(recipe: Recipe) -> list[str]:
     for name, dtype in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
         if dtype not in (None, "bfloat16", "float16", "float32"):
             reasons.append(f"{name} {dtype} is done by mergekit only")
-    if recipe.chat_template and "{" not in recipe.chat_template:
-        reasons.append(f"the named chat template {recipe.chat_template!r} comes with mergekit only; give the template's text")
+    if recipe.chat_template and is_name(recipe.chat_template) and recipe.chat_template not in CHAT_TEMPLATES:
+        known = did_you_mean(recipe.chat_template, CHAT_TEMPLATES) or f" Known: {', '.join(CHAT_TEMPLATES)}."
+        raise Malformed(f"there is no chat template named {recipe.chat_template!r}.{known}", "name one of them, or give the text")
     return reasons

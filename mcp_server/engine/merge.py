@@ -26,7 +26,7 @@ from mcp_server.engine.limits import usable_cores
 from mcp_server.engine.metadata import write_metadata
 from mcp_server.engine.plan import MergePlan, make_plan
 from mcp_server.engine.reader import Reader
-from mcp_server.engine.request import Report, Request, all_headers, choose_seed
+from mcp_server.engine.request import Report, Request, all_headers, choose_seed, require_template
 from mcp_server.engine.tensor_pass import Pass
 from mcp_server.engine.thread_pool import ThreadPool
 from mcp_server.engine.writer import Writer, require_space
@@ -56,6 +56,7 @@ class Work:
         """Plan a merge. Raises what is wrong with the recipe or its sources."""
         recipe = merge_recipe(request.recipe)
         require_coverage(recipe)
+        require_template(request, recipe)
         plan = make_plan(recipe)
         if request.output_format == "fp8":
             plan = in_fp8(plan)

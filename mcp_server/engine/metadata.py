@@ -18,6 +18,8 @@ from mcp_server.engine.request import Request
 from mcp_server.engine.vocabulary import Vocabulary
 from mcp_server.errors import NotFound
 from mcp_server.formats import tensor_names
+from mcp_server.formats.chat_template import AUTO, is_name, most_common
+from mcp_server.formats.chat_template import put as put_template
 from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.companions import (
     GENERATION,
@@ -69,11 +71,22 @@ def write_metadata(
         _add_tokens(folder, vocabulary)
     if not any(map(is_tokenizer_file, files)):
         warnings.append(f"{tokenizer} has no tokenizer files, so the output has none; copy them from a source")
-    if recipe.chat_template:
-        write_durably(folder / "chat_template.jinja", recipe.chat_template)
+    if (template := _template(request, plan)) is not None:
+        put_template(folder, template)
     write_record(request, plan, measured | {"warnings": [*measured["warnings"], *warnings]})
     sync_folder(folder)
     return warnings
+
+
+def _template(request: Request, plan: MergePlan) -> str | None:
+    """The text of the chat template that the recipe asks for, as mergekit chooses it. None: what was copied stays."""
+    wanted = plan.recipe.chat_template
+    if not wanted or not is_name(wanted):
+        return wanted or None
+    if wanted != AUTO:
+        return request.chat_template
+    refs = [plan.recipe.donor, *(ref for ref in plan.recipe.references() if ref != plan.recipe.donor)]
+    return most_common(plan.sources[ref].checkpoint.folder for ref in refs if ref in plan.sources)
 
 
 def _speaker(plan: MergePlan, donor: Path) -> tuple[Path, list[str]]:

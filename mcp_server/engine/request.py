@@ -10,6 +10,9 @@ from typing import Literal
 
 from mcp_server.engine.journal import recorded_seed
 from mcp_server.engine.plan import MergePlan
+from mcp_server.errors import Unsupported
+from mcp_server.formats.chat_template import AUTO, is_name
+from mcp_server.formats.recipe import Recipe
 from mcp_server.formats.safetensors import Header
 from mcp_server.schemas.base import OutputFormat, Space
 
@@ -37,6 +40,16 @@ class Request:
     whole: tuple[str, ...] = ()
     output_format: OutputFormat | None = None
     """How the weights are stored; None: in the recipe's dtype."""
+    chat_template: str | None = None
+    """The text of the template that the recipe names, where it names one of mergekit's (`workers.chat_templates`)."""
+
+
+def require_template(request: Request, recipe: Recipe) -> None:
+    """Raise `Unsupported` where the recipe names one of mergekit's templates and its text was not handed over."""
+    if (name := recipe.chat_template) and is_name(name) and name != AUTO and request.chat_template is None:
+        raise Unsupported(
+            f"the text of the chat template {name!r} is mergekit's, and was not given", "give the text in the recipe"
+        )
 
 
 def choose_seed(request: Request) -> int:

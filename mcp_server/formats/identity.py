@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from mcp_server.formats import chat_template
 from mcp_server.formats.hub.copies import is_copy, listing_of
 from mcp_server.formats.hub.headers import bring
 from mcp_server.formats.tensors import StoredTensor, read_json
@@ -125,17 +126,11 @@ def _ids_in(data: dict[str, Any]) -> dict[str, int]:
 
 
 def chat_template_hash(folder: Path) -> str | None:
-    """Hash of the chat template, from chat_template.jinja or tokenizer_config.json; surrounding blanks do not count."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        return _digest(jinja.read_text(encoding="utf-8", errors="replace").strip().encode())
-    settings = folder / "tokenizer_config.json"
-    if not settings.is_file():
-        return None
-    template = read_json(settings).get("chat_template")
-    if isinstance(template, str):
-        return _digest(template.strip().encode())
-    return _digest(json.dumps(template, sort_keys=True).encode()) if template else None
+    """Hash of the chat template, or of all where there are several; surrounding blanks do not count."""
+    texts = {name: text.strip() for name, text in chat_template.stored(folder).items()}
+    if texts.keys() == {chat_template.DEFAULT}:
+        return _digest(texts[chat_template.DEFAULT].encode())
+    return _digest(json.dumps(texts, sort_keys=True).encode()) if texts else None
 
 
 def _digest(data: bytes) -> str:

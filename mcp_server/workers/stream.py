@@ -32,6 +32,7 @@ from mcp_server.engine.adapter_space import merge_adapters  # noqa: E402
 from mcp_server.engine.merge import merge, merge_part  # noqa: E402
 from mcp_server.engine.request import Request  # noqa: E402
 from mcp_server.formats.provenance import read_provenance  # noqa: E402
+from mcp_server.workers.chat_templates import named_template  # noqa: E402
 from mcp_server.workers.hub_sources import with_sources  # noqa: E402
 from mcp_server.workers.protocol import Job, online, run_worker  # noqa: E402
 
@@ -59,6 +60,7 @@ def main(job: Job) -> dict[str, Any]:
         space=parameters.get("space") or "weights",
         whole=tuple(parameters.get("whole") or ()),
         output_format=parameters.get("output_format"),
+        chat_template=None if adapter else named_template(recipe),
     )
 
     def report(stage: str, done: float, total: float, unit: str) -> None:

@@ -31,6 +31,7 @@ from mcp_server.schemas.job import EvaluateRequest
 from mcp_server.steps.evaluate import SuiteSamples
 from mcp_server.steps.evaluate.held import BITS
 from mcp_server.steps.evaluate.known import answers_file
+from mcp_server.workers.chat_templates import named_template
 from mcp_server.workers.evaluate import Measuring, measure
 from mcp_server.workers.protocol import Job, run_one, run_worker, tie_to_runner
 
@@ -140,9 +141,9 @@ def _on_disk(job: Job, request: EvaluateRequest) -> Evaluation:
     model = job.folder / "model"
     shutil.rmtree(model, ignore_errors=True)
     model.mkdir()
-    recipe, seed = job.parameters["recipe"], int(job.parameters["seed"])
+    recipe, seed, journal = job.parameters["recipe"], int(job.parameters["seed"]), job.folder / "journal.jsonl"
     try:
-        merge(Request(recipe=recipe, folder=model, journal=job.folder / "journal.jsonl", seed=seed), partial(_report, job))
+        merge(Request(recipe, model, journal, seed=seed, chat_template=named_template(recipe)), partial(_report, job))
         return measure(request.model_copy(update={"out": str(model)}), job)
     finally:
         shutil.rmtree(model, ignore_errors=True)

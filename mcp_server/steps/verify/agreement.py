@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mcp_server.errors import MergingError
+from mcp_server.formats import chat_template
 from mcp_server.formats.identity import architecture_name, chat_template_hash, config_field, token_ids
 from mcp_server.formats.tensors import StoredTensor, read_json
 from mcp_server.formats.tied import keeps_flag
@@ -138,8 +139,26 @@ def _special_outside(folder: Path, config: dict[str, Any], rows: int | None) -> 
     return ""
 
 
+def _asked_for(merge: Merge) -> str | None:
+    """The text of the chat template that the recipe gives, or that most models have where it says `auto`; of names it is
+    mergekit's, which is not looked for here."""
+    wanted = merge.recipe.chat_template if merge.recipe else None
+    if not wanted or not chat_template.is_name(wanted):
+        return wanted or None
+    if wanted != chat_template.AUTO or merge.missing:
+        return None
+    votes = chat_template.votes(source.folder for source in merge.by_ref.values())
+    most = max(votes.values(), default=0)
+    found = [text for text, count in votes.items() if count == most]
+    return found[0] if len(found) == 1 else None  # mergekit draws one of equally many
+
+
 def _template(merge: Merge) -> Check:
     here = chat_template_hash(merge.folder)
+    if (meant := _asked_for(merge)) and here is not None:
+        fits = chat_template.stored(merge.folder).get(chat_template.DEFAULT, "").strip() == meant.strip()
+        how = "is the one" if fits else "is not the one"
+        return Check(name="chat_template", passed=fits, detail=f"the chat template {how} that the recipe asks for")
     there = chat_template_hash(merge.base.folder) if merge.base else None
     if there is not None and here is None:
         detail = "the base has a chat template, the merge has none: prompts would be formatted by guesswork"
