@@ -290,7 +290,8 @@ def show_sweep(found: Sweep) -> None:
     ]
     columns = ("candidate", *names, "perplexity ratio", "verdict", "stopped")
     table("Candidates on the dev split (* nothing is better in every capability)", columns, rows)
-    stderr.print(f"winner: {found.winner or 'none'}. {found.why}", markup=False, soft_wrap=True)
+    for note in (f"winner: {found.winner or 'none'}. {found.why}", *found.notes):
+        stderr.print(note, markup=False, soft_wrap=True)
     if found.test:
         show_evaluation(found.test)
     for what in ("recipe", "model", ""):

@@ -81,7 +81,7 @@ def start(request: JobRequest, *, policy: Policy | None = None, worker: str | No
         (seconds, known), held = takes(request, refs, suites), few_bits(request, refs)
     if isinstance(request, SweepRequest):
         distinct(find_suite(name, request.suite_folders) for name in (*request.suites, *request.data))
-        request, seconds = check_sweep(request, rules, reads)
+        request, seconds, held = check_sweep(request, rules, reads)
     if out is not None:
         keep_off(out, reads)
         require_place(out)
@@ -162,14 +162,15 @@ def check_suite(text: str, rules: Policy) -> None:
 
 
 @resolved_once()
-def check_sweep(request: SweepRequest, rules: Policy, reads: set[str]) -> tuple[SweepRequest, Seconds | None]:
+def check_sweep(request: SweepRequest, rules: Policy, reads: set[str]) -> tuple[SweepRequest, Seconds | None, str]:
     """Every model of every candidate, whether the plan or the grid names it, and the folder that the sweep is written to.
 
-    Returns the request with the prompts that its minutes allow, and how long it takes. Adds what the candidates read to `reads`.
+    Returns the request with the prompts that its minutes allow, how long it takes, and what is to say of how its candidates are
+    made. Adds what the candidates read to `reads`.
     """
     from mcp_server.steps.sweep import from_grid, opened_plan, require_sweep_place  # only sweeps pay for rendering
+    from mcp_server.steps.sweep.cost import on_disk, within
     from mcp_server.steps.sweep.cost import takes as sweep_takes
-    from mcp_server.steps.sweep.cost import within
     from mcp_server.steps.sweep.place import lineage_of_plan
 
     plan, near = opened_plan(request)
@@ -180,9 +181,9 @@ def check_sweep(request: SweepRequest, rules: Policy, reads: set[str]) -> tuple[
     lineage = lineage_of_plan(plan, near, candidates[0].recipe)
     try:
         request = within(request, lineage)
-        return request, sweep_takes(request, lineage, len(candidates))
+        return request, sweep_takes(request, lineage, len(candidates)), on_disk(request, lineage)
     except NotFound:
-        return request, None  # what is on a hub has no headers here
+        return request, None, ""  # what is on a hub has no headers here
 
 
 def start_merge(request: MergeRequest, *, policy: Policy | None = None, worker: str | None = None) -> JobStatus:

@@ -174,6 +174,7 @@ class Sweep(Frozen):
     executor: str = "local"
     workers: int = 1
     minutes: float | None = Field(default=None, description="that it was given; null: it tried a list")
+    notes: list[str] = Field(default_factory=list, description="how candidates were made and measured, where that is not usual")
     limit: int | None = Field(default=None, description="prompts per suite of the whole measurement; null: all")
     seconds: float | None = None
 

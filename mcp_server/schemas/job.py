@@ -257,7 +257,9 @@ class JobStatus(Frozen):
     output: str | None = Field(default=None, description="the folder that it writes, or looks at")
     about: str = Field(default="", description="what it works on: method and sources, suites, base")
     engine: EngineId | None = None
-    takes: str = Field(default="", description="about how long, and in how few bits where 16 do not fit")
+    takes: str = Field(
+        default="", description="about how long, how many answers are known, and how models are held where 16 bits do not fit"
+    )
     progress: Progress | None = None
     error: dict[str, Any] | None = None
     exit_code: int | None = None

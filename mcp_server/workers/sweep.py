@@ -32,7 +32,7 @@ from mcp_server.schemas.job import SweepRequest
 from mcp_server.steps.evaluate import Thresholds, load_thresholds
 from mcp_server.steps.report import sweep_section
 from mcp_server.steps.sweep import Candidate, choose, from_grid, hopeless, pareto_front
-from mcp_server.steps.sweep.cost import cost_of, within
+from mcp_server.steps.sweep.cost import cost_of, on_disk, within
 from mcp_server.steps.sweep.place import MERGED, lineage_of_plan, opened_plan, require_sweep_place
 from mcp_server.system.outputs import Kept
 from mcp_server.workers.protocol import Job, run_worker
@@ -62,7 +62,8 @@ def sweep(request: SweepRequest, job: Job, executor: Executor) -> Sweep:
     saved = yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
     bench.kept.write("plan.yaml", saved)
     progress = Progress(job)
-    progress.tell("base and sources", 0, len(candidates), f"{len(candidates)} candidates")
+    notes = [said] if (said := on_disk(request, lineage)) else []
+    progress.tell("base and sources", 0, len(candidates), "; ".join([f"{len(candidates)} candidates", *notes]))
     cost = cost_of(request, lineage, request.limit) if request.minutes is not None else None  # before answers are known
     sources = bench.sources(executor, progress)
     told = ""
@@ -86,6 +87,7 @@ def sweep(request: SweepRequest, job: Job, executor: Executor) -> Sweep:
         workers=executor.workers,
         minutes=request.minutes,
         limit=request.limit,
+        notes=notes,
         path=str(bench.out / "sweep.json"),
     )
     if winner is not None:

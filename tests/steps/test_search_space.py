@@ -1,16 +1,19 @@
 """What a search may change of a plan, and how a point is written as settings and read back."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from mcp_server import jobs
 from mcp_server.errors import BadInput
 from mcp_server.formats.recipe import read_recipe
 from mcp_server.schemas.evidence import Interval, SweepCandidate
 from mcp_server.schemas.job import SweepRequest
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.estimate import minutes
+from mcp_server.steps.evaluate import held
 from mcp_server.steps.sweep import shortlist
 from mcp_server.steps.sweep.candidates import candidate_of
 from mcp_server.steps.sweep.choose import beaten, ranked
@@ -77,6 +80,18 @@ def test_a_list_of_candidates_takes_longer_the_longer_it_is(plan: Plan, tmp_path
     short, long = takes(request, lineage, 1), takes(request, lineage, 24)
     assert short is not None and long is not None
     assert 0 < short.low < long.low < long.high
+
+
+def test_a_sweep_in_few_bits_says_before_it_starts_that_its_candidates_go_to_the_disk(
+    plan: Plan, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of(plan, tmp_path)
+    assert "bits" not in jobs.start(request, worker="tests.fake_worker").takes
+    base = plan.scenario.base_model or ""
+    monkeypatch.setattr(held, "available_bytes", lambda: held.needed_bytes(Path(base), "int8"))
+    monkeypatch.setattr(held, "anon_bytes", lambda: 0)
+    said = jobs.start(request.model_copy(update={"out": str(tmp_path / "other")}), worker="tests.fake_worker").takes
+    assert re.search(r"; weights in 8 bits, because .* are free; so every candidate is merged to disk, quantised while it", said)
 
 
 def test_minutes_are_what_a_search_takes(plan: Plan, tmp_path: Path, store: Path) -> None:

@@ -1,5 +1,7 @@
 """Which candidates a sweep tries, which it stops, and which it chooses."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -154,34 +156,87 @@ def test_candidates_that_failed_are_told_apart_from_bad_ones() -> None:
     assert choose(found, LIMITS) == (None, "no candidate was measured to the end; 1 of 2 failed: out of disk")
 
 
-def along_lambda(values: dict[str, tuple[float, float, float]], **others: str) -> list[SweepCandidate]:
-    """λ → (gain, low, high) of both capabilities."""
-    return [
-        tried(
-            f"ta {at}", gain, gain, settings={"strategy": "task_arithmetic", "parameters.lambda": at, **others},
-            intervals={name: {"low": low, "high": high} for name in ("persona", "tools")}, prompts={"persona": 24, "tools": 24},
-        )
-        for at, (gain, low, high) in values.items()
-    ]  # fmt: skip
+def at(gain: tuple[float, float, float], weight: str = "1", **parameters: str) -> SweepCandidate:
+    """A candidate at these settings → (gain, low, high) of both capabilities."""
+    method = parameters.pop("method", "task_arithmetic")
+    recipe = (
+        f"merge_method: {method}\nbase_model: /m/base\nparameters: {json.dumps(parameters)}\n"
+        f"models: [{{model: /m/persona, parameters: {{weight: 1}}}}, {{model: /m/tools, parameters: {{weight: {weight}}}}}]\n"
+    )
+    spans = {name: {"low": gain[1], "high": gain[2]} for name in ("persona", "tools")}
+    name = " ".join([*parameters.values(), *([f"w{weight}"] if weight != "1" else [])])
+    found = tried(name, gain[0], gain[0], intervals=spans, prompts={"persona": 24, "tools": 24})
+    return found.model_copy(update={"recipe": recipe})
+
+
+def along_lambda(values: dict[str, tuple[float, float, float]], weight: str = "1") -> list[SweepCandidate]:
+    return [at(gain, weight, **{"lambda": factor}) for factor, gain in values.items()]
 
 
 def test_the_middle_of_a_plateau_is_chosen_not_its_edge() -> None:
     flat = {"0.3": (0.2, 0.1, 0.4), "0.5": (0.75, 0.5, 0.9), "0.7": (0.77, 0.55, 0.9), "0.85": (0.8, 0.6, 0.9)}
     winner, why = choose(along_lambda(flat), LIMITS)
-    assert winner == "ta 0.7"
-    assert "lambda 0.5 to 0.85 cannot be told apart on 24 prompts, so the middle was taken" in why
+    assert winner == "0.7"
+    assert "3 candidates, lambda 0.5 to 0.85, cannot be told apart on 24 prompts, so the middle was taken" in why
 
 
 def test_a_best_that_stands_out_is_chosen_as_it_is() -> None:
     peak = {"0.5": (0.4, 0.3, 0.5), "0.7": (0.6, 0.5, 0.7), "0.85": (0.8, 0.75, 0.85)}
-    assert choose(along_lambda(peak), LIMITS)[0] == "ta 0.85"
+    assert choose(along_lambda(peak), LIMITS)[0] == "0.85"
 
 
 def test_a_gap_or_another_difference_ends_a_plateau() -> None:
     gap = {"0.3": (0.79, 0.6, 0.9), "0.5": (0.2, 0.1, 0.4), "0.7": (0.79, 0.6, 0.9), "0.85": (0.8, 0.6, 0.9)}
-    assert choose(along_lambda(gap), LIMITS)[0] == "ta 0.85"
-    other = along_lambda({"0.3": (0.79, 0.6, 0.9), "0.5": (0.79, 0.6, 0.9)}, **{"sources.tools.weight": "2"})
-    assert choose([*other, *along_lambda({"0.7": (0.8, 0.6, 0.9)})], LIMITS)[0] == "ta 0.7"
+    assert choose(along_lambda(gap), LIMITS)[0] == "0.85"
+    other = along_lambda({"0.3": (0.79, 0.6, 0.9), "0.5": (0.79, 0.6, 0.9)}, weight="2")
+    winner, why = choose([*other, *along_lambda({"0.7": (0.8, 0.6, 0.9)})], LIMITS)
+    assert winner == "0.7"
+    assert why.endswith("; 2 others cannot be told apart from it on 24 prompts")
+
+
+FLAT = (0.79, 0.6, 0.9)
+"""A gain like that of the best one, 0.8."""
+
+
+def search(
+    *points: tuple[float, float, str], edge: tuple[float, float, str], worse: Sequence[tuple[float, float, str]] = ()
+) -> str:
+    """λ, density and the tools' weight of what a search tried; the best figure is at the `edge`."""
+
+    def candidate(gain: tuple[float, float, float], point: tuple[float, float, str]) -> SweepCandidate:
+        return at(gain, point[2], **{"lambda": f"{point[0]:g}", "density": f"{point[1]:g}", "method": "dare_ties"})
+
+    found = [candidate(FLAT, point) for point in points] + [candidate((0.8, 0.6, 0.9), edge)]
+    winner, why = choose([*found, *(candidate((0.2, 0.1, 0.3), point) for point in worse)], LIMITS)
+    return f"{winner}: {why}"
+
+
+def test_a_search_takes_the_middle_of_a_plateau_along_all_its_settings() -> None:
+    around = [(0.6, 0.4, "0.8"), (0.7, 0.6, "1.1"), (0.8, 0.5, "1"), (0.65, 0.55, "0.9")]
+    said = search(*around, edge=(1.0, 0.7, "1.2"), worse=[(1.3, 0.9, "1.4")])
+    assert said.startswith("0.8 0.5: ")
+    assert (
+        "5 candidates, lambda 0.6 to 1, density 0.4 to 0.7, tools.weight 0.8 to 1.2, cannot be told apart on 24 prompts" in said
+    )
+
+
+def test_few_points_in_many_directions_are_no_plateau() -> None:
+    said = search((0.6, 0.4, "0.8"), (0.8, 0.5, "1"), edge=(1.0, 0.7, "1.2"))
+    assert said.startswith("1 0.7 w1.2: ")
+    assert said.endswith("; 2 others cannot be told apart from it on 24 prompts")
+
+
+def test_a_worse_point_between_parts_a_search_s_plateau() -> None:
+    """Two of the five lie behind it as seen from the best."""
+    around = [(0.6, 0.4, "0.8"), (0.65, 0.45, "0.85"), (0.9, 0.65, "1.15"), (0.95, 0.6, "1.1")]
+    assert search(*around, edge=(1.0, 0.7, "1.2"), worse=[(0.8, 0.5, "1")]).startswith("1 0.7 w1.2: ")
+
+
+def test_gradients_stand_by_both_ends() -> None:
+    flat = ["[0.8, 1.2]", "[0.9, 1.1]", "[1, 1]"]
+    found = [at(FLAT, flat[0]), at(FLAT, flat[1]), at((0.8, 0.6, 0.9), flat[2])]
+    winner, why = choose(found, LIMITS)
+    assert (winner, "tools.weight 0.8 to 1.2" in why) == ("w[0.9, 1.1]", True)
 
 
 def test_candidates_without_intervals_are_never_called_alike() -> None:
@@ -189,4 +244,4 @@ def test_candidates_without_intervals_are_never_called_alike() -> None:
         one.model_copy(update={"intervals": {}})
         for one in along_lambda({"0.5": (0.7, 0, 1), "0.7": (0.7, 0, 1), "0.85": (0.8, 0, 1)})
     ]
-    assert choose(found, LIMITS)[0] == "ta 0.85"
+    assert choose(found, LIMITS)[0] == "0.85"

@@ -9,7 +9,7 @@ from typing import Final
 
 from mcp_server.errors import MergingError
 from mcp_server.formats.checkpoint import locate, open_checkpoint
-from mcp_server.schemas.job import EvaluateRequest
+from mcp_server.schemas.job import EvaluateRequest, SweepRequest
 from mcp_server.steps.estimate.evidence import WIDTHS
 from mcp_server.steps.evaluate.exports import is_gguf
 from mcp_server.system.machine import anon_bytes, available_bytes, gib, multiplies_bfloat16
@@ -59,10 +59,10 @@ def _folders(refs: Mapping[str, str]) -> list[Path]:
     return [locate(ref if Path(ref).is_dir() else ref.partition("+")[0]) for ref in refs.values() if not is_gguf(ref)]
 
 
-def few_bits(request: EvaluateRequest, refs: Mapping[str, str]) -> str:
+def few_bits(request: EvaluateRequest | SweepRequest, refs: Mapping[str, str]) -> str:
     """Said before an evaluation starts: that weights will be held in 8 or 4 bits, and why. Empty where they fit in 16, where that
     was asked for, or where models are elsewhere."""
-    if request.endpoint or request.dtype != "auto":
+    if request.dtype != "auto" or (isinstance(request, EvaluateRequest) and request.endpoint):
         return ""
     have = room()
     try:

@@ -109,6 +109,7 @@ def sweep_section(sweep: Sweep) -> str:
     prompts = max((c.prompts for c in sweep.candidates), key=lambda p: sum(p.values()), default={})
     counted = ", ".join(f"{count} {name}" for name, count in prompts.items())
     lines += ["", f"Development split ({counted}); stopped candidates stand on the quick look. {markdown_inline(sweep.why)}.", ""]
+    lines += [part for note in sweep.notes for part in (f"{markdown_inline(note)}.", "")]
     if sweep.test is not None:
         lines += ["The winner on the test split, which the choice did not use:", ""]
         lines += model_card_section(sweep.test).splitlines()[2:]

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from mcp_server.formats.recipe import as_number
 from mcp_server.schemas.evidence import Evaluation, SweepCandidate
 from mcp_server.steps.evaluate import Thresholds
+from mcp_server.steps.sweep.plateau import middle, others_alike
 
 FAILED: Final = "failed: "
 """What `stopped` begins with where a candidate could not be merged or measured."""
-PLATEAU: Final = 3
-"""Candidates in a row that a plateau has at least; of two there is no middle."""
 
 
 def hopeless(quick: Evaluation, limits: Thresholds) -> str | None:
@@ -52,8 +50,8 @@ def _beats(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
 
 def choose(candidates: Sequence[SweepCandidate], limits: Thresholds) -> tuple[str | None, str]:
     """(winner, why). First come candidates that meet every target; among those, and else among all, the one whose worst
-    objective is best, counted against its target; then the lowest perplexity. Where neighbours along one setting cannot be told
-    apart from it, the middle of them: the edge of a plateau is where chance put the best figure.
+    objective is best, counted against its target; then the lowest perplexity. Where neighbours cannot be told apart from it,
+    the middle of them (`plateau`).
     """
     known = [(candidate, found) for candidate in candidates if (found := objectives(candidate)) is not None]
     if not known:
@@ -61,12 +59,14 @@ def choose(candidates: Sequence[SweepCandidate], limits: Thresholds) -> tuple[st
     meets = [candidate for candidate, _ in known if _meets(candidate, limits)]
     pool = meets or [candidate for candidate, _ in known]
     first = max(pool, key=lambda candidate: (_worst(candidate, limits), -(candidate.perplexity_ratio or 1.0)))
-    best, plateau = _middle(first, pool)
+    ratio = max(first.perplexity_ratio or 1.0, limits.perplexity_adjust)
+    best, plateau = middle(first, [one for one in pool if (one.perplexity_ratio or 1.0) <= ratio], candidates)
     figures = ", ".join(f"{name} {gain:.0%}" for name, gain in best.gains.items() if gain is not None)
-    ratio = f", perplexity {best.perplexity_ratio:.2f} times the best source's" if best.perplexity_ratio else ""
+    perplexity = f", perplexity {best.perplexity_ratio:.2f} times the best source's" if best.perplexity_ratio else ""
     reason = f"{len(meets)} of {len(known)} candidates meet every target" if meets else "no candidate meets every target"
     chosen = f"{plateau}: gain recovered" if plateau else "its least kept objective is the best of them: gain recovered"
-    return best.name, f"{reason}; {chosen} {figures}{ratio}"
+    also = "" if plateau else others_alike(best, pool)
+    return best.name, f"{reason}; {chosen} {figures}{perplexity}{also}"
 
 
 def _nothing(candidates: Sequence[SweepCandidate]) -> str:
@@ -111,46 +111,6 @@ def in_words(candidate: SweepCandidate) -> str:
     prompts = min(candidate.prompts.values(), default=0)
     ended = " (ended early)" if candidate.stopped is not None else ""
     return f"{candidate.name}: {', '.join(figures) or 'nothing measured'}, {prompts} prompts{ended}"
-
-
-def _middle(best: SweepCandidate, pool: Sequence[SweepCandidate]) -> tuple[SweepCandidate, str]:
-    """The middle of the candidates beside `best` along one numeric setting that its figures cannot be told apart from, and what
-    is said of it; `best` itself and nothing where there are fewer than three."""
-    widest: list[tuple[float, SweepCandidate]] = []
-    key = ""
-    for name, value in best.settings.items():
-        if (centre := as_number(value)) is None:
-            continue
-        line = sorted(((at, other) for other in pool if (at := _along(name, best, other)) is not None), key=lambda pair: pair[0])
-        middle = next(i for i, (at, other) in enumerate(line) if at == centre and other.name == best.name)
-        low = high = middle
-        while low > 0 and _alike(line[low - 1][1], best):
-            low -= 1
-        while high + 1 < len(line) and _alike(line[high + 1][1], best):
-            high += 1
-        if high - low + 1 > len(widest):
-            widest, key = line[low : high + 1], name
-    if len(widest) < PLATEAU:
-        return best, ""
-    ends = f"{key.removeprefix('parameters.').removeprefix('sources.')} {widest[0][0]:g} to {widest[-1][0]:g}"
-    prompts = min(best.prompts.values(), default=0)
-    on = f" on {prompts} prompts" if prompts else ""
-    return widest[(len(widest) - 1) // 2][1], f"{ends} cannot be told apart{on}, so the middle was taken"
-
-
-def _along(key: str, best: SweepCandidate, other: SweepCandidate) -> float | None:
-    """The other's value of `key`, where it differs from `best` in nothing else."""
-    rest = [{name: value for name, value in one.settings.items() if name != key} for one in (best, other)]
-    return as_number(other.settings[key]) if key in other.settings and rest[0] == rest[1] else None
-
-
-def _alike(one: SweepCandidate, best: SweepCandidate) -> bool:
-    """Every gain of the best lies in the other's interval; without intervals nothing is called alike."""
-    known = [name for name, gain in best.gains.items() if gain is not None]
-    spans = [one.intervals.get(name) for name in known]
-    return bool(known) and all(
-        span is not None and span.low <= (best.gains[name] or 0.0) <= span.high for name, span in zip(known, spans, strict=True)
-    )
 
 
 def _meets(candidate: SweepCandidate, limits: Thresholds) -> bool:

@@ -13,7 +13,7 @@ from mcp_server.schemas.estimate import Seconds
 from mcp_server.schemas.job import EvaluateRequest, SweepRequest
 from mcp_server.steps.estimate.costs import costs
 from mcp_server.steps.estimate.minutes import Rate, asking_seconds, between, parameters_of, prompts_of, slowness, start_of
-from mcp_server.steps.evaluate.held import BITS, held_for
+from mcp_server.steps.evaluate.held import BITS, few_bits, held_for
 from mcp_server.steps.evaluate.known import known_prompts
 from mcp_server.steps.evaluate.line_up import models_of, suites_of
 
@@ -71,6 +71,16 @@ def cost_of(request: SweepRequest, lineage: Lineage, limit: int | None) -> Sweep
         whole=merge + whole.seconds - loading,
         test=merge + (start.seconds + test.seconds if request.test else 0.0),
         sure=whole.here,
+    )
+
+
+def on_disk(request: SweepRequest, lineage: Lineage) -> str:
+    """Said before a sweep starts whose candidates are not made in memory: that, and why. Empty where they are."""
+    said = few_bits(request, models_of(lineage, out=None, base=None, sources=None, against={}))
+    return (
+        f"{said}; so every candidate is merged to disk, quantised while it is read, and removed once it is measured"
+        if said
+        else ""
     )
 
 
