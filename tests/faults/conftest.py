@@ -15,6 +15,7 @@ import pytest
 
 from tests.fake_worker import FAKE
 from tests.jobs.conftest import job, merge
+from tests.jobs.watching import LONG
 
 __all__ = ["FAKE", "disk", "job", "memory_group", "merge"]
 
@@ -109,7 +110,7 @@ def memory_group(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     yield make
     for group in made:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + LONG
         while (group / "cgroup.procs").read_text(encoding="ascii") and time.monotonic() < deadline:
-            pass  # a runner that has said its last word may need a moment to leave
+            time.sleep(0.01)  # a runner that has said its last word may need a moment to leave
         group.rmdir()

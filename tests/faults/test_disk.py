@@ -13,7 +13,7 @@ from mcp_server.jobs import store as stored
 from mcp_server.schemas.job import MergeRequest
 from tests import tiny
 from tests.fake_worker import FAKE, scripted
-from tests.jobs.watching import reports_progress, until
+from tests.jobs.watching import LONG, reports_progress, until
 
 MIB = 1 << 20
 
@@ -45,11 +45,11 @@ def test_a_disk_that_fills_up_during_the_merge_ends_it_in_our_words_and_it_can_g
     until(started.job_id, reports_progress)
     ballast = fill(roomy)
     (tmp_path / "go").touch()
-    ended = jobs.wait(started.job_id, 30)
+    ended = jobs.wait(started.job_id, LONG)
     assert (ended.state, ended.error["type"], ended.exit_code) == ("failed", "DiskFull", 4)
     assert (roomy / "out").exists() is False
     ballast.unlink()
-    assert jobs.wait(jobs.resume(started.job_id).job_id, 30).state == "succeeded"
+    assert jobs.wait(jobs.resume(started.job_id).job_id, LONG).state == "succeeded"
     assert sorted(p.name for p in roomy.iterdir()) == ["out"]
 
 
@@ -62,11 +62,11 @@ def test_the_streaming_engine_on_a_disk_that_filled_up_while_it_waited_says_so_a
     assert waiting.state == "queued"
     ballast = fill(roomy)
     (tmp_path / "go").touch()
-    ended = jobs.wait(waiting.job_id, 60)
+    ended = jobs.wait(waiting.job_id, LONG)
     assert (ended.state, ended.error["type"], ended.exit_code) == ("failed", "DiskFull", 4)
     assert not (roomy / "out").exists()
     ballast.unlink()
-    assert jobs.wait(jobs.resume(waiting.job_id).job_id, 60).state == "succeeded"
+    assert jobs.wait(jobs.resume(waiting.job_id).job_id, LONG).state == "succeeded"
     assert sorted(p.name for p in roomy.iterdir()) == ["out"]
     assert read_header(roomy / "out" / "model.safetensors").tensors
 
@@ -90,7 +90,7 @@ def test_a_store_whose_disk_fills_up_still_learns_how_its_job_ended(disk, monkey
     until(started.job_id, reports_progress)
     fill(small)
     (tmp_path / "go").touch()
-    ended = jobs.wait(started.job_id, 30)
+    ended = jobs.wait(started.job_id, LONG)
     assert ended.state == "failed"
     assert "told to" in ended.error["message"]
 
@@ -109,7 +109,7 @@ def test_a_partial_output_that_is_removed_during_the_merge_is_noticed(merge, tmp
     until(started.job_id, reports_progress)
     shutil.rmtree(tmp_path / f"out.partial-{started.job_id}")
     (tmp_path / "go").touch()
-    ended = jobs.wait(started.job_id, 30)
+    ended = jobs.wait(started.job_id, LONG)
     assert (ended.state, ended.error["type"]) == ("failed", "RunFailed")
     assert "left no *.safetensors" in ended.error["message"]
     assert not (tmp_path / "out").exists()
@@ -121,8 +121,8 @@ def test_an_output_that_somebody_makes_during_the_merge_is_not_touched_and_the_m
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     (tmp_path / "go").touch()
-    ended = jobs.wait(started.job_id, 30)
+    ended = jobs.wait(started.job_id, LONG)
     assert (ended.state, ended.error["type"]) == ("failed", "OutputExists")
     (tmp_path / "out").rename(tmp_path / "mine")
-    assert jobs.wait(jobs.resume(started.job_id).job_id, 30).state == "succeeded"
+    assert jobs.wait(jobs.resume(started.job_id).job_id, LONG).state == "succeeded"
     assert (tmp_path / "out" / "model.safetensors").is_file()

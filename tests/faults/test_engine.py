@@ -9,7 +9,7 @@ from mcp_server import jobs
 from mcp_server.errors import NotAModel
 from mcp_server.schemas.job import MergeRequest, Progress
 from tests import tiny
-from tests.jobs.watching import until
+from tests.jobs.watching import LONG, until
 
 WRITE = 'mkdir -p "$2"; echo "{}" > "$2/config.json"; cp "$WEIGHTS" "$2/model.safetensors"'
 
@@ -33,14 +33,14 @@ def run(store, tmp_path, monkeypatch):
 
 
 def failure(job_id: str) -> tuple[str, str]:
-    found = jobs.wait(job_id, 30)
+    found = jobs.wait(job_id, LONG)
     assert found.state == "failed"
     assert not Path(found.output).exists()
     return found.error["type"], found.error["message"]
 
 
 def test_a_run_that_works_writes_the_metadata_of_a_merge(run, tmp_path):
-    assert jobs.wait(run(WRITE), 30).state == "succeeded"
+    assert jobs.wait(run(WRITE), LONG).state == "succeeded"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "README.md",
         "config.json",
@@ -86,7 +86,7 @@ def test_failing_after_the_weights_leaves_no_output(run):
 
 def test_garbage_on_its_output_is_survived(run):
     job_id = run(f"head -c 300000 /dev/urandom; {WRITE}")
-    assert jobs.wait(job_id, 30).state == "succeeded"
+    assert jobs.wait(job_id, LONG).state == "succeeded"
 
 
 def test_a_hang_is_ended_after_the_operators_time(run, monkeypatch):
@@ -102,7 +102,7 @@ def test_progress_bars_become_progress(run, tmp_path):
     found = until(job_id, lambda s: s.progress is not None)
     assert found.progress == Progress(stage="merge", done=50, total=200, unit="steps")
     (tmp_path / "go").touch()
-    assert jobs.wait(job_id, 30).state == "succeeded"
+    assert jobs.wait(job_id, LONG).state == "succeeded"
 
 
 @pytest.mark.parametrize(

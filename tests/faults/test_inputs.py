@@ -8,7 +8,7 @@ import pytest
 from mcp_server import jobs
 from mcp_server.schemas.job import MergeRequest
 from tests.faults import big
-from tests.jobs.watching import until
+from tests.jobs.watching import LONG, until
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def start(models, tmp_path):
 def test_a_source_that_is_truncated_during_the_merge_is_named(models, tmp_path):
     job_id = start(models, tmp_path)
     os.truncate(models[2] / "model.safetensors", 1_000_000)
-    ended = jobs.wait(job_id, 60)
+    ended = jobs.wait(job_id, LONG)
     assert (ended.state, ended.error["type"]) == ("failed", "InputChanged")
     assert str(models[2]) in ended.error["message"]
     assert not (tmp_path / "out").exists()
@@ -54,7 +54,7 @@ def test_a_source_that_is_changed_in_place_during_the_merge_is_named_and_the_mix
     with file.open("r+b") as stream:
         stream.seek(-2, os.SEEK_END)
         stream.write(b"\x00\x00")
-    ended = jobs.wait(job_id, 60)
+    ended = jobs.wait(job_id, LONG)
     assert (ended.state, ended.error["type"]) == ("failed", "InputChanged")
     assert ended.error["message"].startswith(f"{file} was changed while it was read")
     assert not (tmp_path / "out").exists()
@@ -64,10 +64,10 @@ def test_a_source_that_is_removed_during_the_merge_is_named_and_putting_it_back_
     job_id = start(models, tmp_path)
     file = models[2] / "model.safetensors"
     file.rename(tmp_path / "moved")
-    ended = jobs.wait(job_id, 60)
+    ended = jobs.wait(job_id, LONG)
     assert (ended.state, ended.error["message"]) == ("failed", f"{file} was removed while it was read")
     (tmp_path / "moved").rename(file)
-    assert jobs.wait(jobs.resume(job_id).job_id, 60).state == "succeeded"
+    assert jobs.wait(jobs.resume(job_id).job_id, LONG).state == "succeeded"
 
 
 def test_a_disk_that_fails_under_a_source_is_told_with_the_file(models, failing_disk, tmp_path):
@@ -77,7 +77,7 @@ def test_a_disk_that_fails_under_a_source_is_told_with_the_file(models, failing_
     disk.forget()
     job_id = start([*models[:2], disk.folder / "m2"], tmp_path)
     disk.lose_all_but(8 << 20)
-    ended = jobs.wait(job_id, 60)
+    ended = jobs.wait(job_id, LONG)
     assert (ended.state, ended.error["type"]) == ("failed", "RunFailed")
     assert ended.error["message"] == f"the disk reported an input/output error at {disk.folder / 'm2' / 'model.safetensors'}"
     assert "check the disk" in ended.error["next_step"]
@@ -100,6 +100,6 @@ def test_a_source_that_is_deleted_before_the_resume_is_named(models, tmp_path):
     job_id = start(models, tmp_path)
     jobs.interrupt(job_id)
     (models[2] / "model.safetensors").unlink()
-    ended = jobs.wait(jobs.resume(job_id).job_id, 60)
+    ended = jobs.wait(jobs.resume(job_id).job_id, LONG)
     assert ended.state == "failed"
     assert str(models[2]) in ended.error["message"]

@@ -9,7 +9,7 @@ import sys
 from mcp_server import jobs
 from mcp_server.jobs import store as stored
 from mcp_server.system.machine import limit_bytes
-from tests.jobs.watching import reports_progress, until
+from tests.jobs.watching import LONG, reports_progress, until
 
 MIB = 1 << 20
 CLIENT = """
@@ -20,7 +20,7 @@ from mcp_server import jobs
 from mcp_server.schemas.job import MergeRequest
 Path(procs).write_text(str(os.getpid()))  # after the imports, which need more than a worker may have
 started = jobs.start_merge(MergeRequest(recipe=recipe, out=out, engine="mergekit"), worker="tests.fake_worker")
-print(jobs.wait(started.job_id, 60).model_dump_json())
+print(jobs.wait(started.job_id, 300).model_dump_json())
 """
 
 
@@ -77,7 +77,7 @@ def test_somebody_elses_lack_of_memory_is_not_taken_for_ours(job, memory_group):
     other = subprocess.run([sys.executable, "-c", greedy, str(procs)], check=False)
     assert other.returncode == -signal.SIGKILL
     os.kill(stored.read(stored.find(started.job_id)).worker.pid, signal.SIGKILL)
-    found = jobs.wait(started.job_id, 30)
+    found = jobs.wait(started.job_id, LONG)
     assert (found.state, found.error["type"]) == ("interrupted", "RunFailed")
 
 

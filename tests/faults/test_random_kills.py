@@ -30,6 +30,7 @@ from mcp_server.jobs import process, store
 from mcp_server.jobs.store import Record
 from mcp_server.schemas.job import JobStatus, MergeRequest
 from tests.faults import big
+from tests.jobs.watching import LONG
 from tests.tiny import linear_recipe
 from tests.wire import HANDSHAKE, Wire
 
@@ -159,7 +160,7 @@ def resumed_to_the_end(job_id: str, victim: str) -> JobStatus:
 
 def assert_nothing_is_left(home: Path, folder: Path) -> None:
     """No process of ours, no partial output, no lock, no temporary file, no mark of an active job."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LONG
     while (left := processes_about(home)) and time.monotonic() < deadline:
         Event().wait(0.05)
     assert left == []

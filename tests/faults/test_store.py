@@ -10,7 +10,7 @@ from mcp_server import jobs
 from mcp_server.errors import OutputExists
 from mcp_server.jobs import store
 from tests import tiny
-from tests.jobs.watching import ended, reports_progress, until
+from tests.jobs.watching import LONG, ended, reports_progress, until
 from tests.wire import HANDSHAKE, Wire
 
 
@@ -23,7 +23,7 @@ def test_a_corrupt_status_says_so_and_the_job_can_be_resumed(content, merge, tmp
     assert (found.state, found.kind, found.output) == ("interrupted", "merge", str(tmp_path / "out"))
     assert "is lost: its status.json is" in found.error["message"]
     assert jobs.list_jobs().total == 1
-    assert jobs.wait(jobs.resume(job_id).job_id, 30).error["message"] == "told to fail"
+    assert jobs.wait(jobs.resume(job_id).job_id, LONG).error["message"] == "told to fail"
 
 
 def test_a_job_with_a_corrupt_status_can_be_pruned(job):
@@ -38,14 +38,14 @@ def test_a_corrupt_status_of_a_running_job_does_not_hide_that_it_runs(job, tmp_p
     (store.find(started.job_id) / "status.json").write_bytes(b"\x00")
     assert jobs.status(started.job_id).state == "running"
     (tmp_path / "go").touch()
-    assert jobs.wait(started.job_id, 30).state == "succeeded"
+    assert jobs.wait(started.job_id, LONG).state == "succeeded"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"parameters": 3, "worker": "x"}', b"\xff"])
 def test_a_damaged_request_is_said_to_be_one(content, job):
     job_id = ended(job({"do": "fail"}).job_id).job_id
     (store.find(job_id) / "request.json").write_bytes(content)
-    again = jobs.wait(jobs.resume(job_id).job_id, 30)
+    again = jobs.wait(jobs.resume(job_id).job_id, LONG)
     assert (again.state, again.error["type"]) == ("failed", "Malformed")
     assert f"the request of job {job_id} is damaged" in again.error["message"]
 
@@ -61,7 +61,7 @@ def test_garbage_in_a_jobs_other_files_is_no_reason_to_fail(name, job):
 def test_a_job_folder_that_vanishes_takes_nothing_else_with_it(job):
     import shutil
 
-    gone, kept = jobs.wait(job().job_id, 30), jobs.wait(job().job_id, 30)
+    gone, kept = jobs.wait(job().job_id, LONG), jobs.wait(job().job_id, LONG)
     shutil.rmtree(store.find(gone.job_id))
     assert [j.job_id for j in jobs.list_jobs().jobs] == [kept.job_id]
 
@@ -109,7 +109,7 @@ def test_of_many_clients_that_race_for_one_output_exactly_one_wins(clients, stor
     won = [line for line in said if line.startswith("won")]
     assert len(won) == 1
     assert sum(line.startswith("lost") for line in said) == clients - 1
-    assert jobs.wait(won[0].split()[1], 30).state == "succeeded"
+    assert jobs.wait(won[0].split()[1], LONG).state == "succeeded"
     assert jobs.list_jobs().total == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["go", "home", "model", "out"]
 
@@ -120,7 +120,7 @@ def test_two_stores_cannot_write_one_output(store, tmp_path, monkeypatch):
     assert sorted(line.split()[0] for line in said) == ["lost", "won"]
     winner = next(n for n, line in enumerate(said) if line.startswith("won"))
     monkeypatch.setenv("MODEL_MERGING_HOME", str(homes[winner]))
-    assert jobs.wait(said[winner].split()[1], 30).state == "succeeded"
+    assert jobs.wait(said[winner].split()[1], LONG).state == "succeeded"
 
 
 def test_two_servers_on_one_store_see_and_steer_the_same_jobs(job, store, tmp_path):
@@ -152,7 +152,7 @@ def test_a_clock_that_jumps_changes_no_outcome(jump_seconds, job, tmp_path, monk
         os.utime(path, (stat.st_atime + jump_seconds, stat.st_mtime + jump_seconds))
     assert jobs.status(started.job_id).state == "running"
     (tmp_path / "go").touch()
-    assert jobs.wait(started.job_id, 30).state == "succeeded"
+    assert jobs.wait(started.job_id, LONG).state == "succeeded"
     assert jobs.prune(older_than_seconds=0) == 1
 
 

@@ -9,12 +9,12 @@ import time
 
 from mcp_server import cli, jobs
 from tests import tiny
-from tests.jobs.watching import reports_progress, until
+from tests.jobs.watching import LONG, reports_progress, until
 
 
 def test_prune_removes_what_is_over_and_says_how_many(job, capsys):
     for _ in range(2):
-        jobs.wait(job().job_id, 30)
+        jobs.wait(job().job_id, LONG)
     running = job({"do": "block"})
     until(running.job_id, reports_progress)
     assert cli.run(["jobs", "--prune", "--json"]) == 0
@@ -30,11 +30,11 @@ def test_ctrl_c_leaves_the_merge_resumable_and_prints_how(merge, store, tmp_path
     recipe.write_text(tiny.linear_recipe(tmp_path / "model"), encoding="utf-8")
     command = [sys.executable, "-m", "mcp_server.cli", "merge", str(recipe), str(tmp_path / "out"), "--engine", "stream"]
     shell = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LONG
     while not (waiting := jobs.list_jobs(state="queued").jobs):
         assert time.monotonic() < deadline and shell.poll() is None
     os.kill(shell.pid, signal.SIGINT)
-    _, said = shell.communicate(timeout=30)
+    _, said = shell.communicate(timeout=LONG)
     assert shell.returncode == 130
     assert f"model-merging resume {waiting[0].job_id}" in " ".join(said.split())
     assert jobs.status(waiting[0].job_id).state == "interrupted"

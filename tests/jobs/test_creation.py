@@ -13,7 +13,7 @@ from mcp_server.errors import OutputExists
 from mcp_server.jobs import launch, process, queue
 from mcp_server.jobs import store as stored
 from tests.fake_worker import FAKE, scripted
-from tests.jobs.watching import reports_progress, until
+from tests.jobs.watching import LONG, reports_progress, until
 
 
 def test_nobody_sees_or_prunes_a_job_that_is_being_made(job, monkeypatch):
@@ -26,7 +26,7 @@ def test_nobody_sees_or_prunes_a_job_that_is_being_made(job, monkeypatch):
         write(*arguments, **more)
 
     monkeypatch.setattr(launch, "_write_request", look_first)
-    assert jobs.wait(job().job_id, 30).state == "succeeded"
+    assert jobs.wait(job().job_id, LONG).state == "succeeded"
     assert seen == [(0, 0)]
 
 
@@ -52,7 +52,7 @@ def test_a_job_is_not_started_before_its_maker_is_done_with_it(merge, monkeypatc
 
 def test_of_two_that_resume_one_job_neither_undoes_the_other(job, tmp_path):
     started = job({"do": "fail"}, {"do": "block"})
-    jobs.wait(started.job_id, 30)
+    jobs.wait(started.job_id, LONG)
     (stored.find(started.job_id) / "request.json").write_text(
         (stored.find(started.job_id) / "request.json").read_text(encoding="utf-8").replace('"fail"', '"say", "text": "again"'),
         encoding="utf-8",
@@ -68,7 +68,7 @@ def test_what_a_killed_maker_left_is_removed_by_the_next(job):
     left = stored.paths.jobs_dir() / ".new" / "merge-20260101-000000-aaaa"
     left.mkdir(parents=True)
     os.utime(left, (0, 0))
-    jobs.wait(job().job_id, 30)
+    jobs.wait(job().job_id, LONG)
     assert list(left.parent.iterdir()) == []
 
 
@@ -87,7 +87,7 @@ def test_a_slow_dispatcher_does_not_overwrite_what_the_runner_says(job, monkeypa
         def __init__(self, command, **more):
             super().__init__(command, **more)
             if "mcp_server.jobs.runner" in command:
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + LONG
                 while stored.read(Path(command[-2])).state != "succeeded":
                     assert time.monotonic() < deadline
 

@@ -8,6 +8,7 @@ from mcp_server import jobs
 from mcp_server.jobs import store as stored
 from mcp_server.system import paths
 from tests.jobs.crowd import fill
+from tests.jobs.watching import LONG
 
 COUNT = 10_000
 
@@ -47,11 +48,11 @@ def test_a_damaged_index_changes_no_answer(crowd, monkeypatch):
 
 def test_a_job_that_ends_otherwise_after_a_resume_is_listed_as_it_ended(job, tmp_path):
     started = job({"do": "fail_until", "path": str(tmp_path / "now")})
-    assert jobs.wait(started.job_id, 30).state == "failed"
+    assert jobs.wait(started.job_id, LONG).state == "failed"
     assert [j.job_id for j in jobs.list_jobs(state="failed").jobs] == [started.job_id]
     (tmp_path / "now").touch()
     jobs.resume(started.job_id)
-    assert jobs.wait(started.job_id, 30).state == "succeeded"
+    assert jobs.wait(started.job_id, LONG).state == "succeeded"
     assert (jobs.list_jobs(state="failed").total, jobs.list_jobs(state="succeeded").total) == (0, 1)
 
 
@@ -65,11 +66,11 @@ def test_getters_start_nothing(job, monkeypatch):
     assert jobs.list_jobs(state="queued").total == 1
     assert stored.read(stored.find(waiting.job_id)).state == "queued"
     jobs.resume(waiting.job_id)
-    assert jobs.wait(waiting.job_id, 30).state == "succeeded"
+    assert jobs.wait(waiting.job_id, LONG).state == "succeeded"
 
 
 def test_housekeeping_reads_an_ended_job_once_and_forgets_it(job, monkeypatch):
-    ended = [jobs.wait(job().job_id, 30).job_id for _ in range(3)]
+    ended = [jobs.wait(job().job_id, LONG).job_id for _ in range(3)]
     looked, read = [], stored.read
     monkeypatch.setattr(stored, "read", lambda folder, **more: looked.append(folder.name) or read(folder, **more))
     assert jobs.prune() == 3
@@ -78,7 +79,7 @@ def test_housekeeping_reads_an_ended_job_once_and_forgets_it(job, monkeypatch):
 
 
 def test_housekeeping_leaves_what_an_active_job_names(job, tmp_path):
-    first, _ = (jobs.wait(job().job_id, 30).job_id for _ in range(2))
+    first, _ = (jobs.wait(job().job_id, LONG).job_id for _ in range(2))
     blocked = job({"do": "block"}, reads_later=str(paths.jobs_dir() / first / "result.json")).job_id
     assert jobs.prune() == 1
     assert sorted(stored.names()) == sorted([first, blocked])

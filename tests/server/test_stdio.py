@@ -9,6 +9,7 @@ import pytest
 from mcp_server import jobs
 from mcp_server.schemas.job import MergeRequest
 from tests import tiny
+from tests.jobs.watching import LONG
 from tests.wire import HANDSHAKE, ROOT, Wire
 
 
@@ -43,7 +44,7 @@ def test_a_client_that_vanishes_in_mid_call_leaves_the_job_running(store, tmp_pa
     wire.leave()
     assert jobs.status(job_id).state in ("queued", "running")
     go.touch()
-    assert jobs.wait(job_id, 30).state == "succeeded"
+    assert jobs.wait(job_id, LONG).state == "succeeded"
 
 
 def test_a_client_that_breaks_the_pipe_ends_the_server_without_a_traceback(store, tmp_path):
