@@ -192,13 +192,11 @@ def require_float(name: str, tensor: StoredTensor) -> None:
 
 def not_a(wanted: str, ref: str, path: Path, holding: FolderKind) -> NotAModel:
     """The refusal of a folder that holds something else."""
-    reason = holding.detail
     if holding.kind == "lora":
-        reason = "it is a LoRA adapter; name it as base+adapter, with the model that it was trained on"
+        holding = FolderKind("lora", "it is a LoRA adapter; name it as base+adapter, with the model that it was trained on")
     elif holding.kind == "full":
-        reason = "it is a full model"
-    what, _, then = reason.partition("; ")
-    return NotAModel(f"{path} is not {wanted}: {what}", then or "name another folder", ref=ref, kind=holding.kind)
+        holding = FolderKind("full", "it is a full model")
+    return holding.refusal(f"{path} is not {wanted}", "name another folder", ref)
 
 
 def _together(folder: Path, headers: dict[Path, Header]) -> dict[str, StoredTensor]:

@@ -28,6 +28,13 @@ class FolderKind:
 
     kind: Kind
     detail: str = ""
+    """Why, and behind a semicolon what to do."""
+
+    def refusal(self, message: str, otherwise: str, ref: str | None = None) -> NotAModel:
+        """`message` with why, and what to do: `otherwise` where the kind itself does not say."""
+        why, _, then = self.detail.partition("; ")
+        about = {"kind": self.kind} if ref is None else {"kind": self.kind, "ref": ref}
+        return NotAModel(f"{message}: {why}", then or otherwise, **about)
 
 
 def classify(path: Path) -> FolderKind:
@@ -86,8 +93,7 @@ def require_merge(out: Path) -> None:
     names = {entry.name for entry in out.iterdir()}
     spoken = {PROVENANCE_FILE, RECIPE_FILE} & names or _ending(sorted(names), ".safetensors", ".safetensors.index.json")
     if found.kind not in ("full", "lora") and not spoken:
-        what, _, then = found.detail.partition("; ")
-        raise NotAModel(f"{out} is no merge: {what}", then or "name the folder of a merged model", kind=found.kind)
+        raise found.refusal(f"{out} is no merge", "name the folder of a merged model")
 
 
 def folder_of(path: str | Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mcp_server.errors import BadInput, NotAllowed, NotAModel, NotFound
+from mcp_server.errors import BadInput, NotAllowed, NotFound
 from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.folder import classify, require_folder_there, require_merge
 from mcp_server.formats.lineage import read_lineage
@@ -58,8 +58,7 @@ def _require_verifiable(request: VerifyRequest) -> None:
         for part in [ref] if Path(ref).exists() else ref.split("+"):
             found = classify(path := locate(part))
             if found.kind in ("not_a_model", "pickle"):
-                what, _, then = found.detail.partition("; ")
-                raise NotAModel(f"{path} is no model that this merge could be made of: {what}", then or "name a model or adapter")
+                raise found.refusal(f"{path} is no model that this merge could be made of", "name a model or adapter")
 
 
 def _require_online(rules: Policy, what: str) -> None:
