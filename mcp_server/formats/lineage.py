@@ -60,17 +60,23 @@ def _revision(folder: Path) -> str | None:
 
 
 def short_names(refs: Sequence[str]) -> list[str]:
-    """What sources are called: an adapter by its own folder, a model by its own.
+    """What sources are called: an adapter by its own folder, a model by its own, a snapshot of the hub cache by its hub id.
 
-    The parent folder's name comes before it where two are alike, and a number behind it where even those are.
+    The parent folder's name (the owner's) comes before it where two are alike, and a number behind it where even those are.
     """
-    folders = [Path(ref.rpartition("+")[2]) for ref in refs]
-    alike = [folder.name for folder in folders]
+    called = [_called(Path(ref.rpartition("+")[2])) for ref in refs]
+    alike = [name for _, name in called]
     unique: list[str] = []
-    for number, folder in enumerate(folders, 1):
-        name = folder.name if alike.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
+    for number, (parent, last) in enumerate(called, 1):
+        name = last if alike.count(last) == 1 else f"{parent}/{last}"
         unique.append(f"{name} ({number})" if name in unique else name)
     return unique
+
+
+def _called(folder: Path) -> tuple[str, str]:
+    """(parent, name) of a folder. A snapshot's own name would be a commit, which tells a reader nothing."""
+    owner, _, name = (hub_id_of(folder) or "").rpartition("/")
+    return (owner, name) if name else (folder.parent.name, folder.name)
 
 
 def name_of_base(ref: ModelRef, configs: list[dict[str, Any]], beside: Path) -> tuple[str, str | None]:

@@ -14,6 +14,7 @@ from mcp_server.formats.own_data import DATA
 from mcp_server.formats.provenance import not_ours
 from mcp_server.formats.recipe import ModelRef, Recipe, read_recipe
 from mcp_server.formats.recipe.rewrite import rewrite_refs
+from mcp_server.formats.recipe.whereabouts import placed, places_of
 from mcp_server.formats.refs import demo_aliases, is_hub_id, once, resolve_ref, resolved_once, split_revision
 from mcp_server.formats.suites import TEXTS, find_suite
 from mcp_server.jobs import engines, publish, queue, store
@@ -269,26 +270,21 @@ def resolve(text: str, folder: Path, rules: Policy, *, base_may_be_absent: bool 
 
     def absolute(ref: ModelRef) -> ModelRef:
         nonlocal online
-        found: dict[str, str | None] = {}
-        for name, path, pinned in (("base", ref.base, "revision"), ("adapter", ref.adapter, "adapter_revision")):
-            if path is None:
-                continue
-            resolved = resolve_ref(path, folder, getattr(ref, pinned))
-            needed = name == "adapter" or not base_may_be_absent
-            if is_hub_id(resolved) and not Path(resolved).is_absolute():
+        places = places_of(ref, folder)
+        for part, place in places.items():
+            needed = part == "adapter" or not base_may_be_absent
+            if is_hub_id(place):
                 if needed and rules.offline:
                     raise NotFound(
-                        f"{resolved} is not in the local cache, and the network is switched off",
+                        f"{place} is not in the local cache, and the network is switched off",
                         "fetch it first, or name a folder",
                     )
                 online = online or needed
             else:
-                once(rules.check_read, resolved)
-                if needed and not Path(resolved).exists():
-                    locate(resolved)
-                found[pinned] = None  # the folder is that revision's
-            found[name] = resolved
-        return ref.model_copy(update=found)
+                once(rules.check_read, place)
+                if needed and not Path(place).exists():
+                    locate(place)
+        return placed(ref, places)
 
     read_recipe(text)
     return read_recipe(rewrite_refs(text, absolute)), online

@@ -7,7 +7,7 @@ from pathlib import Path
 from mcp_server.errors import NotFound
 from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.hub.copies import looking
-from mcp_server.formats.recipe.absent import absent_from
+from mcp_server.formats.recipe.whereabouts import absent_from
 from mcp_server.formats.refs import demo_aliases
 from mcp_server.schemas.go import Prepared
 from mcp_server.schemas.scenario import Scenario, ScenarioSource

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mcp_server.formats.recipe import ModelRef
-from mcp_server.formats.recipe.absent import absent_from
 from mcp_server.formats.recipe.rewrite import rewrite_refs
-from mcp_server.formats.refs import demo_aliases, is_hub_id, resolve_ref
+from mcp_server.formats.recipe.whereabouts import absent_from, placed, places_of
+from mcp_server.formats.refs import demo_aliases
 from mcp_server.schemas.job import FetchRequest
 from mcp_server.workers.protocol import Job
 
@@ -23,12 +22,4 @@ def with_sources(job: Job, recipe: str, *, bases: bool = True) -> str:
 
         for ref in absent:
             fetch(FetchRequest(ref=ref, with_base=False), job)
-    return rewrite_refs(recipe, _located)
-
-
-def _located(ref: ModelRef) -> ModelRef:
-    found: dict[str, str | None] = {}
-    for name, part, pinned in (("base", ref.base, "revision"), ("adapter", ref.adapter, "adapter_revision")):
-        if part is not None and not is_hub_id(place := resolve_ref(part, Path.cwd(), getattr(ref, pinned))):
-            found |= {name: place, pinned: None}  # the folder is that revision's
-    return ref.model_copy(update=found)
+    return rewrite_refs(recipe, lambda ref: placed(ref, places_of(ref, Path.cwd())))

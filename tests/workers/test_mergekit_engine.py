@@ -11,6 +11,7 @@ from mcp_server.formats.recipe import read_recipe
 from mcp_server.formats.safetensors import read_header
 from mcp_server.schemas.job import MergeRequest
 from tests import tiny
+from tests.hub import COMMIT, Hub, serving
 from tests.workers.test_mergekit_folding import tensors
 
 pytestmark = pytest.mark.slow
@@ -100,3 +101,28 @@ def test_a_mixture_of_experts_runs_on_mergekit_moe(models, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert (config["architectures"], config["num_local_experts"]) == (["MixtralForCausalLM"], 2)
     assert read_provenance(tmp_path / "out").method == "moe"
+
+
+def test_hub_ids_are_fetched_and_stages_are_not(models, tmp_path, monkeypatch):
+    """A recipe of two stages by ids gives the merge of the same folders, and the record holds the commits."""
+    base, _ = models
+    other = tiny.write_model(tmp_path / "other", seed=3)
+    hub = Hub({})
+    for name, folder in (("base", base), ("other", other)):
+        hub.add(f"acme/{name}", folder)
+    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "MODEL_MERGING_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+    def two_stages(first, second):
+        return f"name: first\n{tiny.linear_recipe(first, second)}---\n{tiny.linear_recipe('first', first)}"
+
+    with serving(hub):
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        by_id = merged(two_stages("acme/base", "acme/other"), tmp_path / "by_id")
+    assert by_id.engine == "mergekit"
+    merged(two_stages(base, other), tmp_path / "by_path")
+    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("by_id", "by_path")]
+    assert weights[0] == weights[1]
+    assert {s.name: s.revision for s in read_provenance(tmp_path / "by_id").sources} == {"base": COMMIT, "other": COMMIT}
+    assert not any("first" in line for line in hub.requests)
