@@ -49,16 +49,25 @@ def inspect(*refs: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     return inspect_models([os.fspath(ref) for ref in refs], base=os.fspath(base) if base is not None else None)
 
 
-def validate(recipe: Recipe) -> Validation:
-    """The linter's findings; `ok` is false exactly when one of them is an error."""
+def validate(recipe: Recipe, *, ram_gib: float | None = None, output_format: OutputFormat | None = None) -> Validation:
+    """The linter's findings; `ok` is false exactly when one of them is an error. The options are those of `merge`."""
     text, folder = _recipe(recipe)
-    return validated(text, folder=folder)
+    return validated(text, folder=folder, ram_gib=ram_gib, output_format=output_format)
 
 
-def estimate(recipe: Recipe, *, ram_gib: float | None = None) -> Estimate:
-    """Memory, disk and time of both engines, and whether that fits."""
+def estimate(
+    recipe: Recipe,
+    *,
+    output: Literal["model", "adapter"] = "model",
+    output_format: OutputFormat | None = None,
+    rank: int | None = None,
+    space: Space = "weights",
+    ram_gib: float | None = None,
+) -> Estimate:
+    """Memory, disk and time of every engine that can do it, and whether that fits. The options are those of `merge`."""
     text, folder = _recipe(recipe)
-    return estimated(text, folder=folder, ram_gib=ram_gib)
+    form: dict[str, Any] = {"output": output, "output_format": output_format, "rank": rank, "space": space}
+    return estimated(text, folder=folder, ram_gib=ram_gib, **form)
 
 
 def merge(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mcp_server import api
-from tests.engine.synthetic import load, random_tensors, write_model
+from tests.engine.synthetic import HIDDEN, load, random_tensors, write_adapter, write_model
 
 
 @pytest.fixture
@@ -19,6 +19,10 @@ def models(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     write_model(folder / "base", base)
     for n, name in enumerate(("one", "two"), 1):
         write_model(folder / name, random_tensors(n, around=base))
+    attention = "model.layers.0.self_attn.q_proj"
+    write_adapter(
+        folder / "lora", {f"{attention}.lora_A.weight": np.ones((2, HIDDEN)), f"{attention}.lora_B.weight": np.ones((HIDDEN, 2))}
+    )
     monkeypatch.chdir(folder)
     return folder
 
@@ -36,6 +40,8 @@ def test_a_script_merges_what_it_trained(models: Path) -> None:
     assert api.inspect("one", Path("two"), base="base").compatible is True
     assert api.validate(recipe("./one", "./two")).ok
     assert api.estimate(recipe("./one", "./two"), ram_gib=4).engines["stream"].fits is True
+    assert not api.validate(recipe("./one", "./two"), output_format="fp8").ok
+    assert list(api.estimate(recipe("./base+./lora"), output="adapter").engines) == ["stream"]
     result = api.merge(recipe("./one", "./two"), "merged", on_progress=lambda job: seen.append(job.state))
     assert (result.engine, result.state, Path(result.output)) == ("stream", "succeeded", models / "merged")
     found, parts = load(models / "merged"), [load(models / name) for name in ("one", "two")]

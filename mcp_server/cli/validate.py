@@ -48,12 +48,10 @@ def validate(
         raise BadInput("no recipe is given", "name a recipe file, - for standard input, or --explain CODE")
     text = read_exactly(recipe)
     folder = Path.cwd() if recipe == STDIN else recipe.resolve().parent
-    if fix:
-        found = fix_recipe(text, folder=folder)
-        if found.fixed_recipe is not None and recipe != STDIN:
-            replace_keeping(recipe, text, found.fixed_recipe)
-    else:
-        found = validate_recipe(text, folder=folder, deep=deep, planner=ask_planner, ram_gib=ram_gib, output_format=output_format)
+    judge = fix_recipe if fix else validate_recipe
+    found = judge(text, folder=folder, deep=deep, planner=ask_planner, ram_gib=ram_gib, output_format=output_format)
+    if found.fixed_recipe is not None and recipe != STDIN:
+        replace_keeping(recipe, text, found.fixed_recipe)
     name = "standard input" if recipe == STDIN else str(recipe)
     emit(found, json, lambda: show(found, name, text))
     return 0 if found.ok else 1

@@ -48,11 +48,9 @@ def choose(request: MergeRequest) -> Choice:
     if split and (request.engine == "mergekit" or request.output == "adapter"):
         reason = "the mergekit engine cannot" if request.engine == "mergekit" else "an adapter is one small file"
         raise BadInput(f"--workers and --ray split a merge by output file; {reason}", "leave them out")
-    if request.space != "weights" and request.output != "adapter":
-        raise BadInput(f"--space {request.space} is for adapters: the model is merged on its weights", "add --output adapter")
-    if request.output_format and (request.engine == "mergekit" or request.output == "adapter"):
-        reason = "mergekit writes 16 and 32 bits only" if request.engine == "mergekit" else "an adapter is not quantised"
-        raise BadInput(f"--output-format {request.output_format}: {reason}", "leave it out, or use engine 'stream' and a model")
+    if request.output_format and request.engine == "mergekit":
+        reason = "mergekit writes 16 and 32 bits only"
+        raise BadInput(f"--output-format {request.output_format}: {reason}", "leave it out, or use engine 'stream'")
     ram_gib = request.ram_gib or settings.load().ram_gib or limit_bytes() / GIB
     costs = estimate(
         request.recipe,

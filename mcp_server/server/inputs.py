@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
-from mcp_server.schemas.base import OutputFormat
+from mcp_server.schemas.base import OutputFormat, Space
 
 MAX_RECIPE_CHARACTERS = 1_000_000
 MAX_WAIT_SECONDS = 50
@@ -47,8 +47,12 @@ Form = Annotated[
     OutputFormat | None,
     Field(description="Stored as an FP8 source is."),
 ]
+AdapterSpace = Annotated[
+    Space,
+    Field(description="What an adapter's method works on: weights, the factors' core, or a core of `rank`."),
+]
 Rank = Annotated[int | None, Field(ge=1, le=4096, description="Of an adapter output whose method needs an SVD.")]
-Seed = Annotated[int | None, Field(ge=0, description="For methods that drop at random; recorded in any case.")]
+Seed = Annotated[int | None, Field(ge=0, description="Of methods that drop at random; recorded anyway.")]
 JobId = Annotated[
     str,
     Field(min_length=1, max_length=200, description="As the tool that started it returned it."),

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 DROPPED: Final = frozenset({"title", "examples", "minLength", "maxLength", "minItems", "maxItems", "maxProperties"})
 NULL: Final = {"type": "null"}
-LARGEST: Final = 100_000
+LARGEST: Final = 1_000
 """An upper bound above this guards us against nonsense and tells an agent nothing."""
 
 Schema = dict[str, Any]

@@ -40,6 +40,18 @@ def test_fix_shows_the_diff_and_keeps_the_old_file_to_the_byte(recipe: Path, cap
     assert recipe.read_bytes() == TEXT.replace("tise", "ties").encode()
 
 
+def test_a_corrected_recipe_is_judged_by_the_same_options(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.checkpoints import write_model
+
+    for name in ("b", "a"):
+        write_model(recipe.parent / "o" / name)
+    recipe.write_text(TEXT.replace("o/", "./o/"), encoding="utf-8")
+    assert run(["validate", "recipe.yml", "--fix", "--output-format", "fp8", "--ram-gib", "0.01", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert "MM107" in {finding["code"] for finding in found["before"]}
+    assert {finding["code"] for finding in found["findings"] if finding["severity"] == "error"} == {"MM505"}
+
+
 def test_an_older_original_is_never_replaced(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (recipe.parent / "recipe.yml.orig").write_text("mine", encoding="utf-8")
     assert run(["validate", "recipe.yml", "--fix"]) == 2

@@ -153,5 +153,7 @@ def test_what_has_no_core_is_refused(root: Path) -> None:
         plan_adapter(json.dumps(body), 3, space="core")
     with pytest.raises(BadInput, match="--space core is for adapters"):
         choose(MergeRequest.of({"recipe": recipe(root, "ties"), "out": str(root / "x"), "space": "core"}))
+    with pytest.raises(BadInput, match="--rank 3 is for adapters"):
+        choose(MergeRequest.of({"recipe": recipe(root, "ties"), "out": str(root / "x"), "rank": 3}))
     bound = peak_anon_of_adapter(plan_adapter(recipe(root, "ties"), 3, space="core"), 1)
     assert "cores of factors" in bound

@@ -22,8 +22,9 @@ async def test_a_misspelt_tool_is_answered_with_the_nearest(call):
 async def test_an_unknown_argument_is_answered_with_the_nearest(call):
     said = await refused(call, "launch_merge", recipe="x: y", out="out", ram_gb=12)
     assert said == (
-        "launch_merge has no argument 'ram_gb'. Did you mean 'ram_gib'?\n→ launch_merge takes recipe, out, engine, output, "
-        "output_format, rank, ram_gib, seed, threads, shard_size, allow_nonfinite, hash, overwrite, verdict, proceed_anyway"
+        "launch_merge has no argument 'ram_gb'. Did you mean 'ram_gib'?\n→ launch_merge takes recipe, out, engine, "
+        "output, output_format, rank, space, ram_gib, seed, threads, shard_size, allow_nonfinite, hash, overwrite, verdict, "
+        "proceed_anyway"
     )
 
 

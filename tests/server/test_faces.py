@@ -12,6 +12,7 @@ import pytest
 
 from mcp_server.cli import evidence as shell_evidence
 from mcp_server.cli import going, hub, knowledge, merging
+from mcp_server.cli import validate as validating
 from mcp_server.errors import NotAllowed
 from mcp_server.schemas.job import (
     CompareRequest,
@@ -46,14 +47,9 @@ ONLY_SHELL = {
     ExportRequest: {"check", "overwrite", "threads"},
     PublishRequest: {"yes", "licence"},  # an agent's user is asked, and chooses a licence for others' work in a shell
     EvaluateRequest: {"suite_folders"},  # its tasks may bring Python code, which only the operator lets run
-    MergeRequest: {"workers", "ray", "space"},  # the space of an adapter's merge is not worth every turn's tokens
-    SweepRequest: {
-        "workers",
-        "ray",
-        "cpus",
-        "memory_gib",
-        "gpus",
-    },  # who may use how much of which machines is the operator's to say
+    # Who may use how much of which machines is the operator's to say.
+    MergeRequest: {"workers", "ray"},
+    SweepRequest: {"workers", "ray", "cpus", "memory_gib", "gpus"},
 }
 
 
@@ -73,7 +69,9 @@ def test_both_faces_offer_the_same_fields_of_a_request(request_type: type[JobReq
     ("shell", "tool", "only_shell", "only_tool"),
     [
         (knowledge.inspect, knowledge_tools.inspect_models, set(), set()),
-        (knowledge.estimate, knowledge_tools.estimate_ram, {"space"}, set()),
+        (knowledge.estimate, knowledge_tools.estimate_ram, set(), set()),
+        # mergekit's own planner is a process of its own, which the tools that only look never start; a code is docs/lint.md's.
+        (validating.validate, knowledge_tools.validate_config, {"deep", "explain"}, set()),
         # Replacing is launch_merge's, which asks; threads and dtype change no adapter enough to be worth every turn's tokens.
         (merging.extract, launch.extract_adapter, {"overwrite", "threads", "dtype"}, set()),
         # The tool ends with the merge under way: measuring is its caller's next call. Replacing is launch_merge's, which asks.

@@ -1,5 +1,6 @@
 """Work that is started by one call is watched, read, cancelled and resumed by others, in other servers."""
 
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,15 @@ async def test_a_merge_started_by_one_server_is_finished_for_another(call, works
     assert (ended["state"], ended["result"]["seed"]) == ("succeeded", 5)
     listed = data_of(await call("list_merges"))
     assert [(job["job_id"], job["result"]) for job in listed["jobs"]] == [(started["job_id"], None)]
+
+
+async def test_the_space_of_an_adapter_reaches_the_merge(call):
+    recipe = "merge_method: ties\nbase_model: base\nmodels: [{model: base+persona, parameters: {weight: 1}}]\n"
+    asked = {"recipe": recipe, "out": "./small", "rank": 2, "space": "core"}
+    assert "--space core is for adapters" in text_of(await call("launch_merge", **asked))
+    started = data_of(await call("launch_merge", **asked, output="adapter"))
+    request = json.loads(Path(started["log_path"]).with_name("request.json").read_text(encoding="utf-8"))
+    assert (request["parameters"]["output"], request["parameters"]["space"]) == ("adapter", "core")
 
 
 async def test_waiting_reports_progress_that_only_rises(call, workspace):

@@ -48,6 +48,17 @@ async def test_the_cost_of_an_adapter_output(call, workspace):
     assert (list(engines), engines["stream"]["fits"]) == (["stream"], True)
 
 
+async def test_the_space_of_an_adapter_and_the_form_of_a_model_are_judged_before_the_merge(call, workspace):
+    ties = "merge_method: ties\nbase_model: base\nmodels: [{model: base+persona, parameters: {weight: 1}}]\n"
+    made = {"output": "adapter", "rank": 2, "ram_gib": 1}
+    costs = [data_of(await call("estimate_ram", recipe=ties, **made, space=space)) for space in ("weights", "core")]
+    assert ["cores_of_factors" in cost["engines"]["stream"]["breakdown"] for cost in costs] == [False, True]
+    assert "--space core is for adapters" in text_of(await call("estimate_ram", recipe=ties, space="core"))
+    for fix in (False, True):
+        found = data_of(await call("validate_config", recipe=ties, output_format="fp8", fix=fix))
+        assert (found["ok"], [one["code"] for one in found["findings"] if one["severity"] == "error"]) == (False, ["MM505"])
+
+
 async def test_a_plan_is_kept_whole_under_the_id_that_the_agent_gets(call, workspace):
     plan = Plan.model_validate(data_of(await call("recommend_strategy", scenario=scenario(workspace))))
     assert plan.plan_id is not None

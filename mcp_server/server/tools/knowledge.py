@@ -21,6 +21,7 @@ from mcp_server.server.checked import CheckedTool, checked
 from mcp_server.server.inputs import (
     LOOKS,
     READS,
+    AdapterSpace,
     Form,
     Offset,
     Out,
@@ -139,12 +140,13 @@ def validate_config(
     recipe: Recipe,
     fix: Annotated[bool, Field(description="Also return `fixed_recipe`.")] = False,
     ram_gib: RamGib = None,
+    output_format: Form = None,
 ) -> Validation:
     """Find in a recipe what mergekit would report late or never: wrong names and ranges, missing base, layer ranges,
     architectures and tokenizers that differ, ignored keys. `ok` is false exactly when a finding is an error.
     """
     text, folder = Access.now().recipe(recipe)
-    return fix_recipe(text, folder=folder) if fix else validate(text, folder=folder, ram_gib=ram_gib)
+    return (fix_recipe if fix else validate)(text, folder=folder, ram_gib=ram_gib, output_format=output_format)
 
 
 def estimate_ram(
@@ -154,13 +156,15 @@ def estimate_ram(
     output: Output = "model",
     output_format: Form = None,
     rank: Rank = None,
+    space: AdapterSpace = "weights",
 ) -> Estimate:
     """Say what a merge will cost, for each engine: peak memory (an upper bound), disk, seconds, whether it fits, and what makes
     it fit."""
     access = Access.now()
     text, folder = access.recipe(recipe)
     place = access.output(out) if out else None
-    return estimate(text, ram_gib=ram_gib, out=place, folder=folder, output=output, output_format=output_format, rank=rank)
+    form: dict[str, Any] = {"output": output, "output_format": output_format, "rank": rank, "space": space}
+    return estimate(text, ram_gib=ram_gib, out=place, folder=folder, **form)
 
 
 def diagnose_merge(out: Out) -> Diagnosis:

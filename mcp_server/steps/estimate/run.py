@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from mcp_server.engine.coverage import covers
-from mcp_server.errors import MergingError, NotFound
+from mcp_server.errors import BadInput, MergingError, NotFound
 from mcp_server.formats.hub.copies import looking
 from mcp_server.formats.recipe import Recipe, read_recipe
 from mcp_server.formats.refs import resolve_ref
@@ -50,9 +50,11 @@ def estimate(
 
     An adapter (`output`, with the `rank` that methods other than linear and task_arithmetic need) is made by the streaming engine
     alone; verifying and evaluating it are not estimated. So is a model in FP8 (`output_format`), whose size is that of its plan.
-    Raises `Malformed` for a recipe that cannot be read, `NotFound` or `NotAModel` for a source whose size cannot be known,
-    `Unsupported` when no adapter can stand for the recipe, or the result cannot be stored so.
+    Raises `BadInput` for options that do not go together, `Malformed` for a recipe that cannot be read, `NotFound` or `NotAModel`
+    for a source whose size cannot be known, `Unsupported` when no adapter can stand for the recipe, or the result cannot be
+    stored so.
     """
+    _require_one_form(output, output_format, rank, space)
     recipe = read_recipe(text)
     ram = None if ram_gib is None else ram_gib * GIB
     free = free_disk(out) if out else None
@@ -83,6 +85,15 @@ def estimate(
         evaluate=(evaluating := evaluate_cost(work, ram)),
         notes=notes + _advice(engines, ram_gib) + _few_bits({"verify": verifying, "evaluate": evaluating}, ram_gib),
     )
+
+
+def _require_one_form(output: str, output_format: OutputFormat | None, rank: int | None, space: Space) -> None:
+    """Raise `BadInput` where an option is about an adapter and the result a model, or the other way round."""
+    if output == "adapter" and output_format:
+        raise BadInput(f"--output-format {output_format}: an adapter is not quantised", "leave it out, or merge into a model")
+    if output == "model" and (space != "weights" or rank is not None):
+        option = f"--rank {rank}" if space == "weights" else f"--space {space}"
+        raise BadInput(f"{option} is for adapters: a model is merged on its weights", "add --output adapter, or leave it out")
 
 
 def stream_cost(work: Work, ram: float | None, free: int | None, why_not: list[str], threads: int | None) -> EngineEstimate:

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from mcp_server.errors import Malformed
 from mcp_server.formats.recipe import parse_document
 from mcp_server.formats.recipe.edit import edited
+from mcp_server.schemas.base import OutputFormat
 from mcp_server.schemas.validation import Finding, Validation
 from mcp_server.steps.validate.context import Context
 from mcp_server.steps.validate.fixes import CORRECTIONS
 from mcp_server.steps.validate.registry import rules
-from mcp_server.steps.validate.run import validate
+from mcp_server.steps.validate.run import Planner, validate
 from mcp_server.system.yaml_io import Document, read_documents
 
 ROUNDS: Final = 4
 """A correction can bring another fault to light (a misspelt method its parameters), never many in a row."""
 
 
-def fix(text: str, *, folder: Path | None = None) -> Validation:
+def fix(
+    text: str,
+    *,
+    folder: Path | None = None,
+    ram_gib: float | None = None,
+    output_format: OutputFormat | None = None,
+    deep: bool = False,
+    planner: Planner | None = None,
+) -> Validation:
     """The recipe corrected as far as it can be, what was changed, and the findings before and after.
 
     Only the lines at fault change; `fixed_recipe` is null when none does. A correction that would take more than that (behind
-    an alias that others share) or bring a fault of its own is left out, and its finding stays.
+    an alias that others share) or bring a fault of its own is left out, and its finding stays. The other arguments: `validate`.
     """
     folder = (folder or Path.cwd()).resolve()
-    before = found = validate(text, folder=folder)
+    judged = partial(validate, folder=folder, ram_gib=ram_gib, output_format=output_format)
+    before = found = judged(text)
     changes: list[str] = []
     for _ in range(ROUNDS if any(rules()[f.code].fixable for f in found.findings) else 0):
         corrected, made = _round(text, found.findings, folder)
         if not made:
             break
         text, changes = corrected, changes + made
-        found = validate(text, folder=folder)
+        found = judged(text)
+    if deep:  # mergekit's planner takes seconds to start: it is asked about the end alone
+        found = judged(text, deep=True, planner=planner)
     if not changes:
         return found
     return found.model_copy(update={"fixed_recipe": text, "changes": changes, "before": before.findings})
