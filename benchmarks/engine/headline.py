@@ -109,7 +109,7 @@ class Headline:
         shape = replace(self.shape, layers=1)
         base = write_model(self.work / "one-layer", shape)
         tunes = [write_model(self.work / f"one-layer{n}", shape, n) for n in (1, 2)]
-        (self.work / "recipe.yml").write_text(_recipe(base, [str(tune) for tune in tunes]), encoding="utf-8")
+        (self.work / "recipe.yml").write_text(recipe(base, [str(tune) for tune in tunes]), encoding="utf-8")
         stock = [str(Path(sys.executable).with_name("mergekit-yaml")), str(self.work / "recipe.yml"), str(self.out)]
         what = "TIES of two fine-tunes, **one layer** of 32"
         self._run(f"stock mergekit: {what}, {stock_gib:g} GiB", stock_gib, [*stock, "--no-copy-tokenizer"])
@@ -121,7 +121,7 @@ class Headline:
         job = self.work / "job"
         shutil.rmtree(job, ignore_errors=True)
         job.mkdir()
-        parameters = {"recipe": _recipe(base, refs), "out": str(self.out), "partial": str(self.out), "seed": 7}
+        parameters = {"recipe": recipe(base, refs), "out": str(self.out), "partial": str(self.out), "seed": 7}
         (job / "request.json").write_text(json.dumps({"kind": "merge", "parameters": parameters}), encoding="utf-8")
         return self._run(name, limit_gib, [sys.executable, "-m", "mcp_server.workers.stream", str(job)])
 
@@ -135,7 +135,7 @@ class Headline:
         return cost
 
 
-def _recipe(base: Path, refs: list[str]) -> str:
+def recipe(base: Path, refs: list[str]) -> str:
     models = [{"model": ref, "parameters": {"weight": 0.5, "density": 0.5}} for ref in refs]
     return json.dumps({"merge_method": "ties", "base_model": str(base), "models": models, "dtype": "bfloat16"})
 

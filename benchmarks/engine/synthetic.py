@@ -44,6 +44,15 @@ class Shape:
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.tensors().values())
 
+    def config(self) -> dict[str, object]:
+        return {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": self.hidden,
+            "vocab_size": self.vocabulary, "num_hidden_layers": self.layers, "intermediate_size": self.intermediate,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.hidden // self.heads,
+            "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+        }  # fmt: skip
+
 
 SHAPES = {
     "0.1b": Shape(768, 8, 2048, 32000, 12, 4),
@@ -69,18 +78,12 @@ def write_model(out: Path, shape: Shape, finetune: int = 0) -> Path:
         table |= dict.fromkeys(group, file)
     index = {"metadata": {"total_size": 2 * shape.parameters}, "weight_map": table}
     (out / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": shape.hidden, "vocab_size": shape.vocabulary,
-        "num_hidden_layers": shape.layers, "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads, "head_dim": shape.hidden // shape.heads, "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-    }  # fmt: skip
-    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (out / "config.json").write_text(json.dumps(shape.config()), encoding="utf-8")
     return out
 
 
-def write_lora(out: Path, base: Path, shape: Shape, rank: int) -> Path:
-    """A PEFT adapter on all linear projections, alpha = 2·rank, float32."""
+def write_lora(out: Path, base: Path, shape: Shape, rank: int, seed: int = 0) -> Path:
+    """A PEFT adapter on all linear projections, alpha = 2·rank, float32; two of one rank need two seeds."""
     if (out / "adapter_config.json").is_file():
         return out
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +93,7 @@ def write_lora(out: Path, base: Path, shape: Shape, rank: int) -> Path:
             continue
         stem = "base_model.model." + name.removesuffix(".weight")
         for part, factor in (("A", (rank, dims[1])), ("B", (dims[0], rank))):
-            values = _generator(f"{stem}.{part}", rank).standard_normal(factor, np.float32) * np.float32(0.01)
+            values = _generator(f"{stem}.{part}", rank + 1000 * seed).standard_normal(factor, np.float32) * np.float32(0.01)
             entries[f"{stem}.lora_{part}.weight"] = {
                 "dtype": "F32", "shape": list(factor), "data_offsets": [position, position + values.nbytes],
             }  # fmt: skip

@@ -1,6 +1,6 @@
 """How fast packed weights are read: GB of packed input a second, one weight of 14,336 × 4,096 in each layout, cached.
 
-.venv/bin/python benchmarks/engine/unpack_speed.py [THREADS]
+.venv/bin/python benchmarks/engine/unpack_speed.py [THREADS [LAYOUT ...]]
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def layouts() -> dict[str, dict[str, np.ndarray]]:
     }  # fmt: skip
 
 
-GGUF = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q3_K", "IQ4_XS")
+GGUF = (
+    "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ2_XS",
+)  # fmt: skip
 
 
 def packed(folder: Path, tensors: dict[str, np.ndarray]) -> StoredTensor:
@@ -124,7 +126,8 @@ def main() -> None:
         name: partial(packed, tensors=tensors) for name, tensors in layouts().items()
     }
     made |= {f"GGUF {kind}": partial(ggml, kind=kind) for kind in GGUF}
-    for name, make in made.items():
+    chosen = sys.argv[2:] or [*made]
+    for name, make in ((name, made[name]) for name in chosen):
         with tempfile.TemporaryDirectory(suffix=name.replace(" ", "-")) as folder:
             stored = make(Path(folder))
             size, (wall, busy) = stored.nbytes, seconds(stored, threads)

@@ -17,11 +17,13 @@ from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file
 
 from mcp_server.engine.reader import Reader
+from mcp_server.engine.unpack import ggml_kernels
 from mcp_server.errors import Incompatible, Malformed, MergingError, NotAModel
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.gguf_model import ARCHITECTURES
 from mcp_server.formats.quantised.ggml import TYPES
 from mcp_server.recompute.reading import read_rows, rows_of
+from mcp_server.steps.estimate.stream import LOOPED
 from mcp_server.steps.inspect import inspect_source
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -178,6 +180,15 @@ def test_every_type_is_unpacked_as_gguf_unpacks_it(tmp_path: Path, kind: str) ->
     assert name == "model.embed_tokens.weight"
     assert np.array_equal(Reader().whole(tensor), want)
     assert np.array_equal(read_rows(tensor, 3, 19), want[3:19].astype(np.float64))
+
+
+def test_an_estimate_knows_the_types_that_have_compiled_loops() -> None:
+    found = set()
+    for kind, per, wide in TYPES.values():
+        if per > 1 and ggml_kernels.unpack(np.zeros((1, wide), np.uint8), kind, np.empty((1, per), np.float32)):
+            found.add(kind)
+    assert found == LOOPED
+    assert all(hasattr(ggml_kernels, f"_{kind.lower()}") for kind in LOOPED)
 
 
 def test_the_types_have_the_sizes_of_ggml() -> None:

@@ -3,7 +3,7 @@
 `blocks` are (blocks, bytes) uint8, `out` is (blocks, values) float32, `d` and `dmin` the float32 values of the blocks' half
 floats. Products are taken in the order of ggml's own loops, so values are equal bit by bit.
 
-Source: ggml-quants.c (dequantize_row_q4_0, _q8_0, _q4_K, _q5_K, _q6_K, get_scale_min_k4).
+Source: ggml-quants.c (dequantize_row_*, get_scale_min_k4, kvalues_iq4nl).
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import numpy as np
 from numba import njit
 
 Array = np.ndarray[Any, Any]
+
+IQ4_VALUES: Final = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+"""The sixteen values of IQ4_NL and IQ4_XS, before their scales."""
 
 
 @njit(nogil=True, cache=True)
@@ -31,6 +34,103 @@ def _q4_0(blocks: Array, d: Array, out: Array) -> None:
             byte = np.int32(blocks[b, 2 + i])
             out[b, i] = d[b] * np.float32(np.int32(byte & np.int32(15)) - np.int32(8))
             out[b, 16 + i] = d[b] * np.float32(np.int32(byte >> np.int32(4)) - np.int32(8))
+
+
+@njit(nogil=True, cache=True)
+def _q4_1(blocks: Array, d: Array, m: Array, out: Array) -> None:
+    for b in range(len(blocks)):
+        for i in range(16):
+            byte = np.int32(blocks[b, 4 + i])
+            out[b, i] = d[b] * np.float32(np.int32(byte & np.int32(15))) + m[b]
+            out[b, 16 + i] = d[b] * np.float32(np.int32(byte >> np.int32(4))) + m[b]
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _fifths(blocks: Array, b: int, at: int) -> Any:
+    """32 bits, the fifth of each value's five."""
+    low = np.uint32(blocks[b, at]) | np.uint32(blocks[b, at + 1]) << np.uint32(8)
+    return np.uint32(low | np.uint32(blocks[b, at + 2]) << np.uint32(16) | np.uint32(blocks[b, at + 3]) << np.uint32(24))
+
+
+@njit(nogil=True, cache=True)
+def _q5_0(blocks: Array, d: Array, out: Array) -> None:
+    for b in range(len(blocks)):
+        fifths = _fifths(blocks, b, 2)
+        for i in range(16):
+            byte = np.int32(blocks[b, 6 + i])
+            first = np.int32(np.uint32(fifths >> np.uint32(i)) & np.uint32(1))
+            second = np.int32(np.uint32(fifths >> np.uint32(i + 16)) & np.uint32(1))
+            low = np.int32(byte & np.int32(15)) | np.int32(first << np.int32(4))
+            high = np.int32(byte >> np.int32(4)) | np.int32(second << np.int32(4))
+            out[b, i] = d[b] * np.float32(np.int32(low - np.int32(16)))
+            out[b, 16 + i] = d[b] * np.float32(np.int32(high - np.int32(16)))
+
+
+@njit(nogil=True, cache=True)
+def _q5_1(blocks: Array, d: Array, m: Array, out: Array) -> None:
+    for b in range(len(blocks)):
+        fifths = _fifths(blocks, b, 4)
+        for i in range(16):
+            byte = np.int32(blocks[b, 8 + i])
+            first = np.int32(np.uint32(fifths >> np.uint32(i)) & np.uint32(1))
+            second = np.int32(np.uint32(fifths >> np.uint32(i + 16)) & np.uint32(1))
+            low = np.int32(byte & np.int32(15)) | np.int32(first << np.int32(4))
+            high = np.int32(byte >> np.int32(4)) | np.int32(second << np.int32(4))
+            out[b, i] = d[b] * np.float32(np.int32(low)) + m[b]
+            out[b, 16 + i] = d[b] * np.float32(np.int32(high)) + m[b]
+
+
+@njit(nogil=True, cache=True)
+def _q2_k(blocks: Array, d: Array, dmin: Array, out: Array) -> None:
+    for b in range(len(blocks)):
+        for part in range(16):
+            scale = np.int32(blocks[b, part])
+            by, less = d[b] * np.float32(np.int32(scale & np.int32(15))), dmin[b] * np.float32(np.int32(scale >> np.int32(4)))
+            first = 16 + 32 * (part >> 3) + 16 * (part & 1)
+            shift, at = np.int32(part & 6), 16 * part
+            for i in range(16):
+                code = np.int32(np.int32(blocks[b, first + i]) >> shift) & np.int32(3)
+                out[b, at + i] = by * np.float32(code) - less
+
+
+@njit(nogil=True, cache=True)
+def _q3_k(blocks: Array, d: Array, out: Array) -> None:
+    """A set bit of the mask takes nothing away, a clear one four."""
+    for b in range(len(blocks)):
+        for part in range(16):
+            low = np.int32(np.int32(blocks[b, 96 + (part & 7)]) >> np.int32(part >> 3 << 2)) & np.int32(15)
+            high = np.int32(np.int32(blocks[b, 104 + (part & 3)]) >> np.int32(part >> 2 << 1)) & np.int32(3)
+            by = d[b] * np.float32(np.int32(low | high << np.int32(4)) - np.int32(32))
+            column = 16 * (part & 1)
+            first, shift, bit, at = 32 + 32 * (part >> 3) + column, np.int32(part & 6), np.int32(part >> 1), 16 * part
+            for i in range(16):
+                code = np.int32(np.int32(blocks[b, first + i]) >> shift) & np.int32(3)
+                mask = np.int32(np.int32(blocks[b, column + i]) >> bit) & np.int32(1)
+                out[b, at + i] = by * np.float32(np.int32(code + np.int32(mask << np.int32(2))) - np.int32(4))
+
+
+@njit(nogil=True, cache=True)
+def _iq4_nl(blocks: Array, d: Array, out: Array) -> None:
+    for b in range(len(blocks)):
+        for i in range(16):
+            byte = blocks[b, 2 + i]
+            out[b, i] = d[b] * IQ4_VALUES[byte & 15]
+            out[b, 16 + i] = d[b] * IQ4_VALUES[byte >> 4]
+
+
+@njit(nogil=True, cache=True)
+def _iq4_xs(blocks: Array, d: Array, out: Array) -> None:
+    for b in range(len(blocks)):
+        upper = np.int32(blocks[b, 2]) | np.int32(blocks[b, 3]) << np.int32(8)
+        for part in range(8):
+            low = np.int32(np.int32(blocks[b, 4 + (part >> 1)]) >> np.int32(4 * (part & 1))) & np.int32(15)
+            high = np.int32(upper >> np.int32(2 * part)) & np.int32(3)
+            by = d[b] * np.float32(np.int32(low | high << np.int32(4)) - np.int32(32))
+            first, at = 8 + 16 * part, 32 * part
+            for i in range(16):
+                byte = blocks[b, first + i]
+                out[b, at + i] = by * IQ4_VALUES[byte & 15]
+                out[b, at + 16 + i] = by * IQ4_VALUES[byte >> 4]
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -93,9 +193,15 @@ def _q6_k(blocks: Array, d: Array, out: Array) -> None:
                         out[b, at + 32 * quarter + i] = scale * np.float32(code)
 
 
-_ONE_SCALE: Final[dict[str, tuple[Callable[..., None], int]]] = {"Q8_0": (_q8_0, 0), "Q4_0": (_q4_0, 0), "Q6_K": (_q6_k, 208)}
+_ONE_SCALE: Final[dict[str, tuple[Callable[..., None], int]]] = {
+    "Q8_0": (_q8_0, 0), "Q4_0": (_q4_0, 0), "Q5_0": (_q5_0, 0), "Q3_K": (_q3_k, 108), "Q6_K": (_q6_k, 208),
+    "IQ4_NL": (_iq4_nl, 0), "IQ4_XS": (_iq4_xs, 0),
+}  # fmt: skip
 """Kernel, and the byte of each block at which its half float lies."""
-_SCALE_AND_MIN: Final[dict[str, Callable[..., None]]] = {"Q4_K": _q4_k, "Q5_K": _q5_k}
+_SCALE_AND_MIN: Final[dict[str, tuple[Callable[..., None], int]]] = {
+    "Q4_1": (_q4_1, 0), "Q5_1": (_q5_1, 0), "Q2_K": (_q2_k, 80), "Q4_K": (_q4_k, 0), "Q5_K": (_q5_k, 0),
+}  # fmt: skip
+"""The same, a second half float following the first."""
 
 
 def unpack(blocks: Array, kind: str, out: Array) -> bool:
@@ -104,7 +210,8 @@ def unpack(blocks: Array, kind: str, out: Array) -> bool:
         kernel, at = _ONE_SCALE[kind]
         kernel(blocks, _half(blocks, at), out)
     elif kind in _SCALE_AND_MIN:
-        _SCALE_AND_MIN[kind](blocks, _half(blocks, 0), _half(blocks, 2), out)
+        kernel, at = _SCALE_AND_MIN[kind]
+        kernel(blocks, _half(blocks, at), _half(blocks, at + 2), out)
     return kind in _ONE_SCALE or kind in _SCALE_AND_MIN
 
 

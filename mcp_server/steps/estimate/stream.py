@@ -14,6 +14,8 @@ from pathlib import Path
 from mcp_server import engine
 from mcp_server.engine.memory import MergeShape, peak_anon
 from mcp_server.engine.signatures import SIGNATURES
+from mcp_server.formats.quantised.ggml import Ggml
+from mcp_server.formats.quantised.part import Packing
 from mcp_server.steps.estimate.costs import costs
 from mcp_server.steps.estimate.work import Work
 
@@ -38,7 +40,11 @@ UNPACKING = {
     "PackedColumns": "nibbles_with_zero",
     "PackedGemv": "nibbles_with_zero",
 }
-"""A layout of packed weights → a kernel that reads it; GGUF's blocks are read with numpy."""
+"""A layout of packed weights → a kernel that reads it; GGUF's types have one each."""
+LOOPED = frozenset({
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
+})  # fmt: skip
+"""GGUF's types that are read by a compiled loop, named like its type; the others by numpy. A test holds them to it."""
 CODECS = {2: ("_widen_bf16", "_narrow_bf16")}
 """Stored bytes per element → the kernels that read and write it; float32 needs none."""
 
@@ -57,10 +63,17 @@ def breakdown(work: Work, threads: int | None) -> dict[str, int]:
         held=work.held,
     )
     widths = {width for tensor in work.tensors for width in (*tensor.stored_bytes, tensor.work_bytes)}
-    layouts = {type(packing).__name__ for packing in work.packings}
-    unpacking = {f"unpack/kernels.{UNPACKING[layout]}" for layout in layouts if layout in UNPACKING}
+    unpacking = {kernel for packing in work.packings if (kernel := unpacking_kernel(packing)) is not None}
     kernels = [*codecs_of(widths), *kernels_of(work.method), *unpacking, "codecs.count_nonfinite"]
     return named(peak_anon(shape) | compiling(kernels))
+
+
+def unpacking_kernel(packing: Packing) -> str | None:
+    """The kernel that reads a packed weight, where one does."""
+    if isinstance(packing, Ggml):
+        return f"unpack/ggml_kernels._{packing.type.lower()}" if packing.type in LOOPED else None
+    layout = type(packing).__name__
+    return f"unpack/kernels.{UNPACKING[layout]}" if layout in UNPACKING else None
 
 
 def named(parts: dict[str, int]) -> dict[str, int]:
