@@ -33,6 +33,7 @@ from mcp_server.schemas.validation import Validation
 from mcp_server.steps.estimate import estimate as estimated
 from mcp_server.steps.extract import extraction
 from mcp_server.steps.inspect import inspect_models
+from mcp_server.steps.sweep.ahead import with_sweep
 from mcp_server.steps.validate import validate as validated
 from mcp_server.system.yaml_io import read_text
 
@@ -67,7 +68,7 @@ def estimate(
     """Memory, disk and time of every engine that can do it, and whether that fits. The options are those of `merge`."""
     text, folder = _recipe(recipe)
     form: dict[str, Any] = {"output": output, "output_format": output_format, "rank": rank, "space": space}
-    return estimated(text, folder=folder, ram_gib=ram_gib, **form)
+    return with_sweep(estimated(text, folder=folder, ram_gib=ram_gib, **form), text)
 
 
 def merge(

@@ -23,6 +23,7 @@ from mcp_server.steps.recommend import advise
 from mcp_server.steps.render import parse_overrides
 from mcp_server.steps.render import render as render_plan
 from mcp_server.steps.scenario import read_plan, read_scenario, with_cross_context
+from mcp_server.steps.sweep.ahead import with_sweep
 from mcp_server.system.files import write_text
 from mcp_server.system.outputs import require_file
 from mcp_server.system.policy import for_person
@@ -251,7 +252,7 @@ def estimate(
     """What the merge will cost, per engine: memory, disk, time."""
     text, folder = read_text(recipe, "recipe"), recipe.resolve().parent
     form: dict[str, Any] = {"output": output, "output_format": output_format, "rank": rank, "space": space}
-    found = estimate_recipe(text, ram_gib=ram_gib, out=out, folder=folder, **form)
+    found = with_sweep(estimate_recipe(text, ram_gib=ram_gib, out=out, folder=folder, **form), text)
     emit(found, json, lambda: show_estimate(found))
     return 1 if all(engine.fits is False for engine in found.engines.values()) else 0
 
@@ -275,5 +276,5 @@ def show_estimate(found: Estimate) -> None:
     ]
     columns = ("engine or step", "memory needed", "page cache (optional)", "disk", "time", "fits", "made of")
     table("Estimate (upper bounds)", columns, rows)
-    for note in found.notes:
+    for note in [*found.notes, *([found.sweep.in_words()] if found.sweep else [])]:
         stderr.print(note, markup=False, soft_wrap=True)

@@ -37,6 +37,23 @@ class EngineEstimate(Frozen):
     settings: dict[str, str] = Field(default_factory=dict, description="settings that make it fit")
 
 
+class SweepEstimate(Frozen):
+    """A bake-off of the plan that the recipe came from, by the suites that a sweep takes where none is named."""
+
+    candidates: int = Field(description="of the plan's shortlist")
+    seconds: Seconds = Field(description="for the shortlist, from start to end")
+    least_minutes: float = Field(description="of a search; fewer are refused, because not one candidate fits")
+    within: dict[str, str] = Field(description="minutes of a search → candidates that it tries, such as `3 to 9`")
+    suites: list[str]
+
+    def in_words(self) -> str:
+        """One line; a search is what `minutes` of a sweep asks for."""
+        tried = ", ".join(f"{count} in {minutes}" for minutes, count in self.within.items())
+        search = f"a search for minutes needs {self.least_minutes:g} at least" + (f" and tries {tried}" if tried else "")
+        listed = f"the {self.candidates} candidates of the shortlist take {self.seconds.in_words()}"
+        return f"a sweep of its plan: {listed}; {search} ({', '.join(self.suites)})"
+
+
 class Estimate(Frozen):
     engines: dict[EngineId, EngineEstimate]
     recommended: Engine | None = None
@@ -44,4 +61,5 @@ class Estimate(Frozen):
     disk_free_bytes: int | None = None
     verify: EngineEstimate | None = None
     evaluate: EngineEstimate | None = None
+    sweep: SweepEstimate | None = Field(default=None, description="null: the recipe names no plan, or a size is not known")
     notes: list[str] = Field(default_factory=list)

@@ -69,6 +69,10 @@ def test_minutes_too_few_for_one_candidate_are_refused_with_the_figure(
         within(request_of(plan, tmp_path, minutes=1), lineage)
     with pytest.raises(BadInput, match=r"on 200 prompts a suite take"):
         within(request_of(plan, tmp_path, minutes=10, limit=200), lineage)
+    monkeypatch.setattr(minutes, "rate_of", lambda *_: minutes.Rate(seconds=2.0, here=False))
+    with pytest.raises(BadInput, match=r"1 minutes are too few for one candidate.* take at least 2\.\d minutes"):
+        within(request_of(plan, tmp_path, minutes=1), lineage)
+    monkeypatch.setattr(minutes, "rate_of", lambda *_: minutes.Rate(seconds=2.0, here=True))
     few, many = (within(request_of(plan, tmp_path, minutes=m), lineage).limit for m in (10, 200))
     assert few is not None and many is not None and few < many
     assert within(request_of(plan, tmp_path, minutes=100, limit=11), lineage).limit == 11

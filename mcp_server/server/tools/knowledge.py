@@ -39,6 +39,7 @@ from mcp_server.steps.handles import keep_plan, keep_recipe
 from mcp_server.steps.inspect import inspect_models as inspect_checkpoints
 from mcp_server.steps.recommend import advise
 from mcp_server.steps.scenario import check_names, read_scenario
+from mcp_server.steps.sweep.ahead import with_sweep
 from mcp_server.steps.validate import fix as fix_recipe
 from mcp_server.steps.validate import validate
 
@@ -159,12 +160,12 @@ def estimate_ram(
     space: AdapterSpace = "weights",
 ) -> Estimate:
     """Say what a merge will cost, for each engine: peak memory (an upper bound), disk, seconds, whether it fits, and what makes
-    it fit."""
+    it fit; and what verify, evaluate and a sweep would."""
     access = Access.now()
     text, folder = access.recipe(recipe)
     place = access.output(out) if out else None
     form: dict[str, Any] = {"output": output, "output_format": output_format, "rank": rank, "space": space}
-    return estimate(text, ram_gib=ram_gib, out=place, folder=folder, **form)
+    return with_sweep(estimate(text, ram_gib=ram_gib, out=place, folder=folder, **form), text)
 
 
 def diagnose_merge(out: Out) -> Diagnosis:

@@ -2,7 +2,8 @@
 
 The work is prompts times parameters. What a prompt and a billion parameters cost is remembered for every suite and dtype that was
 measured on this machine (`note_rate`); for other suites it is rules/costs.yaml's figure, taken at a known speed of multiplying
-matrices, times how fast this machine multiplies them now: a probe of hundredths of a second, which sees a busy machine too.
+matrices, times how fast this machine multiplies them: a probe of hundredths of a second of processor time. Where other work
+waits for the processor too, only the high figure says so.
 What a start takes is remembered too (`note_start`). Answers that are remembered cost nothing, and a model of which all are is not
 loaded; who estimates says how many those are (`steps/evaluate/known.py`).
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from mcp_server.engine.limits import usable_cores
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.gguf import gguf_files, read_gguf
 from mcp_server.formats.own_data import Split, of_split, read_data
@@ -39,7 +42,11 @@ Known = Mapping[tuple[str, str], int]
 NOTHING: Final[Known] = {}
 UNSURE: Final = 2.0
 """A figure that was not measured here may be off by this factor in either direction."""
-PROBE_ROWS: Final = 512
+CROWD: Final = 4.0
+"""Other work may be over soon: the most that it lengthens an estimate by."""
+PROBE_SIDE: Final = 64
+PROBE_GAIN: Final = 1.2
+"""What products of 512 rows gain over those of 64: 92 GFLOPS a core against 77, OpenBLAS on an EPYC, idle or busy."""
 
 
 class Rate(Frozen):
@@ -64,14 +71,14 @@ def note_start(seconds: float) -> None:
 def start_of() -> Rate:
     """Seconds, of no model: the same for all."""
     if known := _read_rates(_rates_file()).get(START):
-        return Rate(seconds=statistics.fmean(known), here=True)
+        return Rate(seconds=statistics.median(known), here=True)
     return Rate(seconds=costs().evidence.start_seconds * slowness(), here=False)
 
 
 def rate_of(suite: Suite, dtype: str) -> Rate:
     """Over base, sources and merges alike: a base agrees with no known reply and is the slowest."""
     if known := _read_rates(_rates_file()).get(_key(suite, dtype)):
-        return Rate(seconds=statistics.fmean(known), here=True)
+        return Rate(seconds=statistics.median(known), here=True)
     return general_rate(dtype)
 
 
@@ -82,7 +89,7 @@ def general_rate(dtype: str) -> Rate:
 
 
 def slowness() -> float:
-    """How many times as long as on the machine of the measured figures; above 1 also where this one is busy."""
+    """How many times as long as on the machine of the measured figures."""
     return costs().evidence.probe_gflops / multiply_gflops()
 
 
@@ -141,9 +148,10 @@ def spent(models: Sequence[int], per_billion: float, *, sure: bool) -> Seconds:
 
 
 def between(value: float, *, sure: bool) -> Seconds:
-    """A figure as far as it is known: a factor of `UNSURE` either way, or of its root where it was measured here."""
-    wide = math.sqrt(UNSURE) if sure else UNSURE
-    return Seconds(low=round(value / wide, 1), high=round(value * wide, 1))
+    """A figure as far as it is known: a factor of `UNSURE` either way, or of its root where it was measured here, on the machine
+    as it usually is. What was not may grow with what else runs."""
+    wide, crowd = (math.sqrt(UNSURE), 1.0) if sure else (UNSURE, crowded())
+    return Seconds(low=round(value / wide, 1), high=round(value * wide * crowd, 1))
 
 
 def prompts_of(suite: Suite, split: Split | None, limit: int | None) -> int | None:
@@ -169,16 +177,28 @@ def parameters_of(ref: str) -> int:
 
 @cache
 def multiply_gflops() -> float:
-    """How fast this process multiplies float32 matrices, the best of a few tries of hundredths of a second."""
+    """How fast the cores of this process multiply float32 matrices when it has them for itself: by the processor time of one
+    thread, so that a busy machine looks no slower than it is. Small products, which no library divides between threads."""
     import numpy as np
 
-    one = np.full((PROBE_ROWS, PROBE_ROWS), 0.5, np.float32)
+    side, many = PROBE_SIDE, 64
+    stack, one = np.full((many, side, side), 0.5, np.float32), np.full((side, side), 0.5, np.float32)
+    result = np.empty_like(stack)
     best = math.inf
-    for _ in range(8):
-        start = time.perf_counter()
-        one @ one
-        best = min(best, time.perf_counter() - start)
-    return 2 * PROBE_ROWS**3 / best / 1e9
+    for _ in range(30):
+        start = time.thread_time()
+        np.matmul(stack, one, out=result)
+        best = min(best, time.thread_time() - start)
+    return PROBE_GAIN * many * 2 * side**3 / max(best, 1e-9) / 1e9 * usable_cores()
+
+
+def crowded() -> float:
+    """How many times as long as alone work takes just now, by those that wait for the processor; `CROWD` at most."""
+    try:
+        waiting = os.getloadavg()[0]
+    except OSError:
+        return 1.0
+    return min(max(waiting / usable_cores(), 1.0), CROWD)
 
 
 def _width(dtype: str) -> str:

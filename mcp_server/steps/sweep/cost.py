@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +13,7 @@ from mcp_server.formats.own_data import Split
 from mcp_server.schemas.estimate import Seconds
 from mcp_server.schemas.job import EvaluateRequest, SweepRequest
 from mcp_server.steps.estimate.costs import costs
-from mcp_server.steps.estimate.minutes import Rate, asking_seconds, between, parameters_of, prompts_of, slowness, start_of
+from mcp_server.steps.estimate.minutes import UNSURE, Rate, asking_seconds, between, parameters_of, prompts_of, slowness, start_of
 from mcp_server.steps.evaluate.held import BITS, few_bits, held_for
 from mcp_server.steps.evaluate.known import known_prompts
 from mcp_server.steps.evaluate.line_up import models_of, suites_of
@@ -41,6 +42,11 @@ class SweepCost:
     def least(self) -> float:
         """With a single candidate."""
         return self.sources + self.whole + self.test
+
+    @property
+    def surely(self) -> float:
+        """What a single candidate takes at the least, as far as it is known: minutes below that are refused."""
+        return self.least if self.sure else self.least / UNSURE
 
 
 def cost_of(request: SweepRequest, lineage: Lineage, limit: int | None) -> SweepCost | None:
@@ -105,23 +111,23 @@ def within(request: SweepRequest, lineage: Lineage) -> SweepRequest:
         return request
     budget = 60 * request.minutes
     if request.limit is not None:
-        if (cost := cost_of(request, lineage, request.limit)) is not None and cost.least > budget:
-            raise _too_few(request, cost.least, request.limit)
+        if (cost := cost_of(request, lineage, request.limit)) is not None and cost.surely > budget:
+            raise _too_few(request, cost, request.limit)
         return request
-    least = 0.0
     for limit in LIMITS:
-        if (cost := cost_of(request, lineage, limit)) is None:
+        cost = cost_of(request, lineage, limit)
+        if cost is None:
             return request.model_copy(update={"limit": limit})
-        least = cost.least
-        if least <= budget and (limit == FIRST_LOOK or cost.sources + cost.test <= FIXED_SHARE * budget):
+        if cost.surely <= budget and (limit == FIRST_LOOK or cost.sources + cost.test <= FIXED_SHARE * budget):
             return request.model_copy(update={"limit": limit})
-    raise _too_few(request, least, FIRST_LOOK)
+    assert cost is not None
+    raise _too_few(request, cost, FIRST_LOOK)
 
 
-def _too_few(request: SweepRequest, seconds: float, limit: int) -> BadInput:
-    need = max(seconds / 60, (request.minutes or 0) + 0.1)
+def _too_few(request: SweepRequest, cost: SweepCost, limit: int) -> BadInput:
+    need = max(cost.surely / 60, (request.minutes or 0) + 0.1)
     return BadInput(
         f"{request.minutes:g} minutes are too few for one candidate: base, sources, its merge and the winner's test on "
-        f"{limit} prompts a suite take about {need:.1f} minutes here",
-        f"give --minutes {need * 1.5:.0f} or more, fewer suites, or a smaller model",
+        f"{limit} prompts a suite take {'about' if cost.sure else 'at least'} {need:.1f} minutes here",
+        f"give --minutes {math.ceil(need * 1.5)} or more, fewer suites, or a smaller model",
     )
