@@ -111,5 +111,7 @@ def from_dict(data: dict[str, Any]) -> MergingError:
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """' Did you mean "x"?' for a misspelt name, or '' when nothing is near."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=limit, cutoff=0.6)
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, n=limit, cutoff=0.6)
+    near = near or [other for other in names if other.startswith(f"{name.lower()}_")][:limit]
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -51,6 +51,8 @@ class Case:
         path = self.out / file
         held = json.loads(path.read_text("utf-8"))
         known = {key: value for key, value in changes.items() if key in held or key == "dtype"}
+        rope = held.get("rope_parameters")  # where transformers 5 saves what concerns the positions
+        known |= {"rope_parameters": rope | {k: v for k, v in changes.items() if k in rope}} if isinstance(rope, dict) else {}
         path.write_text(json.dumps(held | known), encoding="utf-8")
         self.told += [file, *changes]
 

@@ -21,7 +21,7 @@ class Kind:
     """`needs`: roles that an arrangement must have. `words`: one of them has to be said. `method`: of the right merge.
 
     `at`: "model" (any but adapters into one), "fold" (adapters folded), "adapter" (adapters into one). `seeded`: only the
-    record's seed tells it. `keys`: config.json must have one of them.
+    record's seed tells it. `keys`: config.json must have one of them. `of_recipe`: it is a right merge by another recipe.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Kind:
     settings: dict[str, Any] = field(default_factory=dict)
     seeded: bool = False
     keys: tuple[str, ...] = ()
+    of_recipe: bool = False
 
     def fits(self, family: Family) -> bool:
         kind = "adapter" if family.adapter else "fold" if family.adapted else "model"
@@ -112,28 +113,29 @@ KINDS: tuple[Kind, ...] = (
     Kind("one source alone", acts.all_of("one"), ("equals one source",), ("embedding", "stack")),
     Kind("a head beside a tied embedding", acts.own_head, ("ties", "no source"), ("tied",)),
     # another recipe
-    Kind("weights of the sources swapped", lambda case: case.again(weights=(0.3, 0.6)), NAMED),
-    Kind("a weight 0.8 for 0.6", lambda case: case.again(weights=(0.8, 0.3)), NAMED),
-    Kind("a source left out", lambda case: case.again(weights=(0.6,), sources=("one",)), NAMED),
-    Kind("an older state of a source", lambda case: case.again(sources=("old", "two")), NAMED),
-    Kind("another lambda", lambda case: case.again(**{"lambda": 0.5}), ("wrong scale",)),
-    Kind("normalised by the weights", lambda case: case.again(normalize=True), ("wrong scale",)),
-    Kind("another base", lambda case: case.again(base="other"), ("wrong base", "nearly every tensor differs", *NAMED)),
-    Kind("another method", lambda case: case.again(method="ties", density=0.5), NAMED),
+    Kind("weights of the sources swapped", lambda case: case.again(weights=(0.3, 0.6)), NAMED, of_recipe=True),
+    Kind("a weight 0.8 for 0.6", lambda case: case.again(weights=(0.8, 0.3)), NAMED, of_recipe=True),
+    Kind("a source left out", lambda case: case.again(weights=(0.6,), sources=("one",)), NAMED, of_recipe=True),
+    Kind("an older state of a source", lambda case: case.again(sources=("old", "two")), NAMED, of_recipe=True),
+    Kind("another lambda", lambda case: case.again(**{"lambda": 0.5}), ("wrong scale",), of_recipe=True),
+    Kind("normalised by the weights", lambda case: case.again(normalize=True), ("wrong scale",), of_recipe=True),
+    Kind("another base", lambda case: case.again(base="other"), ("wrong base", "nearly every tensor differs", *NAMED),
+         of_recipe=True),
+    Kind("another method", lambda case: case.again(method="ties", density=0.5), NAMED, of_recipe=True),
     Kind("TIES with another density", lambda case: case.again(method="ties", density=0.7), NAMED, method="ties",
-         settings={"density": 0.5}),
+         settings={"density": 0.5}, of_recipe=True),
     Kind("TIES without its election", lambda case: case.again(method="breadcrumbs", density=0.5, gamma=0.0, normalize=True),
          NAMED,
-         method="ties", settings={"density": 0.5}),
+         method="ties", settings={"density": 0.5}, of_recipe=True),
     Kind("DARE with another density", lambda case: case.again(method="dare_linear", density=0.8), NAMED, method="dare_linear",
-         settings={"density": 0.5}, seeded=True),
+         settings={"density": 0.5}, seeded=True, of_recipe=True),
     Kind("DARE with another seed", lambda case: case.again(method="dare_linear", density=0.5, seed=6), NAMED,
          method="dare_linear",
-         settings={"density": 0.5}, seeded=True),
+         settings={"density": 0.5}, seeded=True, of_recipe=True),
     Kind("slerp with another t", lambda case: case.again(method="slerp", sources=("one",), t=0.7), NAMED, method="slerp",
-         settings={"t": 0.3}),
+         settings={"t": 0.3}, of_recipe=True),
     # adapters folded
-    Kind("adapters applied twice", lambda case: case.again(weights=(1.2, 0.6)), ("wrong scale: 2",), at="fold"),
+    Kind("adapters applied twice", lambda case: case.again(weights=(1.2, 0.6)), ("wrong scale: 2",), at="fold", of_recipe=True),
     Kind("alpha taken for the scale", acts.sources_with(acts.config(lora_alpha=8, alpha_pattern={"down_proj": 24}),
          acts.adapted), ("wrong scale",),
          at="fold"),

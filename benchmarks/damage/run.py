@@ -25,7 +25,8 @@ if __name__ == "__main__":  # before transformers is imported; not where a test 
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.damage import kinds, peft_merges, right
+from benchmarks.damage import elsewhere, kinds, peft_merges, right
+from benchmarks.damage.elsewhere import Elsewhere
 from benchmarks.damage.families import FAMILIES
 from benchmarks.damage.judge import Bench, Judged
 from benchmarks.damage.peft_merges import Seen
@@ -66,8 +67,8 @@ adapter without a recipe: {theirs} merges, {theirs_verified} verified, {theirs_f
 | class | adapters | PEFT's verified | ours verified | called failed | not decided |
 |---|---|---|---|---|---|
 """
-Row = Judged | Verdict | Seen
-PARTS: dict[str, type[Row]] = {"damage": Judged, "right": Verdict, "adapters": Seen}
+Row = Judged | Verdict | Seen | Elsewhere
+PARTS: dict[str, type[Row]] = {"damage": Judged, "elsewhere": Elsewhere, "right": Verdict, "adapters": Seen}
 
 
 def main() -> int:
@@ -101,12 +102,16 @@ def read_rows(file: Path | None) -> list[Row]:
 def identity(row: Row) -> tuple[str, ...]:
     if isinstance(row, Judged):
         return row.kind, row.family
+    if isinstance(row, Elsewhere):
+        return row.kind, row.maker
     return (row.family, row.method, row.dtype) if isinstance(row, Verdict) else (row.type, row.kind)
 
 
 def is_wrong(row: Row) -> bool:
     if isinstance(row, Judged):
         return not (row.full and row.named)
+    if isinstance(row, Elsewhere):
+        return elsewhere.is_wrong(row)
     return "failed" in ((row.with_record, row.alone) if isinstance(row, Verdict) else (row.theirs, row.ours))
 
 
@@ -115,6 +120,10 @@ def new_rows(folder: Path, parts: Sequence[str], known: set[tuple[str, ...]]) ->
     for kind, family in kinds.applicable() if "damage" in parts else ():
         if (kind.name, family.name) not in known:
             yield bench.judge(kind, family)
+    others = elsewhere.Elsewheres(folder)
+    for given, maker in elsewhere.applicable() if "elsewhere" in parts else ():
+        if (given.name if given else elsewhere.RIGHT, maker.name) not in known:
+            yield others.judge(given, maker)
     for family, method, dtype in right.applicable() if "right" in parts else ():
         if (family.name, method, dtype) not in known and (
             verdict := right.judge(folder, bench.models(family), family, method, dtype)
@@ -128,7 +137,8 @@ def new_rows(folder: Path, parts: Sequence[str], known: set[tuple[str, ...]]) ->
 def page(rows: Sequence[Row]) -> str:
     judged = [row for row in rows if isinstance(row, Judged)]
     verdicts = [row for row in rows if isinstance(row, Verdict)]
-    return damage(judged) + rights(verdicts) + adapters([row for row in rows if isinstance(row, Seen)])
+    made = [row for row in rows if isinstance(row, Elsewhere)]
+    return damage(judged) + elsewhere.page(made) + rights(verdicts) + adapters([row for row in rows if isinstance(row, Seen)])
 
 
 def damage(judged: Sequence[Judged]) -> str:

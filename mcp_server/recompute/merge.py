@@ -106,7 +106,10 @@ def _recipe(folder: Path, text: str | None, provenance: Provenance | None) -> Re
 def _open_sources(merge: Merge, given_base: ModelRef | None, given: list[ModelRef]) -> None:
     recipe = merge.recipe if merge.recipe is not None and merge.recipe.kind == "merge" else None
     named = list(recipe.references()) if recipe else [*([given_base] if given_base else []), *given]
-    base = (recipe.base if recipe else given_base) or next((ref for ref in named if ref.adapter is None), None)
+    base = recipe.base if recipe else given_base
+    if base is None and given_base is not None and len(given) in (0, len(named)):
+        base = given_base  # the recipe's method needs none: it is what the output is compared with, and stands for no source
+    base = base or next((ref for ref in named if ref.adapter is None), None)
     if base is None:
         with_adapter = next((ref for ref in named if ref.adapter), None)
         base = ModelRef(base=with_adapter.base, revision=with_adapter.revision) if with_adapter else None

@@ -170,7 +170,7 @@ class _Size:
 
 _AT: Final = {
     "\t": ("a tab stands where YAML takes spaces only", "indent with spaces"),
-    "`": ("it is fenced as Markdown", "remove the lines of ```, and whatever stands around them"),
+    "`": ("it is fenced as Markdown", "remove the lines of ``` or ~~~, and whatever stands around them"),
     "@": ("a value begins with @, which YAML keeps for itself", "put the value in quotes"),
     "%": ("a value begins with %, which YAML keeps for itself", "put the value in quotes"),
 }
@@ -181,6 +181,11 @@ def _in_plain_words(text: str, problem: str, mark: Any) -> tuple[str, str]:
     """What is wrong and the next step, for faults whose words in the YAML library name neither."""
     if "cannot start any token" in problem and mark and (known := _AT.get(text[mark.index : mark.index + 1])):
         return known
+    lines = text.splitlines()[: mark.line + 1 if mark else 0]
+    if any(line.lstrip().startswith(("```", "~~~")) for line in lines):
+        return _AT["`"]
+    if any(set(line[: len(line) - len(line.lstrip())]) - set(" \t") for line in lines):
+        return "a space of another kind (no-break, or wide) stands where YAML takes plain ones", "indent with plain spaces"
     if "unknown escape character" in problem or "did not find expected hexdecimal number" in problem:
         return "a backslash in double quotes begins an escape", "use single quotes, or / instead of the backslash"
     return problem, "correct that line"

@@ -92,3 +92,28 @@ def test_stages_count_lines_through_the_file() -> None:
     stage = "merge_method: linear\nmodels: [{model: o/a}, {model: o/b}]\nparameters: {weight: 1}\n"
     found = validate(f"name: one\n{stage}---\n{stage}dtype: half\n")
     assert [(f.where, f.line) for f in found.findings if f.code == "MM111"] == [("stages[1].dtype", 9)]
+
+
+def test_a_comment_stays_behind_what_takes_its_place() -> None:
+    found = fix("merge_method: linear\ntokenizer_source: union  # of both\nmodels: [{model: o/a, parameters: {weight: 1}}]\n")
+    assert found.fixed_recipe == (
+        "merge_method: linear\ntokenizer:  # of both\n  source: union\nmodels: [{model: o/a, parameters: {weight: 1}}]\n"
+    )
+
+
+def test_a_byte_order_mark_hinders_no_correction() -> None:
+    found = fix("\ufeffmerge_method: linear\nmodels: [{model: o/a, parameters: {weight: 1}}]\ndtype: bf16\n")
+    assert found.fixed_recipe == "merge_method: linear\nmodels: [{model: o/a, parameters: {weight: 1}}]\ndtype: bfloat16\n"
+
+
+def test_a_share_with_its_per_cent_sign_is_that_share() -> None:
+    text = "merge_method: ties\nbase_model: o/b\nmodels: [{model: o/a, parameters: {weight: 1, density: %s}}]\ndtype: bfloat16\n"
+    for written, share in (("50%", "0.5"), ("'5 %'", "'0.05'"), ("100%", "1.0"), ("2.5%", "0.025")):
+        fixed = fix(text % written).fixed_recipe
+        assert fixed is not None and f"density: {share}".replace("'", "") in fixed.replace("'", ""), written
+    assert fix(text % "150%").fixed_recipe is None
+
+
+def test_the_start_of_a_key_is_told_as_what_it_was_meant_for() -> None:
+    (found,) = [f for f in validate("merge_method: linear\nbase: o/b\nmodels: [{model: o/a}]\n").findings if f.code == "MM103"]
+    assert "Did you mean 'base_model'?" in found.message

@@ -122,6 +122,17 @@ def test_an_adapter_folded_elsewhere_is_verified_without_a_recipe(tmp_path: Path
     assert f"{SQUARE} equals the base" in failed(out, full=True, **given)["recomputed"]
 
 
+def test_a_base_beside_a_recipe_that_needs_none_stands_for_no_source(family: Path, tmp_path: Path) -> None:
+    base, one, two = (load(family / name) for name in ("base", "one", "two"))
+    out = write_model(tmp_path / "out", {name: 0.6 * one[name] + 0.4 * two[name] for name in base}, "float32")
+    models = [{"model": f"gone/{name}", "parameters": {"weight": weight}} for name, weight in (("one", 0.6), ("two", 0.4))]
+    text = json.dumps({"merge_method": "linear", "models": models, "dtype": "float32"})
+    given = {"recipe": text, "base": str(family / "base"), "sources": [str(family / "one"), str(family / "two")]}
+    assert failed(out, full=True, **given) == {}
+    swapped = given | {"sources": given["sources"][::-1]}
+    assert "recomputed" in failed(out, full=True, **swapped)
+
+
 def test_another_base_is_called_the_wrong_base(tmp_path: Path) -> None:
     _, adapter, out, _ = folded(tmp_path)
     other = write_model(tmp_path / "other", random_tensors(9), "float32")

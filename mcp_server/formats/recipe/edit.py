@@ -73,6 +73,8 @@ class _Differ:
     text: str
     moved: dict[str, list[_Entry]] = field(default_factory=dict)
     """What goes from one place, by name: if it comes back elsewhere, it comes as it was written, with its comment."""
+    written: set[int] = field(default_factory=set)
+    """Which of those have come back."""
 
     def changes(self, node: yaml.Node, old: Any, new: Any) -> Iterator[Splice]:
         self._collect(node, old, new)
@@ -153,7 +155,7 @@ class _Differ:
         for place, n in enumerate(gone):
             start, end = entries[n].key.start_mark.index, self._line_end(_end(entries[n].node))
             if added and place == 0:
-                yield Splice(start, end, added)
+                yield Splice(start, end, self._with_comment(entries[n], added, newline))
                 continue
             line = self.text.rfind("\n", 0, start) + 1
             if not self.text[line:start].strip():
@@ -165,6 +167,15 @@ class _Differ:
         if added and not gone:
             at = self._line_end(_end(entries[-1].node))
             yield Splice(at, at, newline + indent + added)
+
+    def _with_comment(self, entry: _Entry, added: str, newline: str) -> str:
+        """What takes an entry's place, with the comment behind it unless that went elsewhere with its value."""
+        end = _end(entry.node)
+        rest = self.text[end : self._line_end(end)].rstrip()
+        if id(entry.node) in self.written or not rest.lstrip().startswith("#"):
+            return added
+        first, *others = added.split(newline)
+        return newline.join((first + rest, *others))
 
     def _lines(self, name: Any, value: Any) -> Iterator[str]:
         """`name: value` as a block; a value that was elsewhere in the text comes as it was written there."""
@@ -180,6 +191,7 @@ class _Differ:
             start, end = entry.node.start_mark.index, _end(entry.node)
             if repr(entry.value) == repr(value) and "\n" not in self.text[start:end]:
                 rest = self.text[end : self._line_end(end)] if comment else ""
+                self.written.add(id(entry.node))
                 return self.text[start:end] + (rest.rstrip() if rest.lstrip().startswith("#") else "")
         return None
 

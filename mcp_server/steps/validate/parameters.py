@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -86,7 +87,9 @@ def legal_values(context: Context) -> Iterator[Found]:
             if parameter and (problem := parameter.problem(typed(parameter, value))):
                 if (share := per_cent(parameter, value)) is not None:
                     yield Found(
-                        f"{name} {problem}; {value:g} % is written {share:g}", where, f"write {share:g}, if per cent is meant"
+                        f"{name} {problem}; {100 * share:g} % is written {share:g}",
+                        where,
+                        f"write {share:g}, if per cent is meant",
                     )
                     continue
                 start = f"; try {parameter.start if parameter.start is not None else parameter.default}"
@@ -95,8 +98,10 @@ def legal_values(context: Context) -> Iterator[Found]:
 
 
 def per_cent(parameter: Parameter, value: Any) -> float | None:
-    """The share that a whole number from 2 to 100 stands for, where a share of at most 1 is asked for; else None."""
+    """The share that a whole number from 2 to 100, or a number with %, stands for where a share of at most 1 is asked for."""
     shares = parameter.name in SHARES
+    if shares and isinstance(value, str) and (found := re.fullmatch(r"(\d{1,2}(?:\.\d+)?|100)\s*%", value.strip())):
+        return float(found[1]) / 100
     return value / 100 if shares and type(value) in (int, float) and 2 <= value <= 100 and value == int(value) else None
 
 

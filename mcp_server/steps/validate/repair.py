@@ -37,6 +37,7 @@ def fix(
     """
     folder = (folder or Path.cwd()).resolve()
     judged = partial(validate, folder=folder, ram_gib=ram_gib, output_format=output_format)
+    text = text.removeprefix("\ufeff")  # places in the text are counted without it
     before = found = judged(text)
     changes: list[str] = []
     for _ in range(ROUNDS if any(rules()[f.code].fixable for f in found.findings) else 0):
