@@ -27,18 +27,20 @@ PLAIN, FUSED, FOLDED = "Llama without biases", "Phi-3, fused QKV", "Llama, adapt
 
 
 def _families() -> dict[str, Family]:
-    """Arrangements that mergekit 0.1.5 merges whole: of Mixtral it loses the experts, of a Llama with biases the biases."""
-    own = FAMILIES["Llama, tied head"]
-    plain = replace(
-        own,
-        name=PLAIN,
-        config=own.config | {"attention_bias": False},
-        shapes={name: shape for name, shape in own.shapes.items() if not name.endswith(".bias")},
-        roles={role: name for role, name in own.roles.items() if role != "bias"},
-        dtype="bfloat16",
-    )
+    """Arrangements that mergekit 0.1.5 and transformers take as they are: of Mixtral mergekit loses the experts, of a Llama with
+    biases the biases, and a class adds what a base lacks."""
+    plain = replace(_without_biases(FAMILIES["Llama, tied head"]), name=PLAIN, dtype="bfloat16")
     fused = replace(FAMILIES[FUSED], config=FAMILIES[FUSED].config | {"pad_token_id": 0})  # the class has one of its own
-    return {PLAIN: plain, FUSED: fused, FOLDED: FAMILIES[FOLDED]}
+    return {PLAIN: plain, FUSED: fused, FOLDED: _without_biases(FAMILIES[FOLDED])}
+
+
+def _without_biases(family: Family) -> Family:
+    return replace(
+        family,
+        config=family.config | {"attention_bias": False},
+        shapes={name: shape for name, shape in family.shapes.items() if not name.endswith(".bias")},
+        roles={role: name for role, name in family.roles.items() if role != "bias"},
+    )
 
 
 ARRANGEMENTS = _families()
@@ -135,7 +137,9 @@ def applicable() -> Iterator[tuple[Kind | None, Maker]]:
 
 
 def _is_its(kind: Kind, maker: Maker) -> bool:
-    """A kind that is another recipe belongs to the maker of the right one."""
+    """A kind that is another recipe belongs to the maker of the right one; PEFT saves no tokenizer."""
+    if maker.kind is ByPeft and kind.name == "tokenizer missing":
+        return False
     return not kind.of_recipe or (maker.kind is ByMergekit and kind.method == maker.method)
 
 

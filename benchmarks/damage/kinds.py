@@ -162,7 +162,7 @@ KINDS: tuple[Kind, ...] = (
     # files
     Kind("config.json names another dtype", lambda case: case.edit("config.json", torch_dtype="float64", dtype="float64"),
          ("float64",)),
-    Kind("weights of another dtype", acts.other_dtype, ("asks for",)),
+    Kind("weights of another dtype", acts.other_dtype, ("asks for", "the weights are")),
     Kind("config.json counts other layers", lambda case: case.edit("config.json", num_hidden_layers=9, n_layer=9,
          encoder_layers=9), ("9 layers", "layers is 9"),
          ("embedding",)),

@@ -125,6 +125,37 @@ FORMS: dict[str, Form] = {
     "DoRA, GPT-2": lora(base="gpt2", use_dora=True),
     "DoRA, head saved": lora(use_dora=True, modules_to_save=["lm_head"]),
     "DoRA, embedding": lora(use_dora=True, target_modules=["embed_tokens"]),
+    "DoRA, all biases": lora(use_dora=True, bias="all"),
+    "DoRA, some layers": lora(use_dora=True, layers_to_transform=[1]),
+    "DoRA, head": lora(use_dora=True, target_modules=["lm_head"]),
+    "DoRA, tied embedding": lora(base="tied", use_dora=True, target_modules=["embed_tokens", "q_proj"]),
+    "DoRA, tied head": lora(base="tied", use_dora=True, target_modules=["lm_head"]),
+    "DoRA, trained tokens": lora(use_dora=True, trainable_token_indices=[3, 7]),
+    "trained tokens, kept tied": lora(base="tied", trainable_token_indices=[3, 7], ensure_weight_tying=True),
+    "trained tokens of the head": lora(trainable_token_indices={"lm_head": [3, 7]}),
+    "trained tokens of both ends": lora(trainable_token_indices={"lm_head": [3, 7], "embed_tokens": [1, 2]}),
+    "trained tokens, GPT-2": lora(base="gpt2", trainable_token_indices={"wte": [3]}, target_modules=["c_fc"]),
+    "experts, rank-stabilised, patterns": lora(
+        base="moe", use_rslora=True, target_modules=[], rank_pattern={"gate_up_proj": 2}, alpha_pattern={"down_proj": 9},
+        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    ),
+    "experts of one layer": lora(base="moe", target_modules=[], target_parameters=["1.mlp.experts.gate_up_proj"]),
+    "a router as a parameter": lora(base="moe", target_modules=[], target_parameters=["mlp.gate.weight"]),
+    "a parameter beside modules": lora(target_modules=["v_proj"], target_parameters=["q_proj.weight"]),
+    "embedding as a parameter": lora(target_modules=[], target_parameters=["embed_tokens.weight"]),
+    "head as a parameter": lora(target_modules=[], target_parameters=["lm_head.weight"]),
+    "head as a parameter, tied": lora(base="tied", target_modules=[], target_parameters=["lm_head.weight"]),
+    "embedding saved, head adapted": lora(modules_to_save=["embed_tokens"], target_modules=["lm_head", "q_proj"]),
+    "embedding saved, head adapted, tied": lora(
+        base="tied", modules_to_save=["embed_tokens"], target_modules=["lm_head", "q_proj"]
+    ),
+    "embedding and head saved, tied": lora(base="tied", modules_to_save=["embed_tokens", "lm_head"]),
+    "embedding and head adapted, tied": lora(base="tied", target_modules=["embed_tokens", "lm_head"]),
+    "a block saved whole": lora(target_modules=["v_proj"], modules_to_save=["mlp"]),
+    "a block of one layer saved whole": lora(target_modules=["up_proj"], modules_to_save=["layers.0.self_attn"]),
+    "positions, GPT-2": lora(base="gpt2", target_modules=["wpe"]),
+    "last norm saved, GPT-2": lora(base="gpt2", modules_to_save=["ln_f"]),
+    "head of a classifier": lora(base="classifier", target_modules=["score"]),
     "embedding": lora(target_modules=["embed_tokens"]),
     "head": lora(target_modules=["lm_head"]),
     "embedding, tied": lora(base="tied", target_modules=["embed_tokens"]),
@@ -171,6 +202,21 @@ FORMS: dict[str, Form] = {
         "Conv1D", {"target_modules": ["c_attn"], "feedforward_modules": [], "fan_in_fan_out": True}, "gpt2", "IA3Config"
     ),
     "VeRA": Form(kind="VeraConfig", settings={"r": 4, "target_modules": ["q_proj", "o_proj"]}),
+    "VeRA, layers of two sizes": Form(kind="VeraConfig", settings={"r": 4, "target_modules": ["q_proj", "up_proj"]}),
+    "VeRA, biases": Form(kind="VeraConfig", settings={"r": 4, "target_modules": ["q_proj"], "bias": "vera_only"}),
+    "VeRA, GPT-2": Form(
+        "is a Conv1D", {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True}, "gpt2", "VeraConfig"
+    ),
+    "LoKr, whole matrices": Form(kind="LoKrConfig", settings={"r": 64, "alpha": 6, "target_modules": ["q_proj"]}),
+    "LoHa, rank above the width": Form(
+        kind="LoHaConfig", settings={"r": 64, "alpha": 6, "target_modules": ["q_proj"], "alpha_pattern": {"q_proj": 3}}
+    ),
+    "IA3, head": Form(
+        kind="IA3Config", settings={"target_modules": ["q_proj", "down_proj", "lm_head"], "feedforward_modules": ["down_proj"]}
+    ),
+    "IA3, tied head": Form(
+        base="tied", kind="IA3Config", settings={"target_modules": ["lm_head"], "feedforward_modules": []}
+    ),
     "VeRA without its projections": Form(
         "drawn anew", {"r": 4, "target_modules": ["q_proj"], "save_projection": False}, kind="VeraConfig"
     ),
@@ -183,6 +229,9 @@ FORMS: dict[str, Form] = {
     "name of the adapter in keys": edited(rename(r"(lora_[AB])\.weight", r"\1.default.weight")),
     "another name of the adapter": edited(rename(r"(lora_[AB])\.weight", r"\1.my-run_2.weight")),
     "compiled": edited(rename(r"^base_model\.model\.", "base_model.model._orig_mod.")),
+    "DoRA, compiled": edited(rename(r"^base_model\.model\.", "base_model.model._orig_mod."), use_dora=True),
+    "compiled in DataParallel": edited(rename(r"^", "module._orig_mod.")),
+    "all biases, DataParallel": edited(rename(r"^", "module."), bias="all"),
     "compiled outside": edited(rename(r"^", "_orig_mod.")),
     "DataParallel": edited(rename(r"^", "module.")),
     "FSDP": edited(rename(r"(layers\.\d+\.)", r"\1_fsdp_wrapped_module.")),

@@ -15,6 +15,7 @@ from mcp_server.recompute.inputs import Block, Made
 from mcp_server.recompute.methods import prepare, reads_whole
 from mcp_server.recompute.names import Names, Planned
 from mcp_server.recompute.reading import MANTISSA, is_float, read_rows, readable, rows_of, same_values, spans
+from mcp_server.recompute.values import Value
 
 if TYPE_CHECKING:
     from mcp_server.recompute.merge import Merge
@@ -179,6 +180,7 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
     compute = begin(made, seed, 2.0 ** -MANTISSA[precision.worked_in] if precision.worked_in else 0.0)
     tally = Tally(made.name, made.shape, precision, [operand.label for operand in made.operands])
     folded = sum(abs(o.settings.get("weight", 1.0)) for o in made.operands if o.value.adapted)
+    beside = _base_beside(merge, made)
     untouched = made.base is not None
     along = dict.fromkeys((operand.label for operand in made.operands if not operand.value.adapted), 0.0)
     energy = 0.0
@@ -193,7 +195,7 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         else:
             values, slack = read_rows(stored, *span), fp8.half_step(block.expected, span) if fp8 else 0.0
             misfit = misfit or (fp8.fault(block.expected, span) if fp8 else "")
-        tally.add(span[0], block, values, folded, slack)
+        tally.add(span[0], block, values, folded, slack, beside.rows(span)[0] if beside is not None else None)
         land(merge, made, block, values, found)
         untouched = untouched and not any(delta.any() for delta in block.deltas)
         if block.base is not None and len(made.shape) > 1:
@@ -208,6 +210,13 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         found.likeness.add_slope(label, sum_, energy)
     if "lambda" in made.shared:
         found.likeness.share = max(found.likeness.share or 0.0, _share_of_base(made))
+
+
+def _base_beside(merge: Merge, made: Made) -> Value | None:
+    """The tensor of a base that was given, where the method uses none: what was left as it is can then be told."""
+    if made.base is not None or merge.is_adapter or merge.base is None or any(o.label == merge.base.label for o in made.operands):
+        return None
+    return merge.base.value(made.name, made.shape)
 
 
 def _settled(found: Recomputed, made: Made, tally: Tally, misfit: str) -> bool:

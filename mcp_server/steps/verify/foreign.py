@@ -19,7 +19,7 @@ from mcp_server.recompute.merge import Merge
 from mcp_server.recompute.methods import prepare
 from mcp_server.recompute.names import Names
 from mcp_server.recompute.pass_over import Recomputed, land
-from mcp_server.recompute.reading import MANTISSA, is_float, read_rows, spans, unit
+from mcp_server.recompute.reading import MANTISSA, is_float, read_rows, rounded, spans, unit
 from mcp_server.recompute.values import Value
 from mcp_server.schemas.evidence import Check
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _SIGMAS: Final = 7.0
 _SHARE: Final = 0.1
+_ALIKE: Final = 0.9
+"""The squared cosine from which two tensors count as one times a number."""
 _UNIFORM: Final = 0.03
 SHOWN: Final = 8
 
@@ -80,8 +82,10 @@ def _judge(merge: Merge, made: Made, again: Recomputed, *, full: bool) -> str:
     )
     compute, elects = prepare(certain, None), SPARSE[made.method][1]
     there = meant = noise = spread = 0.0
+    along = size = held = 0.0
     outside = strange = 0
     equal_base = near_base = True
+    alone = {operand.label: operand.settings["density"] < 1 for operand in made.operands}
     density = min(o.settings["density"] for o in made.operands)
     factor = 1.0 if made.shared["rescale"] else density
     for span in spans(made.shape, full=full):
@@ -91,6 +95,9 @@ def _judge(merge: Merge, made: Made, again: Recomputed, *, full: bool) -> str:
         strange += int(np.count_nonzero(~np.isfinite(stored)))
         land(merge, made, block, stored, again)
         change, moved = factor * (block.expected - block.base), stored - block.base
+        along += float((stored * (block.base + change)).sum())
+        size += float(((block.base + change) ** 2).sum())
+        held += float((stored * stored).sum())
         step = unit(np_max(block.base, block.expected), _coarsest(merge, made))
         there += float((moved * change).sum())
         meant += float((change * change).sum())
@@ -100,12 +107,18 @@ def _judge(merge: Merge, made: Made, again: Recomputed, *, full: bool) -> str:
         outside += int((abs(moved) > reach).sum())
         equal_base = equal_base and not moved.any()
         near_base = near_base and bool((abs(moved) <= step).all())
+        for label, delta in zip(list(alone), block.deltas, strict=True):
+            alone[label] = alone[label] and np.array_equal(stored, rounded(block.base + delta, merge.tensors[made.name].dtype))
     if not meant:
         return "" if near_base else "is changed although no source changes it"
     if equal_base and meant > noise:
         return "equals the base: nothing was merged into it"
+    if meant > noise and (only := [label for label, is_it in alone.items() if is_it]):
+        return f"equals one source ({only[0]}), of which {made.method} drops a part"
     if strange:
         return f"holds {strange:,} values that are infinite or not a number"
+    if outside and (whole := _multiple(along, size, held)):
+        return whole
     if outside:
         return f"has {outside:,} values that no draw of {made.method} can make"
     share = there / meant
@@ -115,6 +128,18 @@ def _judge(merge: Merge, made: Made, again: Recomputed, *, full: bool) -> str:
         words = "has the opposite sign" if share < 0 else f"has the wrong scale: {share:.2f} times"
         return f"{words} of the change that {made.method} makes on average"
     return ""
+
+
+def _multiple(along: float, size: float, held: float) -> str:
+    """Whether a whole tensor is a multiple of what it should be, but for what is drawn, by its product with that and by sizes."""
+    if not held:
+        return "is zero everywhere"
+    factor = along / size
+    if along * along < _ALIKE * size * held or abs(factor - 1) < _SHARE:
+        return ""
+    if abs(factor + 1) < _SHARE:
+        return "has the opposite sign of what the recipe makes"
+    return f"has the wrong scale: {factor:.2g} times what the recipe makes"
 
 
 def np_max(one: Array, other: Array) -> Array:
