@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = (".safetensors", ".gguf")
 
 
 @dataclass
@@ -39,10 +40,11 @@ class Faults:
 
 @dataclass(frozen=True)
 class Hollow:
-    """A file of any size whose first bytes alone are known; zeros follow."""
+    """A file of any size of which the first bytes are known, and others by where they begin; zeros lie between."""
 
     head: bytes
     size: int
+    islands: dict[int, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.size
@@ -50,7 +52,12 @@ class Hollow:
     def __getitem__(self, part: slice) -> bytes:
         begin, end, _ = part.indices(self.size)
         known = self.head[begin:end]
-        return known + bytes(end - begin - len(known))
+        found = bytearray(known + bytes(end - begin - len(known)))
+        for start, data in self.islands.items():
+            first, last = max(start, begin), min(start + len(data), end)
+            if first < last:
+                found[first - begin : last - begin] = data[first - start : last - start]
+        return bytes(found)
 
 
 @dataclass
@@ -112,7 +119,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 files = [
                     {
                         "path": f["path"],
-                        "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular",
+                        "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
                         "shouldIgnore": False,
                     }
                     for f in json.loads(body)["files"]
@@ -187,7 +194,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             siblings = []
             for file, data in hub.repositories[name].items():
                 entry = {"rfilename": file, "size": len(data), "blobId": _git_hash(_known(data))}
-                if file.endswith(".safetensors"):
+                if file.endswith(LARGE):
                     entry["lfs"] = {"sha256": hashlib.sha256(_known(data)).hexdigest(), "size": len(data), "pointerSize": 134}
                 siblings.append(entry)
             told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
@@ -207,7 +214,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if data is None:
                 self._refuse(404, "EntryNotFound")
                 return
-            large = file.endswith(".safetensors")
+            large = file.endswith(LARGE)
             etag = hashlib.sha256(_known(data)).hexdigest() if large else _git_hash(data)
             if hub.faults.wrong_bytes and large:
                 data = data[:-1] + bytes([data[-1] ^ 1])

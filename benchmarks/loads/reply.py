@@ -53,6 +53,8 @@ def llama_cpp(file: str, adapter: str | None) -> dict[str, object]:
 
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.warmup = file, 128, False
+    for cpu in (params.cpuparams, params.cpuparams_batch):
+        cpu.n_threads, cpu.poll = len(os.sched_getaffinity(0)), 0  # a busy machine must not spin at barriers
     if adapter:
         lora = xllamacpp.CommonAdapterLoraInfo()
         lora.path, lora.scale = adapter, 1.0

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from mcp_server.errors import Malformed, NotFound, Unsupported
+from mcp_server.formats.hub.copies import is_copy, listing_of
 from mcp_server.formats.quantised.ggml import TYPES, UNREAD
 from mcp_server.formats.safetensors import MAX_ELEMENTS, Header, TensorInfo
 from mcp_server.system.guard import open_read
@@ -32,6 +33,7 @@ _NUMBERS: Final = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
 _TEXT, _ARRAY = 8, 9
+_TOKENS: Final = "tokenizer.ggml.tokens"
 _SPLIT: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _AGAIN: Final = "download the file again"
 
@@ -49,6 +51,18 @@ class Gguf:
     types: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     metadata_end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What the first bytes of a file say: the number of its tensors, and the metadata before its vocabulary.
+
+    `vocabulary` is the number of tokens, where its list begins within these bytes.
+    """
+
+    tensors: int
+    metadata: dict[str, Any]
+    vocabulary: int | None = None
 
 
 _remembered: Remembered[Gguf] = Remembered()
@@ -82,6 +96,10 @@ def gguf_files(path: Path) -> list[Path]:
 
 def read_gguf(file: Path) -> Gguf:
     """Parse and check one file's header. Raises `NotFound`, `Malformed`, or `Unsupported` for a big-endian or unknown version."""
+    if is_copy(file):
+        hub_id = listing_of(file.parent).hub_id
+        what = f"of {hub_id} only the beginning of its GGUF header is here"
+        raise NotFound(what, f"download it first: model-merging fetch {hub_id}", hub_id=True)
     try:
         with open_read(file) as stream:
             about = os.fstat(stream.fileno())
@@ -92,6 +110,26 @@ def read_gguf(file: Path) -> Gguf:
         raise NotFound(f"{file} does not exist", "check the path, or download the file again") from missing
     _remembered.keep(about, found)
     return found
+
+
+def read_beginning(file: Path) -> Beginning:
+    """As much of a header as stands in the first bytes of a file, such as a copy of them holds. Raises as `read_gguf`."""
+    with open_read(file) as stream:
+        cursor = _Cursor(file, stream, os.fstat(stream.fileno()).st_size)
+        tensors, entries = _counts(file, cursor)
+        metadata: dict[str, Any] = {}
+        for _ in range(entries):
+            try:
+                name, kind = cursor.text(), cursor.number("<I")
+                if name == _TOKENS and kind == _ARRAY:
+                    _, count = cursor.number("<I"), cursor.number("<Q")
+                    return Beginning(tensors, metadata, count if count <= MAX_ARRAY else None)
+                value = cursor.value(kind)
+            except Malformed:
+                break  # the rest is not here
+            if value is not None:
+                metadata[name] = value
+    return Beginning(tensors, metadata)
 
 
 class _Cursor:
@@ -137,16 +175,7 @@ class _Cursor:
 
 def _read(file: Path, stream: BinaryIO, size: int) -> Gguf:
     cursor = _Cursor(file, stream, size)
-    magic = stream.read(4)
-    if magic != b"GGUF":
-        raise _broken(file, f"it starts with {magic!r}, not with b'GGUF'")
-    version = cursor.number("<I")
-    if version not in (2, 3):
-        said = "it is big-endian" if version in (2 << 24, 3 << 24) else f"it has version {version}"
-        raise Unsupported(f"{file} is a GGUF that is not read here: {said}", "convert it again with a current llama.cpp")
-    tensors, entries = cursor.number("<Q"), cursor.number("<Q")
-    if tensors > MAX_ENTRIES or entries > MAX_ENTRIES:
-        raise _broken(file, f"it claims {tensors} tensors and {entries} entries; {MAX_ENTRIES} is the most that is read")
+    tensors, entries = _counts(file, cursor)
     metadata = {}
     for _ in range(entries):
         name = cursor.text()
@@ -178,6 +207,21 @@ def _read(file: Path, stream: BinaryIO, size: int) -> Gguf:
     stream.seek(0)
     digest = hashlib.sha256(stream.read(end)).hexdigest()
     return Gguf(file, Header(infos, {}, start, size, digest), metadata, types, shapes, metadata_end)
+
+
+def _counts(file: Path, cursor: _Cursor) -> tuple[int, int]:
+    """Numbers of tensors and of metadata entries. Raises for a file that is not read here."""
+    magic = cursor.stream.read(4)
+    if magic != b"GGUF":
+        raise _broken(file, f"it starts with {magic!r}, not with b'GGUF'")
+    version = cursor.number("<I")
+    if version not in (2, 3):
+        said = "it is big-endian" if version in (2 << 24, 3 << 24) else f"it has version {version}"
+        raise Unsupported(f"{file} is a GGUF that is not read here: {said}", "convert it again with a current llama.cpp")
+    tensors, entries = cursor.number("<Q"), cursor.number("<Q")
+    if tensors > MAX_ENTRIES or entries > MAX_ENTRIES:
+        raise _broken(file, f"it claims {tensors} tensors and {entries} entries; {MAX_ENTRIES} is the most that is read")
+    return tensors, entries
 
 
 def _unread(file: Path, name: str, number: int) -> Unsupported:

@@ -77,10 +77,11 @@ ARCHITECTURES: Final = {
 }
 """GGUF's name (`general.architecture`) → how to read it."""
 _LAYER: Final = re.compile(r"blk\.(?P<layer>\d+)\.(?P<part>[a-z_0-9]+)\.(?P<kind>weight|bias)$")
-_SAME: Final = (
+SAME: Final = (
     ("block_count", "layers"), ("embedding_length", "hidden"), ("feed_forward_length", "intermediate"),
     ("attention.head_count", "heads"), ("attention.head_count_kv", "kv_heads"),
 )  # fmt: skip
+"""GGUF's key behind the architecture's name → ours."""
 
 _ALWAYS: Final = ("embedding_length", "attention.head_count")
 
@@ -122,7 +123,7 @@ def require_made_of(files: list[Path], config: dict[str, Any], where: str) -> No
     if known is not None and mine in read_here and mine not in known.models:
         raise Incompatible(f"{file} holds a model of the architecture {name!r}, {where} describes {mine!r}", again)
     sure = known is not None and mine in known.models
-    for key, field_ in _SAME:
+    for key, field_ in SAME:
         theirs, ours = metadata.get(f"{name}.{key}"), config_field(config, field_)
         if (sure or key in _ALWAYS) and theirs is not None and ours is not None and theirs != ours:
             raise Incompatible(f"{file} says {name}.{key} {theirs}, {where} says {ours}", again)
@@ -199,7 +200,7 @@ def _check(parts: list[Gguf], config: dict[str, Any], weights: dict[str, Ggml]) 
     """Raise `Incompatible` where the file and the config beside it describe different models, `Malformed` for missing tensors."""
     metadata, file = parts[0].metadata, parts[0].file
     name = metadata["general.architecture"]
-    for key, field_ in _SAME:
+    for key, field_ in SAME:
         theirs, mine = metadata.get(f"{name}.{key}"), config_field(config, field_)
         if theirs is not None and mine is not None and theirs != mine:
             raise Incompatible(f"{file} says {name}.{key} {theirs}, the config.json beside it {mine}", GGUF_ORIGINAL)

@@ -10,12 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.errors import Malformed
+from mcp_server.formats.card import READ_BYTES, front_matter_of
 from mcp_server.system import paths
 from mcp_server.system.guard import open_read
 from mcp_server.system.yaml_io import load_yaml
 
-READ_BYTES: Final = 65_536
 _COMMON: Final = frozenset({"the", "license", "licence", "version", "v", "community", "agreement", "international"})
 FILES: Final = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
 
@@ -29,7 +28,7 @@ def known_licences() -> dict[str, dict[str, Any]]:
 
 def read_licence(folder: Path) -> str | None:
     """The licence's id as the model card states it, else recognised from a LICENSE file, else None."""
-    return _from_card(folder / "README.md") or _from_file(folder)
+    return _from_card(folder) or _from_file(folder)
 
 
 def licence_notes(licences: dict[str, str | None]) -> list[str]:
@@ -65,22 +64,8 @@ def _conflicts(named: dict[str, str], classes: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _from_card(card: Path) -> str | None:
-    if not card.is_file():
-        return None
-    with open_read(card) as file:
-        text = file.read(READ_BYTES).decode("utf-8", errors="replace")
-    if not text.startswith("---"):
-        return None
-    head, separator, _ = text[3:].partition("\n---")
-    if not separator:
-        return None
-    try:
-        front = load_yaml(head, str(card))
-    except Malformed:
-        return None  # a card that cannot be parsed states no licence; nothing else depends on it
-    if not isinstance(front, dict):
-        return None
+def _from_card(folder: Path) -> str | None:
+    front = front_matter_of(folder)
     licence, name = front.get("license"), front.get("license_name")
     chosen = name if licence == "other" and name else licence
     if isinstance(chosen, list):

@@ -12,12 +12,17 @@ from typing import Any
 from mcp_server.errors import NotAModel
 from mcp_server.formats.adapter_folder import AdapterFolder, open_adapter_folder
 from mcp_server.formats.adapter_info import describe_adapter
+from mcp_server.formats.card import front_matter_of, named_original
 from mcp_server.formats.checkpoint import Checkpoint, locate, open_checkpoint, read_headers
-from mcp_server.formats.folder import classify
+from mcp_server.formats.folder import GGUF_ORIGINAL, classify
+from mcp_server.formats.gguf import read_beginning
+from mcp_server.formats.gguf_model import SAME
 from mcp_server.formats.hub.copies import is_copy, listing_of
+from mcp_server.formats.hub.listing import chosen_gguf, models_in_gguf, original_of
 from mcp_server.formats.identity import architecture_hash, architecture_name, chat_template_hash, config_field, tokenizer_hash
 from mcp_server.formats.licence import read_licence
 from mcp_server.formats.recipe.refs import parse_ref
+from mcp_server.formats.refs import hub_id_of
 from mcp_server.formats.tensors import DTYPES, StoredTensor, read_json, stored_tensors
 from mcp_server.schemas.inspect import SourceInfo
 
@@ -36,6 +41,8 @@ def inspect_source(ref: str, relative_to: Path | None = None) -> SourceInfo:
     holding = classify(path)
     if holding.kind == "lora":
         return _adapter_source(ref, open_adapter_folder(ref, relative_to), None)
+    if holding.kind == "gguf" and is_copy(path):
+        return _gguf_on_hub(ref, path)
     if holding.kind not in ("full", "gguf"):
         return SourceInfo(ref=ref, path=str(path), kind=holding.kind, detail=holding.detail)
     try:
@@ -53,10 +60,44 @@ def inspect_source(ref: str, relative_to: Path | None = None) -> SourceInfo:
         return SourceInfo(ref=ref, path=str(path), kind="quantised", detail=detail, **shape, **_sizes(stored))
 
 
+def _gguf_on_hub(ref: str, path: Path) -> SourceInfo:
+    """Of a repository with nothing but GGUF: what the first bytes of one file, the listing and the card say."""
+    listing = listing_of(path)
+    models = models_in_gguf(list(listing.sizes))
+    files = chosen_gguf(listing.hub_id, list(listing.sizes), None)
+    began = read_beginning(next(path.glob("*.gguf")))
+    said, name = began.metadata, str(began.metadata.get("general.architecture"))
+    several = f", one of {len(models)} GGUF models" if len(models) > 1 else ""
+    what = f"its weights are GGUF ({files[0]}{several}; architecture {name})"
+    original = named_original(path, listing.hub_id)
+    better = f"its card names {original} as the original, which loses less" if original else ""
+    if with_config := (path / "config.json").is_file():
+        detail = f"{what}; fetch it to have it checked and merged (model-merging fetch {listing.hub_id})"
+    else:
+        detail = f"{what}, which holds no config.json, and none lies beside it; {better or GGUF_ORIGINAL}"
+    told = {field: value for key, field in SAME if isinstance(value := said.get(f"{name}.{key}"), int)}
+    shape = _shape(read_json(path / "config.json")) if with_config else {}
+    return SourceInfo(
+        ref=ref,
+        path=str(path),
+        kind="gguf",
+        detail=f"{detail}; {better}" if with_config and better else detail,
+        **{**told, "vocabulary": began.vocabulary, **{key: value for key, value in shape.items() if value is not None}},
+        bytes=sum(listing.sizes[file] for file in files),
+        tensors=said.get("split.tensors.count", began.tensors),
+        chat_template_hash=chat_template_hash(path),
+        tokenizer_hash=tokenizer_hash(path),
+        licence=read_licence(path),
+        revision=listing.commit,
+    )
+
+
 def _model_source(model: Checkpoint, path: Path) -> SourceInfo:
     config, folder, packed = model.config, model.folder, model.packed_as
     sizes = _sizes(model.tensors) | {"bytes": sum(info.nbytes for h in model.headers.values() for info in h.tensors.values())}
     quantised = f"its weights are quantised ({', '.join(packed)}); they are unpacked to {sizes['dtype']} as they are read"
+    if packed and (original := _unquantised(folder)) is not None:
+        quantised += f"; {original}, which loses less"
     return SourceInfo(
         ref=model.ref,
         path=str(path),
@@ -89,6 +130,17 @@ def _adapter_source(ref: str, adapter: AdapterFolder, base: Checkpoint | None) -
         revision=_commit(adapter.folder),
         adapter=describe_adapter(adapter.config, adapter.tensors),
     )
+
+
+def _unquantised(folder: Path) -> str | None:
+    """Which model a quantised copy on a hub was made from, as its card or else its name tells."""
+    hub_id = listing_of(folder).hub_id if is_copy(folder) else hub_id_of(folder)
+    if hub_id is None:
+        return None
+    if front_matter_of(folder).get("base_model_relation") == "quantized" and (named := named_original(folder, hub_id)):
+        return f"its card names {named} as the original"
+    guessed = original_of(hub_id)
+    return f"its original is probably {guessed} (owner may differ)" if guessed else None
 
 
 def _commit(folder: Path) -> str | None:

@@ -54,6 +54,11 @@ class SourceInfo(Frozen):
         """Whether its tensors can be read as a full model's: plain, or packed in a format that is unpacked here."""
         return self.kind == "full" or (self.kind == "quantised" and self.architecture_hash is not None)
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether it may be a model that can be read, which only its whole header tells: GGUF on a hub, beside a config.json."""
+        return self.kind == "gguf" and self.architecture is not None
+
 
 class Difference(Frozen):
     field: str

@@ -184,14 +184,13 @@ def test_equal_tokenizers_are_told_by_the_listing_and_others_are_read(hub: Hub, 
         ("acme/base@v9", NotFound, "no revision 'v9'"),
         ("acme/gated", NotAllowed, "accept a licence"),
         ("acme/pickle", NotAModel, "only pickle"),
-        ("acme/gguf", NotFound, "holds GGUF"),
         ("acme/words", NotAModel, "no config.json"),
     ],
 )
 def test_what_the_hub_refuses_is_said_with_the_next_step(hub: Hub, ref: str, error: type[MergingError], words: str) -> None:
     hub.repositories |= {
         "acme/gated": {}, "acme/words": {"README.md": b"hello"},
-        "acme/pickle": {"config.json": b"{}", "pytorch_model.bin": b"x"}, "acme/gguf": {"model.Q8_0.gguf": b"x"},
+        "acme/pickle": {"config.json": b"{}", "pytorch_model.bin": b"x"},
     }  # fmt: skip
     hub.faults.gated = {"acme/gated"}
     with pytest.raises(error, match=words) as refused:

@@ -1,14 +1,13 @@
 """A model of a hub judged before a byte of its weights is downloaded: JSON files and headers by range request, kept in the store.
 
 An 8 B model costs nine requests and 150 kB. Tokenizer files, which are megabytes, are fetched only when ids must be
-compared; equal files are told by the hashes that the hub lists. Copies are kept by commit, so the second look asks for the commit
-alone.
+compared; equal files are told by the hashes that the hub lists. Of GGUF the first bytes are read: what describes the model, not
+the vocabulary behind it. Copies are kept by commit, so the second look asks for the commit alone.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -21,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_server.errors import MergingError, NotFound, RunFailed, from_dict
-from mcp_server.formats.hub import copies
+from mcp_server.formats.hub import copies, ranges
 from mcp_server.formats.hub.copies import Listing
-from mcp_server.formats.hub.listing import COMMIT, holding_of
-from mcp_server.formats.hub.refusals import explained, may_pass, pause_asked
+from mcp_server.formats.hub.listing import COMMIT, Holding, chosen_gguf, copied_gguf, holding_of
+from mcp_server.formats.hub.ranges import read_range, read_ranges
+from mcp_server.formats.hub.refusals import explained
 from mcp_server.formats.refs import not_here
 from mcp_server.formats.safetensors import MAX_HEADER_BYTES
 from mcp_server.system import guard
@@ -43,10 +43,8 @@ JSON_BYTES: Final = 16_000_000
 TOKENIZER_BYTES: Final = 64_000_000
 FIRST_BYTES: Final = 32_768
 """Of a weight file, in the first request: the header of a shard of an 8 B model is shorter."""
-REQUESTS: Final = 8
-TRIES: Final = 3
-TIMEOUT_S: Final = 10.0
-MOST_WAIT_S: Final = 5.0
+MOST_PARTS: Final = 64
+"""Small parts of weight files that one call of `parts_of` may ask for."""
 KEPT: Final = 200
 """Copies in the store; beyond that the oldest are removed."""
 _PLAIN: Final = re.compile(r"[\w][\w.+-]*(/[\w][\w.+-]*)*\Z")
@@ -76,7 +74,7 @@ def header_copy(hub_id: str, revision: str | None = None) -> Path | None:
     """
     if not copies.is_looking() or "/" not in hub_id or _is_offline():
         return None
-    endpoint = _endpoint()
+    endpoint = ranges.endpoint()
     key, now = (endpoint, hub_id, revision or ""), time.monotonic()
     if (silence := _known.silent.get(endpoint)) is not None and now - silence[0] < REFUSED_S:
         raise _unknown(hub_id, revision, silence[1])
@@ -115,10 +113,29 @@ def bring(folder: Path, names: Iterable[str]) -> bool:
     try:
         with guard.own_files(), explained(listing.hub_id, listing.commit):
             for name in wanted:
-                _write(folder, name, _read(_url(listing, name), 0, listing.sizes[name]))
+                _write(folder, name, read_range(listing, name, 0, listing.sizes[name]))
     except MergingError:
         return False
     return True
+
+
+def parts_of(folder: Path, wanted: list[tuple[str, int, int]]) -> list[bytes] | None:
+    """Small parts of a copy's weight files, (file, begin, count), fetched where they are not here yet.
+
+    None where there are too many, where no hub is asked, and where one could not be had.
+    """
+    listing = copies.listing_of(folder)
+    places = {one: folder / f"{one[0]}.{one[1]}-{one[2]}" for one in wanted}
+    missing = [one for one, place in places.items() if not place.is_file()]
+    if len(missing) > MOST_PARTS or (missing and _is_offline()):
+        return None
+    try:
+        with guard.own_files(), explained(listing.hub_id, listing.commit):
+            for one, data in zip(missing, read_ranges(listing, missing), strict=True):
+                _write(folder, places[one].name, data)
+    except MergingError:
+        return None
+    return [places[one].read_bytes() for one in wanted]
 
 
 def _is_offline() -> bool:
@@ -127,28 +144,18 @@ def _is_offline() -> bool:
     return settings.load().is_offline
 
 
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-
-
 def _copied(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi
 
     with explained(hub_id, revision or "main"):
-        info = HfApi(endpoint=_endpoint()).model_info(hub_id, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
+        info = HfApi(endpoint=ranges.endpoint()).model_info(
+            hub_id, revision=revision, files_metadata=True, timeout=ranges.TIMEOUT_S
+        )
         listing = _listing(hub_id, info)
         holding = holding_of(hub_id, list(listing.sizes))
-        if holding == "gguf":
-            raise NotFound(
-                f"{hub_id} holds GGUF, whose header lies behind megabytes of vocabulary and is not read from the hub",
-                f"download it first: model-merging fetch {hub_id}",
-                hub_id=True,
-            )
         folder = copies.root() / hub_id.replace("/", "--") / listing.commit
         if not folder.is_dir():
-            _make(folder, listing)
+            _make(folder, listing, holding)
     return folder
 
 
@@ -161,21 +168,21 @@ def _listing(hub_id: str, info: ModelInfo) -> Listing:
     return Listing(hub_id, commit, {s.rfilename: s.size or 0 for s in siblings if _PLAIN.match(s.rfilename)}, blobs)
 
 
-def _make(folder: Path, listing: Listing) -> None:
+def _make(folder: Path, listing: Listing, holding: Holding) -> None:
     """All files into a new folder, which is renamed into place: a copy is whole or not there."""
     _make_room()
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     part.mkdir(parents=True)
     try:
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            small = [(n, JSON_BYTES) for n in JSON_FILES] + [(n, CARD_BYTES) for n in CARDS]
-            texts = [(n, min(most, listing.sizes[n])) for n, most in small if n in listing.sizes]
-            list(pool.map(lambda one: _write(part, one[0], _read(_url(listing, one[0]), 0, one[1])), texts))
-            list(
-                pool.map(
-                    lambda name: _write(part, name, _header(_url(listing, name), listing.sizes[name])), _weights(part, listing)
-                )
-            )
+        small = [(n, JSON_BYTES) for n in JSON_FILES] + [(n, CARD_BYTES) for n in CARDS]
+        texts = [(n, 0, min(most, listing.sizes[n])) for n, most in small if n in listing.sizes]
+        for (name, _, _), data in zip(texts, read_ranges(listing, texts), strict=True):
+            _write(part, name, data)
+        if holding == "gguf":
+            first = chosen_gguf(listing.hub_id, list(listing.sizes), None)[0]
+            _write(part, copied_gguf(first), read_range(listing, first, 0, min(FIRST_BYTES, listing.sizes[first])))
+        with ThreadPoolExecutor(ranges.REQUESTS) as pool:
+            list(pool.map(lambda name: _write(part, name, _header(listing, name)), _weights(part, listing)))
         copies.keep_listing(part, listing)
         with suppress(OSError):  # another process was faster
             part.rename(folder)
@@ -200,57 +207,14 @@ def _weights(folder: Path, listing: Listing) -> list[str]:
     return [name for name in dict.fromkeys(everything) if name in listing.sizes and "/" not in name]
 
 
-def _header(url: str, size: int) -> bytes:
+def _header(listing: Listing, name: str) -> bytes:
     """The first bytes of a safetensors file, up to the end of its header."""
-    first = _read(url, 0, min(FIRST_BYTES, size))
+    size = listing.sizes[name]
+    first = read_range(listing, name, 0, min(FIRST_BYTES, size))
     length = int.from_bytes(first[:8], "little")
     if len(first) < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
         return first  # whoever opens the copy says what is wrong with it
-    return first[: 8 + length] + _read(url, len(first), 8 + length - len(first))
-
-
-def _url(listing: Listing, name: str) -> str:
-    from huggingface_hub import hf_hub_url
-
-    return hf_hub_url(listing.hub_id, name, revision=listing.commit, endpoint=_endpoint())
-
-
-def _read(url: str, begin: int, count: int) -> bytes:
-    """`count` bytes from `begin`. What a cut connection has brought is kept; a server that sends more is not listened to."""
-    import httpx2 as httpx
-    from huggingface_hub.errors import HfHubHTTPError
-
-    found = bytearray()
-    for attempt in range(1, TRIES + 1):
-        if len(found) >= count:
-            break
-        try:
-            _append(found, url, begin, count)
-        except (httpx.TransportError, HfHubHTTPError) as error:
-            if attempt == TRIES or not may_pass(error):
-                raise
-            time.sleep(min(pause_asked(error, 0.25 * 2**attempt), MOST_WAIT_S))
-    if len(found) < count:
-        raise httpx.ReadError(f"{url} ended after {begin + len(found)} bytes")
-    return bytes(found)
-
-
-def _append(found: bytearray, url: str, begin: int, count: int) -> None:
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
-
-    first = begin + len(found)
-    headers = build_hf_headers() | {"Range": f"bytes={first}-{begin + count - 1}", "Accept-Encoding": "identity"}
-    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
-        if response.status_code >= 400:
-            response.read()
-            hf_raise_for_status(response)
-        skipped = 0 if response.status_code == 206 else first  # the whole file comes where ranges are ignored
-        for chunk in response.iter_bytes():
-            rest = chunk[skipped:]
-            skipped -= len(chunk) - len(rest)
-            found += rest[: count - len(found)]
-            if len(found) >= count:
-                return
+    return first[: 8 + length] + read_range(listing, name, len(first), max(0, 8 + length - len(first)))
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:

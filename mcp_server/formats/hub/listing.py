@@ -103,6 +103,11 @@ def chosen_gguf(name: str, files: list[str], wanted: str | None) -> list[str]:
     return models[hits[0]]
 
 
+def copied_gguf(file: str) -> str:
+    """Under what name the first bytes of a model in GGUF are kept: a file's without its folder and number."""
+    return _PART.sub("", file).rpartition("/")[2]
+
+
 def _precision(model: str) -> int:
     stem = model.upper()
     return next((n for n, kind in enumerate(PRECISE) if re.search(rf"(^|[-_./]){kind}", stem)), len(PRECISE))

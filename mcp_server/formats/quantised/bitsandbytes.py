@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, TypeGuard
 
 from mcp_server.errors import Malformed
 from mcp_server.formats.dtypes import COMPUTE_DTYPES
-from mcp_server.formats.quantised.part import AGAIN, SCALES, Found, Packing, Part, Stored, ceil, read_bytes
+from mcp_server.formats.quantised.part import AGAIN, SCALES, Found, Packing, Part, Stored, ceil, read_bytes, read_each
 
 _STATE: Final = re.compile(r"(?P<weight>.+)\.quant_state\.bitsandbytes__(?P<kind>nf4|fp4)$")
 _MOST_STATE_BYTES: Final = 65_536
@@ -82,10 +82,11 @@ class RowScaledInt8(Packing):
 
 def find(stored: Stored) -> Found:
     found: Found = {}
+    states = _states(stored)
     for name, part in stored.parts.items():
         if match := _STATE.match(name):
             weight = match["weight"]
-            found[weight] = _codebook(stored, weight, match["kind"], part)
+            found[weight] = _codebook(stored, weight, match["kind"], part, states[name])
         elif name.endswith(".absmax") and (weight := name.removesuffix(".absmax")) in stored.parts:
             kinds = [f"{weight}.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
             if not any(kind in stored.parts for kind in kinds):
@@ -100,8 +101,7 @@ def find(stored: Stored) -> Found:
     return found
 
 
-def _codebook(stored: Stored, weight: str, kind: str, state_part: Part) -> tuple[Packing, tuple[str, ...]]:
-    state = _state(stored, state_part)
+def _codebook(stored: Stored, weight: str, kind: str, state_part: Part, state: dict[str, Any]) -> tuple[Packing, tuple[str, ...]]:
     shape, block = state.get("shape"), state.get("blocksize")
     if not _naturals(shape) or len(shape) not in _DIMENSIONS or not _natural(block) or state.get("quant_type") != kind:
         raise Malformed(f"{stored.where}: {state_part.name} says {str(state)[:200]}, which is no shape and block size", AGAIN)
@@ -150,9 +150,26 @@ def _int8(stored: Stored, weight: str, scale: Part) -> tuple[Packing, tuple[str,
     return RowScaledInt8(codes.shape, stored.dtype, codes, scale), tuple(names)
 
 
-def _state(stored: Stored, part: Part) -> dict[str, Any]:
+def _states(stored: Stored) -> dict[str, dict[str, Any]]:
+    """What every quant_state says, by its name.
+
+    On a hub there are hundreds, far apart: one is read for all weights whose names differ by numbers alone and whose codes
+    and scales have the same sizes. They have one shape; only the offset of their scales, which no header needs, is their own.
+    """
+
+    def kind_of(part: Part) -> object:
+        weight = part.name.partition(".quant_state.")[0]
+        sizes = [stored.parts[name].nbytes for name in (weight, f"{weight}.absmax") if name in stored.parts]
+        return re.sub(r"\d+", "#", part.name), *sizes
+
+    parts = {name: part for name, part in stored.parts.items() if _STATE.match(name)}
+    read = read_each(parts, _MOST_STATE_BYTES, kind_of)
+    return {name: _state(stored, parts[name], data) for name, data in read.items()}
+
+
+def _state(stored: Stored, part: Part, data: bytes) -> dict[str, Any]:
     try:
-        state = json.loads(read_bytes(part, _MOST_STATE_BYTES).decode("utf-8"))
+        state = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise Malformed(f"{stored.where}: {part.name} is not JSON: {str(error)[:120]}", AGAIN) from error
     if not isinstance(state, dict):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Final
 from mcp_server.errors import Malformed, NotFound
 from mcp_server.formats.dtypes import compute_dtype
 from mcp_server.formats.hub.copies import is_copy, listing_of
+from mcp_server.formats.hub.headers import parts_of
 from mcp_server.formats.hub.listing import original_of
 from mcp_server.formats.safetensors import Header
 from mcp_server.system.guard import open_read
@@ -139,20 +141,48 @@ class Stored:
 
 def read_bytes(part: Part, most: int) -> bytes:
     """The bytes of a small part. Raises `Malformed` when it is larger than `most`, `NotFound` where only headers are here."""
-    if part.nbytes > most:
-        raise Malformed(f"{part} has {part.nbytes} bytes, {most} is the most that it may have", AGAIN)
+    _require_small(part, most)
     if is_copy(part.file):
-        listing = listing_of(part.file.parent)
-        original = original_of(listing.hub_id)
-        less = f"; or name its original, probably {original} (owner may differ), which loses less" if original else ""
-        raise NotFound(
-            f"how the weights of {listing.hub_id} are packed stands among them, and only its headers were read",
-            f"download it first: model-merging fetch {listing.hub_id}{less}",
-            hub_id=True,
-        )
+        raise _among_the_weights(part)
     with open_read(part.file) as stream:
         stream.seek(part.offset)
         return stream.read(part.nbytes)
+
+
+def read_each(parts: dict[str, Part], most: int, kind_of: Callable[[Part], object]) -> dict[str, bytes]:
+    """The bytes of small parts, by the same keys. Raises as `read_bytes`.
+
+    Of a model of which only headers are here one part of each kind is fetched, and stands for the others of its kind.
+    """
+    for part in parts.values():
+        _require_small(part, most)
+    first = next(iter(parts.values()), None)
+    if first is None or not is_copy(first.file):
+        return {key: read_bytes(part, most) for key, part in parts.items()}
+    kinds: dict[object, Part] = {}
+    for part in parts.values():
+        kinds.setdefault(kind_of(part), part)
+    found = parts_of(first.file.parent, [(part.file.name, part.offset, part.nbytes) for part in kinds.values()])
+    if found is None:
+        raise _among_the_weights(first)
+    told = dict(zip(kinds, found, strict=True))
+    return {key: told[kind_of(part)] for key, part in parts.items()}
+
+
+def _require_small(part: Part, most: int) -> None:
+    if part.nbytes > most:
+        raise Malformed(f"{part} has {part.nbytes} bytes, {most} is the most that it may have", AGAIN)
+
+
+def _among_the_weights(part: Part) -> NotFound:
+    listing = listing_of(part.file.parent)
+    original = original_of(listing.hub_id)
+    less = f"; or name its original, probably {original} (owner may differ), which loses less" if original else ""
+    return NotFound(
+        f"how the weights of {listing.hub_id} are packed stands among them, and only its headers were read",
+        f"download it first: model-merging fetch {listing.hub_id}{less}",
+        hub_id=True,
+    )
 
 
 def ceil(number: int, divisor: int) -> int:

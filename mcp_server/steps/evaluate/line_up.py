@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from mcp_server.errors import BadInput, Malformed, NotAModel
+from mcp_server.errors import BadInput, Malformed, NotAModel, NotFound
 from mcp_server.formats.lineage import Lineage, read_lineage
 from mcp_server.formats.own_data import of_split, read_data
 from mcp_server.formats.suites import Suite, find_suite, list_suites
@@ -68,7 +68,13 @@ def require_models(refs: Mapping[str, str]) -> None:
         if is_gguf(ref):
             continue
         for part in [ref] if Path(ref).is_dir() else ref.split("+"):
-            found = inspect_source(part)
+            try:
+                found = inspect_source(part)
+            except NotFound as missing:
+                if label == "merged":
+                    raise
+                step = f"{missing.next_step}; or say where it is (against: {label}=FOLDER)"
+                raise NotFound(f"{label}: {missing.message}", step, **missing.details) from missing
             if found.kind not in ("full", "lora"):
                 raise NotAModel(f"{label}: {part} cannot be measured ({found.kind}); {found.detail}", "name a model's folder")
 

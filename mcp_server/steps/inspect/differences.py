@@ -107,7 +107,7 @@ def _through_base(source: SourceInfo, base: SourceInfo | None) -> SourceInfo:
 
 
 def _differences(sources: list[SourceInfo], base: SourceInfo | None) -> list[Difference]:
-    models = [source for source in sources if source.kind in ("full", "lora", "quantised")]
+    models = [source for source in sources if source.kind in ("full", "lora", "quantised") or source.is_undecided]
     found = [
         difference
         for field, why in FATAL.items()
@@ -238,9 +238,9 @@ def _config_cautions(sources: list[SourceInfo]) -> list[Difference]:
 def _verdict(sources: list[SourceInfo], differences: list[Difference]) -> bool | None:
     if any(difference.meaning == "fatal" for difference in differences):
         return False
-    if any(source.kind != "lora" and not source.is_model for source in sources):
+    if any(source.kind != "lora" and not source.is_model and not source.is_undecided for source in sources):
         return False
-    if any(source.architecture is None for source in sources):
+    if any(source.architecture is None or source.is_undecided for source in sources):
         return None
     if any(difference.field == "adapter_base" for difference in differences):
         return None

@@ -109,7 +109,11 @@ def _observed(seen: Inspection, titles: dict[str, str], kinds: dict[str, SourceI
         doubtful_base=of_bases if bases and bases.meaning != "fatal" else None,
         unrelated=told({"weights"}, ("fatal",)),
         unusable=_joined(
-            [f"{name} ({info.detail})" for name, info in kinds.items() if info.kind != "lora" and not info.is_model]
+            [
+                f"{name} ({info.detail})"
+                for name, info in kinds.items()
+                if info.kind != "lora" and not info.is_model and not info.is_undecided
+            ]
         ),
         quantised_base=base.detail if base and base.kind == "quantised" else None,
         tokenizers=told({"vocabulary", "tokenizer"}, ("needs_tokenizer_block", "caution")),
