@@ -123,6 +123,7 @@ CARRIERS: dict[str, Carrier] = {
     "a grid's tokenizer": lambda s: ("sweep_merges", {"out": "./new", "plan": plan(), "grid": {"tokenizer": [s]}}),
     "a sweep's data": lambda s: ("sweep_merges", {"out": "./new", "plan": plan(), "data": [f"{s}/data.jsonl"]}),
     "a label": lambda s: ("evaluate_merge", {"against": {"base": s}, "suites": ["perplexity"]}),
+    "a label to ask": lambda s: ("ask_models", {"out": "merged", "text": "hello", "against": {"base": s}}),
     "a suite of text": lambda s: ("evaluate_merge", {"out": "merged", "suites": [f"{s}/text.txt"]}),
     "a file of data": lambda s: ("evaluate_merge", {"out": "merged", "data": [f"{s}/data.jsonl"]}),
     "a merge to verify": lambda s: ("verify_merge", {"out": s}),

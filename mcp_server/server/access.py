@@ -6,6 +6,7 @@ Relative paths start from the folder in which the client started the server, or 
 from __future__ import annotations
 
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ class Access:
         """A model reference, resolved; `base+adapter` is checked part by part."""
         parts = [self._one(part, folder or self.folder) for part in text.split("+")]
         return "+".join(parts)
+
+    def refs(self, named: Mapping[str, str] | None) -> dict[str, str]:
+        """References by name, each resolved and checked."""
+        return {name: self.ref(ref) for name, ref in (named or {}).items()}
 
     def _one(self, text: str, folder: Path) -> str:
         name, revision = split_revision(text, folder)

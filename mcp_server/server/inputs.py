@@ -27,21 +27,21 @@ Recipe = Annotated[
     Field(
         min_length=1,
         max_length=MAX_RECIPE_CHARACTERS,
-        description="recipe_id, plan_id, mergekit YAML as text, or its path.",
+        description="recipe_id, plan_id, mergekit YAML or its path.",
         examples=["recipe-0123456789ab", "./recipe.yml"],
     ),
 ]
 RamGib = Annotated[
     float | None,
-    Field(gt=0, le=100_000, description="Memory for the merge. Default: what is free."),
+    Field(gt=0, le=100_000, description="For the merge. Default: what is free."),
 ]
 Out = Annotated[
     str,
-    Field(min_length=1, max_length=4096, description="The merge's folder, or the id of a job about it."),
+    Field(min_length=1, max_length=4096, description="The merge's folder, or its job's id."),
 ]
 Output = Annotated[
     Literal["model", "adapter"],
-    Field(description="adapter: LoRAs become one LoRA (linear, task_arithmetic: exact)."),
+    Field(description="adapter: LoRAs become one (linear, task_arithmetic: exact)."),
 ]
 Form = Annotated[
     OutputFormat | None,
@@ -49,32 +49,39 @@ Form = Annotated[
 ]
 AdapterSpace = Annotated[
     Space,
-    Field(description="What an adapter's method works on: weights, the factors' core, or a core of `rank`."),
+    Field(description="An adapter's method works on weights, the factors' core, or a core of `rank`."),
 ]
-Rank = Annotated[int | None, Field(ge=1, le=4096, description="Of an adapter output whose method needs an SVD.")]
-Seed = Annotated[int | None, Field(ge=0, description="Of methods that drop at random; recorded anyway.")]
+Rank = Annotated[int | None, Field(ge=1, le=4096, description="Of an adapter whose method needs an SVD.")]
+Seed = Annotated[int | None, Field(ge=0, description="Of random methods; recorded.")]
 JobId = Annotated[
     str,
-    Field(min_length=1, max_length=200, description="As the tool that started it returned it."),
+    Field(min_length=1, max_length=200, description="The started job's id."),
 ]
 Suites = Annotated[
     list[str] | None,
     Field(
         max_length=20,
-        description="Names (list_suites), lm-eval tasks, .txt or .jsonl. Default: perplexity and what fits.",
+        description="Names (list_suites), lm-eval tasks, .txt, .jsonl. Default: perplexity and what fits.",
         examples=[["taskmaster_persona", "task_api_tools", "perplexity"]],
+    ),
+]
+Against = Annotated[
+    dict[str, Ref] | None,
+    Field(
+        max_length=12,
+        description="name → model. Default: base and sources of the merge.",
+        examples=[{"base": "demo:smollm2-135m-instruct", "persona": "./persona_adapter"}],
     ),
 ]
 Data = Annotated[
     list[str] | None,
     Field(
         max_length=20,
-        description="Own .jsonl files: prompt (or messages) and expected on a line; "
-        "match: exact, contains, regex, json or choice.",
+        description="Own .jsonl: prompt or messages, expected, match (exact, contains, regex, json, choice).",
         examples=[["./my_prompts.jsonl"]],
     ),
 ]
-Limit = Annotated[int | None, Field(ge=1, le=100_000, description="Only the first N prompts of each suite.")]
+Limit = Annotated[int | None, Field(ge=1, le=100_000, description="First N prompts of each suite.")]
 Offset = Annotated[int, Field(ge=0, description="The page before's next_offset.")]
 PageSize = Annotated[int, Field(ge=1, le=50, description="Page size.")]
 PlanTable = Annotated[

@@ -25,6 +25,7 @@ CALLS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "evaluate": ("evaluate_merge", ("out",)),
     "evaluations": ("list_evaluations", ("out",)),
     "show": ("show_replies", ("out",)),
+    "ask": ("ask_models", ("out", "text")),
     "diagnose": ("diagnose_merge", ("out",)),
     "report": ("write_report", ("out",)),
     "suites": ("list_suites", ()),

@@ -203,6 +203,7 @@ CALLS: tuple[Scene, ...] = (
     tool("list_evaluations", out="merged"),
     tool("list_suites"),
     tool("show_replies", out="merged"),
+    tool("ask_models", out="merged", text="hello"),
     tool("extract_adapter", base="base", finetune="code", out="adapter", rank=2, outputs=("adapter",)),
     tool("export_merge", out="merged", dest="served", to="vllm", outputs=("served",)),
     tool("publish_merge", out="merged", repo="me/merged"),

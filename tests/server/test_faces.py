@@ -11,10 +11,11 @@ from collections.abc import Callable
 import pytest
 
 from mcp_server.cli import evidence as shell_evidence
-from mcp_server.cli import going, hub, knowledge, merging
+from mcp_server.cli import going, hub, knowledge, merging, replies
 from mcp_server.cli import validate as validating
 from mcp_server.errors import NotAllowed
 from mcp_server.schemas.job import (
+    AskRequest,
     CompareRequest,
     EvaluateRequest,
     ExportRequest,
@@ -35,6 +36,7 @@ FIELDS = {"suite": "suites", "source": "sources", "try": "tries", "hash": "hash"
 PAIRS: dict[type[JobRequest], tuple[Callable[..., object], Callable[..., object]]] = {
     MergeRequest: (merging.merge, launch.launch_merge),
     CompareRequest: (shell_evidence.compare, launch.compare_models),
+    AskRequest: (replies.ask, evidence.ask_models),
     VerifyRequest: (shell_evidence.verify, evidence.verify_merge),
     EvaluateRequest: (shell_evidence.evaluate, evidence.evaluate_merge),
     SweepRequest: (shell_evidence.sweep, launch.sweep_merges),

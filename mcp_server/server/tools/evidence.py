@@ -9,12 +9,12 @@ from pydantic import Field
 from mcp_server import jobs
 from mcp_server.errors import BadInput
 from mcp_server.schemas.evidence import EvaluationList, ReportResult, SuiteList
-from mcp_server.schemas.job import EvaluateRequest, JobStatus, VerifyRequest
+from mcp_server.schemas.job import AskRequest, EvaluateRequest, JobStatus, VerifyRequest
 from mcp_server.schemas.replies import Outcome, ShownReplies
 from mcp_server.server.access import Access
 from mcp_server.server.apps import shown_in_client
 from mcp_server.server.checked import CheckedTool, checked
-from mcp_server.server.inputs import READS, REPEATABLE, STARTS, Data, Limit, Offset, Out, PageSize, Recipe, Ref, Suites
+from mcp_server.server.inputs import READS, REPEATABLE, STARTS, Against, Data, Limit, Offset, Out, PageSize, Recipe, Ref, Suites
 from mcp_server.steps.evaluate import replies
 from mcp_server.steps.evaluate.history import evaluations
 from mcp_server.steps.evaluate.listing import suite_list
@@ -25,6 +25,7 @@ def tools() -> list[CheckedTool]:
         checked(verify_merge, "Verify a merged model", STARTS),
         checked(list_evaluations, "List a merge's evaluations", READS),
         checked(show_replies, "Show replies side by side", READS),
+        checked(ask_models, "Ask all models at once", STARTS),
         checked(list_suites, "List evaluation suites", READS),
         checked(evaluate_merge, "Evaluate a merged model", STARTS),
         shown_in_client(checked(write_report, "Write the report", REPEATABLE)),
@@ -56,8 +57,8 @@ def verify_merge(
 
 
 def list_evaluations(out: Out) -> EvaluationList:
-    """List every evaluation of a merge, newest first, with its figures and verdict. `current` is false where the files have
-    changed since.
+    """List a merge's evaluations, newest first, with figures and verdict. `current` is false where the files have changed
+    since.
     """
     return evaluations(Access.now().existing_folder(out))
 
@@ -75,6 +76,25 @@ def show_replies(
     return replies.show_replies(folder, suite=suite, outcome=only, find=find, offset=offset, limit=limit)
 
 
+def ask_models(
+    out: Out,
+    text: Annotated[str, Field(min_length=1, max_length=100_000, description="What to ask.")],
+    system: Annotated[str | None, Field(max_length=100_000, description="System prompt.")] = None,
+    against: Against = None,
+    max_tokens: Annotated[int, Field(ge=1, le=4096, description="Of a reply.")] = 128,
+) -> JobStatus:
+    """Start a job that asks base, sources and merge the same thing; its result has their replies."""
+    access = Access.now()
+    request = AskRequest(
+        out=str(access.existing_folder(out)),
+        text=text,
+        system=system,
+        against=access.refs(against),
+        max_tokens=max_tokens,
+    )
+    return jobs.start(request, policy=access.policy)
+
+
 def list_suites() -> SuiteList:
     """List the shipped suites: capability, metric, prompts in each split, minutes for one model."""
     return suite_list()
@@ -84,22 +104,15 @@ def evaluate_merge(
     out: Annotated[Out | None, Field(description="The merge's folder. Left out: measure `against` alone.")] = None,
     suites: Suites = None,
     data: Data = None,
-    against: Annotated[
-        dict[str, Ref] | None,
-        Field(
-            max_length=12,
-            description="name → model: `base` and the sources. Default: those of the merge.",
-            examples=[{"base": "demo:smollm2-135m-instruct", "persona": "./persona_adapter"}],
-        ),
-    ] = None,
+    against: Against = None,
     gguf: Annotated[list[str] | None, Field(max_length=12, description="Its GGUF exports, to measure beside it.")] = None,
     cross: Annotated[bool, Field(description="Also each source on the others' prompts, to see leaks.")] = False,
     limit: Limit = None,
-    quick: Annotated[bool, Field(description="Each suite's own small number of prompts.")] = False,
+    quick: Annotated[bool, Field(description="Each suite's small number of prompts.")] = False,
     split: Annotated[
         Literal["dev", "test"] | None, Field(description="dev (default) for choosing, test once for the report.")
     ] = None,
-    endpoint: Annotated[str | None, Field(description="OpenAI-compatible server of the models on this machine.")] = None,
+    endpoint: Annotated[str | None, Field(description="OpenAI-compatible server on this machine.")] = None,
     served: Annotated[dict[str, str] | None, Field(description="Label → name of the model at the endpoint.")] = None,
     tokenizer: Annotated[Ref | None, Field(description="Of the models at the endpoint.")] = None,
 ) -> JobStatus:
@@ -113,7 +126,7 @@ def evaluate_merge(
         out=str(access.existing_folder(out)) if out is not None else None,
         suites=access.suites(suites),
         data=access.data(data),
-        against={name: access.ref(ref) for name, ref in (against or {}).items()},
+        against=access.refs(against),
         gguf=access.data(gguf),
         cross=cross,
         limit=limit,

@@ -63,8 +63,8 @@ def inspect_models(
     ],
     base: Annotated[Ref | None, Field(description="The base, when it is not among them.")] = None,
 ) -> Inspection:
-    """Say what models and adapters are, from headers and configs (instant): architecture, sizes, dtype, rank, base, tokenizer,
-    licence. `compatible`: true, false or null (unknown); `differences` names each field in the way.
+    """Say what models and adapters are, from headers and configs: architecture, sizes, dtype, rank, base, tokenizer, licence.
+    `compatible`: true, false or null (unknown); `differences` names each field in the way.
     """
     access = Access.now()
     return inspect_checkpoints([access.ref(ref) for ref in refs], base=base and access.ref(base))
@@ -77,9 +77,8 @@ def recommend_strategy(
     ] = None,
     scenario_file: Annotated[str | None, Field(description="Path of a scenario YAML, instead.")] = None,
 ) -> Plan:
-    """Decide between merge, merge_with_caution, retrain_combined, route, distill, train_first and cannot_merge; when merging,
-    choose strategy, parameters, weights and engine. Says which rules decided, with sources, and which questions would change it:
-    ask the user those. Later calls take the `plan_id`.
+    """Decide whether to merge, retrain, route, distill or train first; when merging, choose strategy, parameters, weights and
+    engine. Says which rules decided, and which questions would change it: ask the user those. Later calls take the `plan_id`.
     """
     access = Access.now()
     if (scenario is None) == (scenario_file is None):
@@ -143,7 +142,7 @@ def validate_config(
     ram_gib: RamGib = None,
     output_format: Form = None,
 ) -> Validation:
-    """Find in a recipe what mergekit would report late or never: wrong names and ranges, missing base, layer ranges,
+    """Find in a recipe what mergekit would report late or never: wrong names and ranges, a missing base,
     architectures and tokenizers that differ, ignored keys. `ok` is false exactly when a finding is an error.
     """
     text, folder = Access.now().recipe(recipe)
@@ -159,8 +158,9 @@ def estimate_ram(
     rank: Rank = None,
     space: AdapterSpace = "weights",
 ) -> Estimate:
-    """Say what a merge will cost, for each engine: peak memory (an upper bound), disk, seconds, whether it fits, and what makes
-    it fit; and what verify, evaluate and a sweep would."""
+    """Say what a merge costs with each engine: peak memory (an upper bound), disk, seconds, whether it fits; and verify, evaluate
+    and a sweep.
+    """
     access = Access.now()
     text, folder = access.recipe(recipe)
     place = access.output(out) if out else None

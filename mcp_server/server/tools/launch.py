@@ -59,7 +59,7 @@ def merge_adapters(
     base: Annotated[Ref | None, Field(description="Default: the one that the adapters name.")] = None,
     ram_gib: RamGib = None,
     seed: Seed = None,
-    go_on: Annotated[bool, Field(description="Start although questions are open; only when the user has seen them.")] = False,
+    go_on: Annotated[bool, Field(description="Start with open questions; only when the user has seen them.")] = False,
 ) -> Gone:
     """Inspect, recommend, render, validate and estimate in one call, and start the merge when nothing stands against it and no
     question is open. Else `prepared` has the questions for the user, or the reason to stop. Then merge_status, verify_merge,
@@ -124,8 +124,9 @@ def launch_merge(
     ] = None,
     proceed_anyway: Annotated[bool, Field(description="Against the verdict; only with the user's consent.")] = False,
 ) -> JobStatus:
-    """Start a merge as a background job, which outlives client and server, and return its id at once. Run validate_config and
-    estimate_ram first; then merge_status(job_id, wait_seconds=50) until it is over."""
+    """Start a merge as a job that outlives client and server. Run validate_config and estimate_ram first;
+    then merge_status(job_id, wait_seconds=50) until it is over.
+    """
     access = Access.now()
     text, folder = access.recipe(recipe)
     target = access.output(out)
@@ -175,22 +176,20 @@ def sweep_merges(
         dict[str, list[float | int | str]] | None,
         Field(
             max_length=6,
-            description='Values to try: {"parameters.lambda": [0.5, 1.0], "strategy": ["ties"]}. Default: the plan\'s shortlist.',
+            description='Values to try: {"parameters.lambda": [0.5, 1]}. Default: the plan\'s shortlist.',
             examples=[{"parameters.lambda": [0.5, 0.7, 1.0], "strategy": ["task_arithmetic", "dare_ties"]}],
         ),
     ] = None,
     tries: Annotated[
         list[dict[str, Any]] | None, Field(max_length=24, description="Single candidates: their changes by dotted name.")
     ] = None,
-    minutes: Annotated[
-        float | None, Field(gt=0, le=100_000, description="Search for so long, from the shortlist or grid.")
-    ] = None,
+    minutes: Annotated[float | None, Field(gt=0, le=100_000, description="Search so long, from shortlist or grid.")] = None,
     limit: Limit = None,
     quick_limit: Annotated[int, Field(ge=1, le=100_000, description="Prompts for the first look.")] = 20,
     seed: Seed = None,
 ) -> JobStatus:
-    """Start a job that merges and evaluates several candidates of one plan, chooses on the dev split and reports the winner once
-    on the test split: only a bake-off says which method and scale keep the skills.
+    """Start a job that merges and measures a plan's candidates, chooses on the dev split and reports the winner on the test
+    split: only that says which method and scale keep the skills.
     """
     access = Access.now()
     target = access.output(out)
