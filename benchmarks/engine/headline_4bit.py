@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from headline import limited, recipe
 from safetensors.torch import save_file
-from synthetic import LINEAR, SHAPES, Shape, write_lora
+from synthetic import CHUNK, LINEAR, SHAPES, Shape, write_lora
 
 from mcp_server.steps.verify import verify
 
@@ -49,14 +49,22 @@ def nf4(shape: tuple[int, ...], numbers: np.random.Generator) -> dict[str, torch
     }
 
 
+def normal(shape: tuple[int, ...], numbers: np.random.Generator) -> torch.Tensor:
+    """bf16 values of size 0.02, drawn a part at a time."""
+    values = torch.empty(math.prod(shape), dtype=torch.bfloat16)
+    for part in values.split(CHUNK):
+        part.copy_(torch.from_numpy(numbers.standard_normal(len(part), np.float32)) * 0.02)
+    return values.reshape(shape)
+
+
 def write_base(out: Path, shape: Shape) -> Path:
-    """A file for each layer and one for the rest. A folder that is complete is left as it is."""
+    """A file for each layer and for each of the rest. A folder that is complete is left as it is."""
     if (out / "config.json").is_file():
         return out
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, dims in shape.tensors().items():
-        part = name.split(".")[2] if name.startswith("model.layers.") else "rest"
+        part = name.split(".")[2] if name.startswith("model.layers.") else name.split(".")[-2]
         files.setdefault(f"model-{part}.safetensors", {})[name] = dims
     numbers, homes = np.random.default_rng(0), {}
     for file, table in files.items():
@@ -65,7 +73,7 @@ def write_base(out: Path, shape: Shape) -> Path:
             if name.split(".")[-2] in LINEAR:
                 stored |= {f"{name}{suffix}": tensor for suffix, tensor in nf4(dims, numbers).items()}
             else:
-                stored[name] = torch.from_numpy(numbers.standard_normal(dims, np.float32) * 0.02).bfloat16()
+                stored[name] = normal(dims, numbers)
         save_file(stored, out / file, {"format": "pt"})
         homes |= dict.fromkeys(stored, file)
     (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}), encoding="utf-8")
