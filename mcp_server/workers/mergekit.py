@@ -32,6 +32,7 @@ from mcp_server.system.files import tree_bytes, write_text
 from mcp_server.system.hashes import stamp
 from mcp_server.workers import mergekit_output, mergekit_process
 from mcp_server.workers.hub_sources import with_sources
+from mcp_server.workers.mergekit_experts import store_one_by_one
 from mcp_server.workers.protocol import Job, online, run_worker
 
 _STAGES = ".stages"
@@ -51,7 +52,10 @@ def main(job: Job) -> dict[str, Any]:
     transcript = mergekit_process.run(job, _command(job, recipe, request, partial))
     _require_unchanged(stamps)
     shutil.rmtree(partial / _STAGES, ignore_errors=True)
-    tensors = _check(partial, job.folder / "log.txt")
+    _check(partial, job.folder / "log.txt")
+    if recipe.kind == "moe" or any(stage.kind == "moe" for stage in recipe.stages):
+        store_one_by_one(partial)
+    tensors = sum(len(read_header(path).tensors) for path in partial.glob("*.safetensors"))
     digests = mergekit_output.finish(read_recipe(text), partial, allow_nonfinite=request.allow_nonfinite)
     warnings = _warnings(transcript.warnings, partial)
     record = Provenance(
@@ -140,13 +144,12 @@ def _require_unchanged(before: dict[Path, list[int]]) -> None:
             raise InputChanged(f"{path} was {how} while it was read", "resume the job to merge what is there now")
 
 
-def _check(partial: Path, log: Path) -> int:
-    """Count the tensors that were written; headers that do not parse or no weights at all are a failed run."""
+def _check(partial: Path, log: Path) -> None:
+    """No weights at all are a failed run."""
     weights = sorted(partial.glob("*.safetensors"))
     if not weights or not (partial / "config.json").is_file():
         what = "no weights" if not weights else "no config.json"
         raise RunFailed(f"mergekit reported success but wrote {what}", f"see {log}")
-    return sum(len(read_header(path).tensors) for path in weights)
 
 
 def _warnings(said: list[str], partial: Path) -> list[str]:

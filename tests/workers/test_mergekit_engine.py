@@ -29,6 +29,14 @@ def merged(recipe: str, out: Path, **request):
     return ended
 
 
+def raw(folder):
+    """Shape and bytes of every tensor of a model in one file."""
+    file = folder / "model.safetensors"
+    header, data = read_header(file), file.read_bytes()
+    start = header.data_start
+    return {name: (info.shape, data[start + info.begin : start + info.end]) for name, info in header.tensors.items()}
+
+
 def lora_recipe(base, adapters):
     entries = "".join(
         f"  - model: {base}+{adapter}\n    parameters: {{weight: {weight}}}\n"
@@ -101,6 +109,11 @@ def test_a_mixture_of_experts_runs_on_mergekit_moe(models, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert (config["architectures"], config["num_local_experts"]) == (["MixtralForCausalLM"], 2)
     assert read_provenance(tmp_path / "out").method == "moe"
+    made = raw(tmp_path / "out")
+    for number, expert in enumerate(experts):
+        for ours, theirs in {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}.items():
+            stored = f"model.layers.0.block_sparse_moe.experts.{number}.{ours}.weight"
+            assert made[stored] == raw(expert)[f"model.layers.0.mlp.{theirs}.weight"]
 
 
 def test_hub_ids_are_fetched_and_stages_are_not(models, tmp_path, monkeypatch):
