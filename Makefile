@@ -34,7 +34,8 @@ matrix: $(VENV)/.dev  ## merge a tiny model of every class of transformers and w
 	$(BIN)/python benchmarks/matrix/adapters.py --rows build/adapters.jsonl $(ARGS)
 	$(BIN)/python benchmarks/matrix/adapter_forms.py --rows build/adapter_forms.jsonl
 	$(BIN)/python benchmarks/matrix/checkpoint_forms.py --rows build/checkpoint_forms.jsonl
-	$(BIN)/python benchmarks/matrix/page.py build/merges.jsonl build/adapters.jsonl build/adapter_forms.jsonl build/checkpoint_forms.jsonl docs/support.md
+	$(BIN)/python benchmarks/matrix/packed_forms.py --rows build/packed_forms.jsonl
+	$(BIN)/python benchmarks/matrix/page.py build/merges.jsonl build/adapters.jsonl build/adapter_forms.jsonl build/checkpoint_forms.jsonl build/packed_forms.jsonl docs/support.md
 
 damage: $(VENV)/.dev  ## damage merges in every known way, make right ones, and write docs/damage.md (10 minutes)
 	mkdir -p build

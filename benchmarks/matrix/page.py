@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write docs/support.md from the rows of both matrices.
+"""Write docs/support.md from the rows of every matrix.
 
-usage: page.py MERGES ADAPTERS ADAPTER_FORMS CHECKPOINT_FORMS PAGE
+usage: page.py MERGES ADAPTERS ADAPTER_FORMS CHECKPOINT_FORMS PACKED_FORMS PAGE
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ COLUMNS = (*FORMS, MERGEKIT, *KINDS)
 
 
 def main() -> int:
-    merges, adapters, *forms, page = map(Path, sys.argv[1:6])
-    page.write_text(text(read(merges), read(adapters), [read(file) for file in forms]), encoding="utf-8")
+    merges, adapters, *forms, packed, page = map(Path, sys.argv[1:7])
+    page.write_text(text(read(merges), read(adapters), [read(file) for file in forms], read(packed)), encoding="utf-8")
     return 0
 
 
@@ -40,7 +40,7 @@ def read(file: Path) -> list[Row]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-def text(merges: list[Row], adapters: list[Row], forms: list[list[Row]]) -> str:
+def text(merges: list[Row], adapters: list[Row], forms: list[list[Row]], packed: list[Row]) -> str:
     tried = [row for row in merges if row["result"] != "skipped" and row["form"] != MERGEKIT]
     theirs = [row for row in merges if row["form"] == MERGEKIT]
     made = [row for row in adapters if row["result"] != "none"]
@@ -84,7 +84,7 @@ def text(merges: list[Row], adapters: list[Row], forms: list[list[Row]]) -> str:
         wrong = sum(own[name] for name in ("wrong", "misled", "broke"))
         cells = [own["right"], own["runs"], own["merges"], own["refused"], wrong]
         lines.append(f"| {kind} | {what} | {sum(own.values())} | " + " | ".join(map(str, cells)) + " |")
-    lines += ["", *refusals(made), "", *forms_tried(*forms), "", "## Every architecture", ""]
+    lines += ["", *refusals(made), "", *forms_tried(*forms), "", *packed_weights(packed), "", "## Every architecture", ""]
     lines += ["| model type | class | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     table: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in (*tried, *theirs):
@@ -116,6 +116,29 @@ def forms_tried(adapters: list[Row], checkpoints: list[Row]) -> list[str]:
     for what, rows in (("adapter", adapters), ("checkpoint", checkpoints)):
         lines += ["", f"| form of the {what} | | |", "|---|---|---|"]
         lines += [f"| {row['form']} | {row['result']} | {row['says'].replace('|', '/')[:160]} |" for row in rows]
+    return lines
+
+
+def packed_weights(rows: list[Row]) -> list[str]:
+    """A line for each form, with what it gave as base, as source and under an adapter."""
+    table: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        table[row["packed"]][row["use"]] = row
+    lines = [
+        "## Packed weights",
+        "",
+        "Each form is packed and unpacked by the library that owns it, and merged with plain weights and an adapter: the output",
+        "is held against float64 task arithmetic on what the library unpacks, and verify recomputes it. How each is told and",
+        "read, and what is refused by name: [packed.md](packed.md).",
+        "",
+        f"{len(table)} forms, {len(rows)} merges: {listed(Counter(row['result'] for row in rows))}.",
+        "",
+        "| form | read as | as the base | as a source | under an adapter |",
+        "|---|---|---|---|---|",
+    ]
+    for form, uses in table.items():
+        cells = [uses[use]["result"] if use in uses else "" for use in ("base", "source", "adapter")]
+        lines.append(f"| {form} | {next(iter(uses.values()))['kind']} | " + " | ".join(cells) + " |")
     return lines
 
 

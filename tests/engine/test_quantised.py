@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mcp_server.formats.source import inspect_source
 from mcp_server.steps.validate import validate
@@ -139,3 +139,25 @@ def test_forms_that_differ_from_model_to_model_and_within_one(tmp_path: Path, sm
     assert validate(text).ok
     run(text, tmp_path / "out")
     is_close(tmp_path / "out", {n: 0.5 * (one[n].double() + two[n].double()) for n in base})
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("use", ["base", "source"])
+def test_scales_of_attention_and_its_cache_are_no_weights(tmp_path: Path, packed: bool, use: str) -> None:
+    """Servers keep the cache in 8 bits: their scales lie at the block or at its projections, also where all weights are plain."""
+    attention = "model.layers.0.self_attn"
+    forms = [FORMS["fp8 rows"]] if packed else []
+    said = {} if packed else {"quantization_config": {"quant_method": "fp8", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}}
+    value = weights(0) | {f"{attention}.k_proj.weight": torch.randn((32, 64), generator=torch.Generator().manual_seed(5))}
+    served = write(tmp_path / "served", value, *forms, **said)
+    file = tmp_path / "served" / "model.safetensors"
+    scales = (f"{attention}.k_proj.k_scale", f"{attention}.v_scale", f"{attention}.q_scale", f"{attention}.prob_output_scale")
+    save_file(load_file(file) | {name: torch.ones(1) for name in scales}, file, {"format": "pt"})
+    plain = write(tmp_path / "plain", {name: 2 * part for name, part in value.items()})
+    names = ("served", "plain") if use == "base" else ("plain", "served")
+    text = arithmetic(*(tmp_path / name for name in names))
+    assert validate(text).ok
+    run(text, tmp_path / "out")
+    is_close(tmp_path / "out", {name: 0.5 * (part.double() + plain[name].double()) for name, part in served.items()})
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
+    assert verify(tmp_path / "out", recipe=text, full=True).verdict == "verified"

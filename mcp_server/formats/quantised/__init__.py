@@ -7,7 +7,7 @@ A checkpoint counts as quantised by its tensors, whatever its config says and wh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ _FORMATS: Final[tuple[Callable[[Stored], Found], ...]] = (
     bitsandbytes.find, fp4.find, integers.find, torchao.find, scaled.find,
 )  # fmt: skip
 _PACKED_DTYPES: Final = {"U8", "I8", "U16", "I16", "U32", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"}
+_LEFT: Final = ("_scale_inv", *(f".{leaf}" for leaf in scaled.CACHE_SCALES))
 _BUFFER: Final = re.compile(
     r"(?:position_ids|token_type_ids|num_batches_tracked|relative_position_index|masked_bias|attn\.bias|attention\.bias|tid2eid|mask)$"
 )
@@ -74,8 +75,9 @@ def find_weights(stored: Stored) -> Weights:
     if not holds_codes((part.name, part.dtype) for part in stored.parts.values()):
         return Weights({}, {}, frozenset())
     _refuse_rotated(stored)
-    if (method := _method(stored)) in _METHODS and method not in _ALSO_AS_OTHERS:
-        _refuse(stored, next(part for part in stored.parts.values() if part.dtype in _PACKED_DTYPES))
+    codes = next((part for part in stored.parts.values() if part.dtype in _PACKED_DTYPES), None)
+    if codes is not None and (method := _method(stored)) in _METHODS and method not in _ALSO_AS_OTHERS:
+        _refuse(stored, codes)
     packed: dict[str, Packing] = {}
     replaced: dict[str, str] = {}
     for find in _FORMATS:
@@ -93,23 +95,26 @@ def find_weights(stored: Stored) -> Weights:
         if name not in replaced and part.dtype in _PACKED_DTYPES and not _BUFFER.search(name):
             _refuse(stored, part)
     modules = {name.rpartition(".")[0] for name in packed}
-    dropped = frozenset(
-        name
-        for name in stored.parts
-        if name not in replaced and name.rpartition(".")[2] in scaled.ACTIVATION_SCALES and _beside(name, modules)
-    )
-    return Weights(packed, replaced, dropped)
+    unread = _activations(stored, modules) if packed or stored.settings else frozenset()
+    return Weights(packed, replaced, unread - replaced.keys())
 
 
 def holds_codes(tensors: Iterable[tuple[str, str]]) -> bool:
-    """Whether tensors of these names and dtypes may be packed, or what unpacking left: a model that has none is plain."""
-    return any(dtype in _PACKED_DTYPES or name.endswith("_scale_inv") for name, dtype in tensors)
+    """Whether tensors of these names and dtypes may be packed, or what quantisation left: a model that has none is plain."""
+    return any(dtype in _PACKED_DTYPES or name.endswith(_LEFT) for name, dtype in tensors)
 
 
-def _beside(name: str, modules: set[str]) -> bool:
-    """Whether a scale belongs to a packed module, or to the attention block around one (k_scale, v_scale)."""
-    owner = name.rpartition(".")[0]
-    return owner in modules or any(module.startswith(f"{owner}.") for module in modules)
+def _activations(stored: Stored, packed: Collection[str]) -> frozenset[str]:
+    """Scales of what flows through a quantised model: at packed modules and the blocks around them, and those of attention and
+    its cache at plain modules too."""
+    plain = {name.removesuffix(".weight") for name in stored.parts if name.endswith(".weight")}
+    owners = dict.fromkeys(scaled.ACTIVATION_SCALES, _with_blocks(packed))
+    owners |= dict.fromkeys(scaled.CACHE_SCALES, _with_blocks({*packed, *plain}))
+    return frozenset(name for name in stored.parts if (parts := name.rpartition("."))[0] in owners.get(parts[2], ()))
+
+
+def _with_blocks(modules: Collection[str]) -> set[str]:
+    return {*modules, *(module.rpartition(".")[0] for module in modules)}
 
 
 def _refuse_rotated(stored: Stored) -> None:

@@ -20,9 +20,11 @@ from mcp_server.formats.quantised.part import AGAIN, SCALES, Found, Packing, Par
 FLOAT8: Final = ("F8_E4M3", "F8_E5M2")
 _SUFFIXES: Final = ("_scale_inv", "_scale")
 _USUAL_BLOCK: Final = 128
+CACHE_SCALES: Final = ("k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "prob_output_scale")
+"""Scales of attention and its cache, which a server keeps in 8 bits: stored at the attention block or at its projections, beside
+weights that may be plain."""
 ACTIVATION_SCALES: Final = (
-    "input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "input_scale_ub", "activation_scale", "input_zero_point",
-    "input_global_scale", "kv_scale",
+    "input_scale", "output_scale", "input_scale_ub", "activation_scale", "input_zero_point", "input_global_scale", *CACHE_SCALES,
 )  # fmt: skip
 """Scales of what flows through a layer; they belong to the quantised layer and mean nothing for the unpacked weight."""
 
