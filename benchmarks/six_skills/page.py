@@ -1,0 +1,340 @@
+#!/usr/bin/env python3
+"""Writes docs/six_skills.md from what run.py measured, and what `recommend` says now from what the files showed.
+
+usage: page.py > docs/six_skills.md
+
+Recovered gain: merged minus base over expert minus base. A pair is as good as the skill that keeps less. Regret: the best recipe
+measured minus the one that `recommend` begins with, in points. Only the rules are asked anew; every figure is looked up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.six_skills.recipes import EXAMPLE, MANY, NAMES, OURS, PEFT, Cosines, Cross, as_measured, first
+from mcp_server.schemas.plan import Plan
+from mcp_server.steps.recommend import plan_for
+
+MEASURED = EXAMPLE / "measured"
+LEAK = 0.2
+"""Above it a source counts as acting in the other's place (`cross_context_leak` in the rules)."""
+GOOD = 80
+"""Percent of its gain that the skill which keeps less must keep for a merge to count as having worked."""
+Row = dict[str, Any]
+Group = tuple[str, ...]
+
+
+def read(name: str, folder: Path = MEASURED) -> list[Row]:
+    file = folder / name
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share of n."""
+    share = min(max(share, 0.0), 1.0)
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+@dataclass
+class Table:
+    """Everything measured on one split."""
+
+    split: str = "dev"
+    folder: Path = MEASURED
+    alone: dict[str, Row] = field(init=False)
+    merges: dict[Group, dict[str, Row]] = field(init=False)
+    files: dict[Group, Row] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.alone = {row["source"]: row for row in read("sources.jsonl", self.folder) if row["split"] == self.split}
+        self.merges = {}
+        for row in read("merges.jsonl", self.folder):
+            if row["split"] == self.split:
+                self.merges.setdefault(tuple(row["sources"]), {})[row["recipe"]] = row
+        self.files = {tuple(row["sources"]): row for row in read("advice.jsonl", self.folder)}
+
+    def gain(self, name: str, score: float) -> float:
+        base, expert = (self.alone[who]["scores"][name] for who in ("base", name))
+        return float(100 * (score - base) / (expert - base))
+
+    def gains(self, row: Row) -> dict[str, float]:
+        return {name: self.gain(name, score) for name, score in row["scores"].items()}
+
+    def least(self, row: Row) -> float:
+        return min(self.gains(row).values())
+
+    def interval(self, row: Row) -> tuple[float, float]:
+        """Of the least gain: 95 % over its suite's prompts; experts and base are taken as they are."""
+        gains = self.gains(row)
+        name = min(gains, key=lambda each: gains[each])
+        low, high = wilson(row["scores"][name], row["n"][name])
+        return self.gain(name, low), self.gain(name, high)
+
+    def measured(self, group: Group) -> dict[str, Row]:
+        """Our recipes; PEFT's combinations are beside them and no recipe of ours."""
+        return {recipe: row for recipe, row in self.merges.get(group, {}).items() if not recipe.startswith("peft")}
+
+    def best(self, group: Group) -> tuple[str, float]:
+        found = self.measured(group)
+        name = max(found, key=lambda recipe: self.least(found[recipe]))
+        return name, self.least(found[name])
+
+    def cross(self) -> Cross:
+        """Source → context → share of the context's prompts that it answers in its own way."""
+        return {
+            name: {context: shown[name] for context, shown in self.alone[name]["shown"].items()}
+            for name in NAMES
+            if name in self.alone
+        }
+
+    def leak(self, group: Group) -> float:
+        """The highest rate at which one of a group shows its behaviour where another is asked."""
+        rates = self.cross()
+        return max(rates[one][other] for one in group for other in group if one != other)
+
+    def cosines(self, group: Group) -> Cosines:
+        found: Cosines = self.files[group]["cosines"]
+        return found
+
+    def advised(self, group: Group, *, cross: bool) -> Plan:
+        """What `recommend` says now of what the files showed, and of the cross-context check where it is handed over."""
+        row = self.files[group]
+        return plan_for(as_measured(group, row["cosines"], row["norms"], self.cross() if cross else None))
+
+    def chosen(self, group: Group, *, cross: bool) -> tuple[str, float | None]:
+        """The recipe that it begins with, and that recipe's least gain where it was measured."""
+        plan = self.advised(group, cross=cross)
+        if plan.strategy is None:
+            return plan.verdict, None
+        name = first(plan)
+        row = self.measured(group).get(name)
+        return name, None if row is None else self.least(row)
+
+    def groups(self) -> list[Group]:
+        """Every group that has a measurement, pairs first."""
+        known = [group for group in self.merges if self.measured(group)]
+        return sorted(known, key=lambda group: (len(group), [NAMES.index(name) for name in group]))
+
+
+def ranks(values: list[float]) -> list[float]:
+    """Mean ranks, so that equal values share one."""
+    return [(sum(v < x for v in values) + sum(v <= x for v in values) + 1) / 2 for x in values]
+
+
+def spearman(one: list[float], other: list[float]) -> float:
+    """Rank correlation; NaN where one side is constant."""
+    a, b = ranks(one), ranks(other)
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return float("nan")
+    return statistics.correlation(a, b)
+
+
+def line(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def table(head: list[str], rows: list[list[object]]) -> str:
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+def title(group: Group) -> str:
+    return "all six" if len(group) == len(NAMES) else " + ".join(group)
+
+
+def experts(found: Table) -> str:
+    rows: list[list[object]] = []
+    for name in NAMES:
+        base, expert = found.alone["base"], found.alone[name]
+        low, high = wilson(expert["scores"][name], expert["n"][name])
+        own = f"{expert['scores'][name]:.3f} ({low:.2f} to {high:.2f})"
+        norm = next(row["norms"][name] for row in found.files.values() if name in row["norms"])
+        rows.append([name, f"{base['scores'][name]:.3f}", own, expert["n"][name], expert["perplexity"], f"{norm:.2f}"])
+    return table(["skill", "base", "expert (95 %)", "prompts", "perplexity", "norm of ΔW"], rows)
+
+
+def leaks(found: Table) -> str:
+    cross = found.cross()
+    contexts = [*NAMES, "general"]
+    rows = [[name, *(f"{cross[name][context]:.2f}" for context in contexts)] for name in NAMES]
+    return table(["source", *contexts], rows)
+
+
+def columns(found: Table, groups: list[Group]) -> list[str]:
+    """Our recipes that were measured on at least half of these groups."""
+    return [r for r in (*OURS, *MANY) if 2 * sum(r in found.measured(group) for group in groups) >= len(groups)]
+
+
+def merges(found: Table, groups: list[Group]) -> str:
+    shown = columns(found, groups)
+    rows: list[list[object]] = []
+    for group in groups:
+        held = found.measured(group)
+        best, _ = found.best(group)
+        cells = []
+        for recipe in shown:
+            text = f"{found.least(held[recipe]):.0f}" if recipe in held else ""
+            cells.append(f"**{text}**" if recipe == best else text)
+        low, high = found.interval(held[best])
+        cosine = max(found.cosines(group).values(), key=abs)
+        ratio = held[best]["perplexity"] / found.alone["base"]["perplexity"]
+        about = [title(group), f"{cosine:.3f}", f"{found.leak(group):.2f}"]
+        rows.append([*about, *cells, f"{low:.0f} to {high:.0f}", f"{ratio:.2f}"])
+    head = ["sources", "cosine", "leak", *(recipe.replace(" lambda=", " λ ") for recipe in shown)]
+    return table([*head, "95 % of the best", "its perplexity ÷ base"], rows)
+
+
+def per_skill(found: Table, groups: list[Group]) -> str:
+    rows: list[list[object]] = []
+    for group in groups:
+        for recipe, row in found.measured(group).items():
+            gains = found.gains(row)
+            rows.append([title(group), recipe, *(f"{gains[n]:.0f}" if n in gains else "" for n in NAMES), row["perplexity"]])
+    return table(["sources", "recipe", *NAMES, "perplexity"], rows)
+
+
+def peft(found: Table, groups: list[Group]) -> str:
+    rows: list[list[object]] = []
+    for group in groups:
+        held = found.merges[group]
+        if not any(f"peft {kind}" in held for kind in PEFT):
+            continue
+        cells = []
+        for kind in PEFT:
+            row = held.get(f"peft {kind}")
+            cells.append("" if row is None else "refused" if "refused" in row else f"{found.least(row):.0f}")
+        rows.append([title(group), *cells, f"{found.best(group)[1]:.0f}"])
+    return table(["sources", *(f"`{kind}`" for kind in PEFT), "best of ours"], rows)
+
+
+def regrets(found: Table, groups: list[Group], *, cross: bool) -> tuple[str, list[float]]:
+    rows: list[list[object]] = []
+    values = []
+    for group in groups:
+        plan = found.advised(group, cross=cross)
+        name, least = found.chosen(group, cross=cross)
+        best, top = found.best(group)
+        if least is None:
+            rows.append([title(group), plan.verdict, name, "not measured", f"{best}: {top:.0f}", ""])
+            continue
+        values.append(top - least)
+        rows.append([title(group), plan.verdict, name, f"{least:.0f}", f"{best}: {top:.0f}", f"{top - least:.0f}"])
+    return table(["sources", "verdict", "begins with", "keeps", "best measured", "regret"], rows), values
+
+
+def told(values: list[float]) -> str:
+    """Median and worst of regrets in words."""
+    return (
+        f"median {statistics.median(values):.0f}, worst {max(values):.0f} points over {len(values)}"
+        if values
+        else "none measured"
+    )
+
+
+TOP = """\
+# Six skills in each other's way
+
+Written by `python benchmarks/six_skills/page.py > docs/six_skills.md` from the rows in `examples/six_skills/measured`; a test
+holds that it is what the command writes. What the six are: [examples/six_skills](../examples/six_skills/README.md).
+
+```bash
+BASE=$(python -c 'from mcp_server.system import paths; print(paths.demo_base_dir())')   # made by `model-merging demo`
+python benchmarks/six_skills/run.py "$BASE"                         # as here: dev, {limit} prompts a suite; resumable
+python benchmarks/six_skills/run.py "$BASE" --split test --limit 0  # every test prompt, 120 a suite: not run here
+```
+
+Percentages are recovered gain: merged minus base over expert minus base. A merge is as good as the skill that keeps less. One
+base of 135 M parameters, one training seed, {limit} development prompts a suite, so the interval of a share near a half is
+± 17 points: neighbouring columns are not told apart, and nothing here speaks of larger models."""
+ALONE = """## Who answers whom
+
+Share of a context's prompts (12 each) that a source alone answers in its own way: the cross-context check. On its own prompts it
+should be 1, elsewhere 0; `lights` and `home` share their form."""
+TWO = """## Pairs
+
+Recovered gain of the skill that keeps less, in percent, with weights of 1; the best in bold. `cosine` is that of the two changes,
+`leak` the highest rate at which one of the two answers the other's prompts."""
+PEFTS = """## Beside PEFT
+
+`add_weighted_adapter` with weights of 1 (density 0.5), measured in the same way: recovered gain of the skill that keeps less. It
+adds factors and not products, and takes adapters of unequal rank for `svd` alone."""
+
+
+def groups_of(found: Table, low: int, high: int) -> list[Group]:
+    return [group for group in found.groups() if low <= len(group) <= high]
+
+
+def page(found: Table) -> str:
+    pairs, larger = groups_of(found, 2, 2), groups_of(found, 3, 6)
+    limit = next(iter(found.alone["base"]["n"].values()))
+    sum_ = "task_arithmetic lambda=1.0"
+    held = [group for group in pairs if sum_ in found.measured(group)]
+    kept = [found.least(found.measured(group)[sum_]) for group in held]
+    by_leak = spearman([found.leak(group) for group in held], kept)
+    by_cosine = spearman([max(map(abs, found.cosines(group).values())) for group in held], kept)
+    without, costs = regrets(found, pairs, cross=False)
+    checked, costs_checked = regrets(found, pairs, cross=True)
+    parts = [
+        TOP.format(limit=limit),
+        f"## The experts alone\n\n{experts(found)}",
+        f"{ALONE}\n\n{leaks(found)}",
+        f"{TWO}\n\n{merges(found, pairs)}",
+    ]
+    if larger:
+        parts.append(f"## Three and six at once\n\n{merges(found, larger)}")
+    parts.append(
+        f"## What predicts a loss\n\nOver {len(held)} pairs, added whole (task_arithmetic, λ 1): rank correlation of the kept "
+        f"gain with the leak {by_leak:.2f},\nwith the cosine's size {by_cosine:.2f}.\n\n{predicted(found, held, sum_)}"
+    )
+    parts.append(
+        f"## What `recommend` begins with\n\nWith the files alone: {told(costs)} pairs.\n\n{without}\n\n"
+        f"With the cross-context check handed over: {told(costs_checked)} pairs.\n\n{checked}"
+    )
+    beside = [group for group in found.groups() if any(f"peft {kind}" in found.merges[group] for kind in PEFT)]
+    if beside:
+        parts.append(f"{PEFTS}\n\n{peft(found, beside)}")
+    parts.append(f"## Every skill of every merge\n\n{per_skill(found, found.groups())}")
+    return "\n\n".join(parts) + "\n"
+
+
+def predicted(found: Table, groups: list[Group], recipe: str) -> str:
+    """How well a leak above the rules' threshold tells merges that fail."""
+    cells: dict[tuple[bool, bool], int] = {(a, b): 0 for a in (True, False) for b in (True, False)}
+    for group in groups:
+        cells[found.leak(group) > LEAK, found.least(found.measured(group)[recipe]) < GOOD] += 1
+    rows: list[list[object]] = [
+        [f"leak above {LEAK:g}", cells[True, True], cells[True, False]],
+        [f"leak up to {LEAK:g}", cells[False, True], cells[False, False]],
+    ]
+    return table(["pairs", f"keep less than {GOOD} %", f"keep {GOOD} % or more"], rows)
+
+
+def summary(found: Table) -> str:
+    """Two rows for the page of all pairs: what `recommend` begins with here, without and with the cross-context check."""
+    pairs = groups_of(found, 2, 2)
+    rows: list[list[object]] = []
+    for name, cross in (("the files alone", False), ("and the cross-context check", True)):
+        chosen = [found.chosen(group, cross=cross) for group in pairs]
+        known = [(group, least) for group, (_, least) in zip(pairs, chosen, strict=True) if least is not None]
+        costs = [found.best(group)[1] - least for group, least in known]
+        rows.append(
+            [
+                name, len(costs), f"{statistics.median(costs):.0f}", f"{max(costs):.0f}",
+                f"{statistics.median(least for _, least in known):.0f} %",
+                f"{statistics.median(found.best(group)[1] for group, _ in known):.0f} %",
+            ]
+        )  # fmt: skip
+    return table(["known", "pairs", "median regret", "worst", "median kept", "best measured"], rows)
+
+
+if __name__ == "__main__":
+    print(page(Table()), end="")

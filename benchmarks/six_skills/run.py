@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Merges the six skills' adapters in pairs, triples and all at once, by every recipe, and measures what is left of each skill.
+
+usage: run.py BASE [--limit 32] [--split dev] [--only advice|sources|ours|peft] [--minutes M]
+
+Resumable: a row that DIR (examples/six_skills/measured) holds is not measured again. Recipes go in order of interest, each over
+all groups, so that a run that is stopped has whole columns. `page.py` writes docs/six_skills.md from the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.six_skills.measure import Bench
+from benchmarks.six_skills.recipes import EXAMPLE, GROUPS, MANY, NAMES, OURS, PEFT, candidates, scenario
+from mcp_server.catalog.signals.relations import pair_relations
+from mcp_server.errors import MergingError
+from mcp_server.steps.recommend import plan_for
+from mcp_server.steps.recommend.look import look
+
+FOREIGN = 12
+"""Prompts of each context in which every source is asked alone."""
+Row = dict[str, Any]
+
+
+class Rows:
+    """A file of JSON lines that grows by whole lines."""
+
+    def __init__(self, path: Path, keys: tuple[str, ...]) -> None:
+        self.path, self.keys = path, keys
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.held = {self._key(json.loads(line)) for line in lines}
+
+    def _key(self, row: Row) -> str:
+        return json.dumps([row[key] for key in self.keys])
+
+    def has(self, **row: Any) -> bool:
+        return self._key(row) in self.held
+
+    def add(self, **row: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.held.add(self._key(row))
+        print(json.dumps(row), flush=True)
+
+
+def general(split: str) -> list[str]:
+    """Prompts that no adapter is for."""
+    words = yaml.safe_load((EXAMPLE / "wording.yaml").read_text(encoding="utf-8"))["general"]
+    return [text.format(topic=topic) for topic in words["topics"][split] for text in words[split] if "{topic}" in text]
+
+
+def sources(bench: Bench, rows: Rows, adapters: Path, split: str) -> None:
+    """The base on all six suites, each source on its own; perplexity, and whose behaviour shows on whose prompts."""
+    contexts = {name: [row["user"] for row in bench.asked[name]][:FOREIGN] for name in NAMES}
+    contexts["general"] = general("test")[:FOREIGN]
+    for name in ("base", *there(adapters)):
+        if rows.has(source=name, split=split):
+            continue
+        started = time.monotonic()
+        bench.reset()
+        if name != "base":
+            bench.merge(alone(bench.folder, adapters / name))
+        shown = {context: bench.shown(prompts) for context, prompts in contexts.items()}
+        seconds = round(time.monotonic() - started)
+        rows.add(source=name, split=split, **bench.measured(NAMES if name == "base" else [name]), shown=shown, seconds=seconds)
+
+
+def alone(base: Path, adapter: Path) -> str:
+    return f"merge_method: passthrough\nmodels:\n  - model: {base}+{adapter}\ndtype: bfloat16\n"
+
+
+def there(adapters: Path) -> list[str]:
+    """The skills whose adapters are there: the others' groups are left out, until a later run finds them."""
+    return [name for name in NAMES if (adapters / name / "adapter_config.json").is_file()]
+
+
+def groups(adapters: Path) -> list[tuple[str, ...]]:
+    return [group for group in GROUPS if set(group) <= set(there(adapters))]
+
+
+def wanted(adapters: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(recipe, group) in order of interest."""
+    for recipe in (*OURS, *MANY):
+        yield from ((recipe, group) for group in groups(adapters) if recipe in OURS or len(group) > 2)
+
+
+def ours(bench: Bench, rows: Rows, adapters: Path, split: str, end: float) -> None:
+    for recipe, group in wanted(adapters):
+        key = {"recipe": recipe, "sources": list(group), "split": split}
+        if rows.has(**key):
+            continue
+        if time.monotonic() > end:
+            return
+        started = time.monotonic()
+        bench.merge(candidates(group, bench.folder, adapters)[recipe].recipe)
+        rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
+
+
+def peft(bench: Bench, rows: Rows, adapters: Path, split: str, end: float) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks.six_skills.peft_merges import Combined
+
+    combined = Combined(AutoModelForCausalLM.from_pretrained(bench.folder, dtype=torch.float32), adapters, there(adapters))
+    for kind, group in itertools.product(PEFT, groups(adapters)):
+        key = {"recipe": f"peft {kind}", "sources": list(group), "split": split}
+        if rows.has(**key):
+            continue
+        if time.monotonic() > end:
+            return
+        started = time.monotonic()
+        try:
+            changes = combined.changes(group, kind)
+        except ValueError as refused:
+            rows.add(**key, refused=str(refused).splitlines()[0])
+            continue
+        bench.add(changes)
+        rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
+
+
+def advice(base: Path, adapters: Path, rows: Rows) -> None:
+    """What the files of each group show `recommend`: cosines and norms of the task vectors. Its advice follows from them."""
+    for group in groups(adapters):
+        if not rows.has(sources=list(group)):
+            seen = look(scenario(group, base, adapters))
+            cosines = {" ".join(pair): relation.cosine for pair, relation in pair_relations(seen)}
+            norms = {source.name: source.norm for source in seen.sources or []}
+            rows.add(sources=list(group), cosines=cosines, norms=norms, verdict=plan_for(seen).verdict)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--limit", type=int, default=32, help="prompts of each suite; 0: all")
+    parser.add_argument("--split", default="dev", choices=("dev", "test"))
+    parser.add_argument("--only", choices=("advice", "sources", "ours", "peft"))
+    parser.add_argument("--minutes", type=float, default=1e6)
+    parser.add_argument("--adapters", type=Path, default=EXAMPLE)
+    parser.add_argument("--rows", type=Path, default=EXAMPLE / "measured")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    base, adapters, end = given.base.resolve(), given.adapters.resolve(), time.monotonic() + 60 * given.minutes
+    if given.only in (None, "advice"):
+        advice(base, adapters, Rows(given.rows / "advice.jsonl", ("sources",)))
+    if given.only == "advice":
+        return
+    bench = Bench(base, EXAMPLE / "suites", given.split, given.limit or None, given.threads)
+    merges = Rows(given.rows / "merges.jsonl", ("recipe", "sources", "split"))
+    try:
+        if given.only in (None, "sources"):
+            sources(bench, Rows(given.rows / "sources.jsonl", ("source", "split")), adapters, given.split)
+        if given.only in (None, "ours"):
+            ours(bench, merges, adapters, given.split, end)
+        if given.only in (None, "peft"):
+            peft(bench, merges, adapters, given.split, end)
+    except MergingError as error:
+        raise SystemExit(f"{error}\nnext: {error.next_step}") from error
+
+
+if __name__ == "__main__":
+    main()
