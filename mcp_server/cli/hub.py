@@ -96,6 +96,9 @@ def show_exported(found: Exported) -> None:
         line("wrote", f"{Path(found.folder) / name} ({size(count)})")
     if found.weight_error is not None:
         line("rounding", f"weights differ by {found.weight_error:.2%} (root mean square), most in {found.worst_tensor}")
+    if (told := found.perplexity) is not None:
+        of_merge = "" if told.merge is None else f", the merge {told.merge:.2f}"
+        line("perplexity", f"{told.export:.2f}{of_merge}, over {told.tokens} tokens of plain prose (less is better)")
     for reply in found.replies:
         line("asked", reply.prompt)
         if reply.merge is not None:

@@ -29,6 +29,7 @@ class Exported(Frozen):
     loads: bool | None = Field(default=None, description="in llama.cpp; null: not tried, see notes")
     replies: list[Reply] = Field(default_factory=list, description="greedy, of the merge in transformers and of the export")
     same_replies: int | None = None
+    perplexity: Perplexity | None = Field(default=None, description="what the export costs in plain prose; null: not measured")
     command: str = Field(description="what to run next")
     notes: list[str] = Field(default_factory=list)
 
@@ -37,3 +38,11 @@ class Reply(Frozen):
     prompt: str
     merge: str | None = Field(default=None, description="null: the merge was not run")
     export: str
+
+
+class Perplexity(Frozen):
+    """exp(−mean log-likelihood) of the same tokens of one passage, by transformers and by llama.cpp."""
+
+    tokens: int
+    merge: float | None = Field(default=None, description="null: the merge was not run")
+    export: float

@@ -8,6 +8,7 @@ Not covered     vision and audio towers of multimodal models (llama.cpp keeps th
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from mcp_server.errors import DoesNotFit, MergingError, RunFailed
 from mcp_server.formats.exports import EXPORT_FILE
 from mcp_server.formats.gguf import read_gguf
 from mcp_server.formats.tensors import read_json
-from mcp_server.schemas.export import Exported, Quant, Reply
+from mcp_server.schemas.export import Exported, Perplexity, Quant, Reply
 from mcp_server.schemas.job import ExportRequest
 from mcp_server.steps.export import Source, disk_bytes, require_exportable
 from mcp_server.steps.export.modelfile import Turns, modelfile, turns_of
@@ -77,8 +78,7 @@ def _gguf(request: ExportRequest, source: Source, partial: Path, job: Job) -> Ex
         write_gguf_adapter(source.folder, source.base, adapter, job)
     assert source.model is not None
     tokenizer = load_tokenizer(source.model)
-    chat = bool(tokenizer.chat_template)
-    checked = _checked(request, source, model, adapter, chat, job, notes) if request.check and model is not None else {}
+    checked = _checked(request, source, model, adapter, tokenizer, job, notes) if request.check and model is not None else {}
     if source.kind == "adapter" and request.to == "gguf" and model is not None:
         model.unlink()  # made only to try the adapter on it
         model, quantised = None, None
@@ -141,11 +141,12 @@ def _keep_done(job: Job, step: str, stamps: dict[str, Any], found: dict[str, Any
 
 
 def _checked(
-    request: ExportRequest, source: Source, model: Path, adapter: Path | None, chat: bool, job: Job, notes: list[str]
+    request: ExportRequest, source: Source, model: Path, adapter: Path | None, tokenizer: Any, job: Job, notes: list[str]
 ) -> dict[str, Any]:
-    """Whether llama.cpp loads it, and its replies beside the merge's."""
+    """Whether llama.cpp loads it, and its replies and its perplexity beside the merge's."""
     job.progress("load in llama.cpp", 0, 2, unit="models")
-    settings = {"chat": chat, "threads": request.threads}
+    passage = tokenizer(replies.passage()).input_ids[: replies.SCORED]
+    settings = {"chat": bool(tokenizer.chat_template), "threads": request.threads, "passage": passage}
     try:
         theirs = replies.ask(job, "llama.cpp", gguf=str(model), adapter=adapter and str(adapter), **settings)
     except DoesNotFit as error:
@@ -155,16 +156,32 @@ def _checked(
         notes.append(f"llama.cpp does not load it: {error.message}")
         return {"loads": False}
     job.progress("load in transformers", 1, 2, unit="models")
-    ours: list[str | None] = [None] * len(theirs)
+    ours: list[str | None] = [None] * len(theirs.replies)
+    likelihood = None
     try:
         base = str(source.base) if source.base else None
-        ours = [*replies.ask(job, "transformers", out=str(source.folder), base=base, **settings)]
+        answered = replies.ask(job, "transformers", out=str(source.folder), base=base, **settings)
+        ours, likelihood = [*answered.replies], answered.likelihood
     except MergingError as error:
         notes.append(f"not compared with the merge in transformers: {error.message}")
     job.progress("load in transformers", 2, 2, unit="models")
-    found = [Reply(prompt=p, merge=o, export=t) for p, o, t in zip(replies.PROMPTS, ours, theirs, strict=True)]
-    same = sum(o == t for o, t in zip(ours, theirs, strict=True)) if None not in ours else None
-    return {"loads": True, "replies": found, "same_replies": same}
+    found = [Reply(prompt=p, merge=o, export=t) for p, o, t in zip(replies.PROMPTS, ours, theirs.replies, strict=True)]
+    same = sum(o == t for o, t in zip(ours, theirs.replies, strict=True)) if None not in ours else None
+    return {
+        "loads": True,
+        "replies": found,
+        "same_replies": same,
+        "perplexity": _perplexity(passage, likelihood, theirs.likelihood),
+    }
+
+
+def _perplexity(passage: list[int], merge: float | None, export: float | None) -> Perplexity | None:
+    scored = len(passage) - 1
+    if export is None or scored < 1:
+        return None
+    return Perplexity(
+        tokens=scored, merge=None if merge is None else math.exp(-merge / scored), export=math.exp(-export / scored)
+    )
 
 
 def _write_modelfile(source: Source, model: Path, adapter: Path | None, tokenizer: Any, partial: Path, notes: list[str]) -> None:

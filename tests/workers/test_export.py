@@ -101,8 +101,28 @@ def test_an_export_is_loaded_and_answers_as_the_merge_does(models: Path) -> None
     code, found, out = export(models, "ollama", out=str(models / "base"), to="ollama", quant="F16", check=True)
     assert (code, found["loads"], len(found["replies"])) == (0, True, 3), found
     assert all(reply["merge"] is not None for reply in found["replies"])
+    told = found["perplexity"]
+    assert told["tokens"] == 128
+    assert told["export"] == pytest.approx(told["merge"], rel=0.01)
     assert (out / "Modelfile").read_text(encoding="utf-8").startswith("FROM ./base-F16.gguf\n")
     assert found["command"].startswith("ollama create ")
+
+
+def test_a_quantised_export_costs_the_perplexity_that_is_reported(models: Path) -> None:
+    """The merge's figure is transformers', and the export's that of its own rounded weights in transformers."""
+    code, found, out = export(models, "costly", out=str(models / "base"), to="gguf", quant="Q4_K_M", check=True)
+    assert code == 0, found
+    (file,) = out.glob("*.gguf")
+    figures = json.loads(
+        subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("score_gguf.py")), str(models / "base"), str(file)],
+            check=True, capture_output=True,
+        ).stdout.splitlines()[-1]
+    )  # fmt: skip
+    told = found["perplexity"]
+    assert told["merge"] == pytest.approx(figures["merge"], rel=0.01)
+    assert told["export"] == pytest.approx(figures["export"], rel=0.01)  # llama.cpp rounds what flows through the layers too
+    assert abs(figures["export"] / figures["merge"] - 1) > 0.02
 
 
 def test_an_export_is_measured_beside_the_merge_by_what_llama_cpp_says(models: Path) -> None:

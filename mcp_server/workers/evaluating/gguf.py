@@ -1,6 +1,7 @@
 """A GGUF file in llama.cpp, in this process: what will be deployed, with its own tokenizer and chat template.
 
-Replies are greedy. Likelihoods of a prompt are not to be had. Not covered: images, tools, adapters as GGUF.
+Replies are greedy. Suites are given no likelihoods: those of a short text are had token by token (`likelihood_of`), which takes
+as long as writing it. Not covered: images, tools, adapters as GGUF.
 """
 
 from __future__ import annotations
@@ -58,6 +59,22 @@ def server_of(file: Path, *, context: int, threads: int | None, adapter: Path | 
         return xllamacpp.Server(params)
     except (RuntimeError, ValueError, OSError) as error:
         raise RunFailed(f"llama.cpp does not load {file}: {error}", "export the model again, or update xllamacpp") from error
+
+
+def likelihood_of(server: Any, tokens: list[int]) -> float | None:
+    """The sum of the log-likelihoods of all tokens after the first; None where llama.cpp wrote others.
+
+    A grammar of these tokens alone leaves nothing else to write, and llama.cpp tells of each what the model gave it before the
+    grammar spoke. It takes as long as writing them: one pass of the model a token.
+    """
+    grammar = "root ::= " + " ".join(f"<[{token}]>" for token in tokens[1:])
+    asked = {"max_tokens": len(tokens) - 1, "temperature": 0.0, "repeat_penalty": 1.0, "logprobs": 1, "grammar": grammar}
+    try:
+        answer = server.handle_completions({"prompt": tokens[:1], **asked})
+        told = answer["choices"][0]["logprobs"]["content"]
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError):
+        return None
+    return float(sum(one["logprob"] for one in told)) if [one["id"] for one in told] == tokens[1:] else None
 
 
 def gguf_model(file: Path, threads: int | None) -> tuple[RememberingLM, str, str]:
