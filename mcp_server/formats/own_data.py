@@ -15,7 +15,9 @@ max_tokens, stop    optional: where a reply ends, beside the model's own end
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -30,6 +32,8 @@ MAX_LINES: Final = 50_000
 MAX_BYTES: Final = 64 << 20
 MAX_CHARACTERS: Final = 1_000_000
 """Of a line: more than any model's window holds."""
+LONGEST_TOKEN: Final = 24
+"""Bytes of a token, more than those of running text have in any vocabulary."""
 Split = Literal["dev", "test"]
 Match = Literal["exact", "contains", "regex", "json", "choice"]
 FORMAT: Final = 'a line is {"prompt": "…", "expected": "…"}; match may be exact, contains, regex, json or choice'
@@ -119,18 +123,37 @@ def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number of JSON")
 
 
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return number
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python's reader keeps the last of two values under one name; whoever wrote both meant something else."""
+    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ValueError(f"{twice[0]!r} stands twice in one object")
+    return dict(pairs)
+
+
+def _strict_json(text: str) -> Any:
+    """Raises `ValueError` for what Python's reader takes and JSON does not have, and for names that stand twice."""
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_each_once)
+
+
 def _example(where: str, line: str, number: int) -> Example:
     if len(line) > MAX_CHARACTERS:
         raise Malformed(f"{where} has {len(line):,} characters, {MAX_CHARACTERS:,} is the most", "give shorter prompts")
     try:
-        raw = json.loads(line, parse_constant=_no_number)
+        raw = _strict_json(line)
         json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise Malformed(f"{where} holds half a character (\\ud800 to \\udfff alone)", "write whole characters") from error
     except RecursionError as error:
         raise Malformed(f"{where} is nested too deeply", FORMAT) from error
     except ValueError as error:
-        raise Malformed(f"{where} is no JSON: {error}", FORMAT) from error
+        whole = "; each line is an object of its own, not part of one" if line.strip() in ("[", "{") else ""
+        raise Malformed(f"{where} is no JSON: {error}{whole}", FORMAT) from error
     if not isinstance(raw, dict):
         raise Malformed(f"{where} holds {_kind(raw)}, not an object", FORMAT)
     for key in raw:
@@ -140,6 +163,8 @@ def _example(where: str, line: str, number: int) -> Example:
         row = Row.model_validate({key: value for key, value in raw.items() if key in Row.model_fields})
     except ValidationError as error:
         raise Malformed(f"{where}: {first_fault(error, Row)}", FORMAT) from error
+    if (row.prompt is None and row.messages is None) or row.expected is None:
+        _name_what_is_there(where, raw, row)
     match = row.match or ("choice" if row.choices else "json" if isinstance(row.expected, dict) else "exact")
     expected = _expected(where, row, match)
     return Example(
@@ -149,9 +174,19 @@ def _example(where: str, line: str, number: int) -> Example:
         match=match,
         choices=row.choices or [],
         split=row.split,
-        max_tokens=row.max_tokens or _room(expected, match),
-        stop=_stop(row, expected, match),
+        max_tokens=_max_tokens(where, row, expected, match),
+        stop=_stop(where, row, expected, match),
     )
+
+
+def _name_what_is_there(where: str, raw: dict[str, Any], row: Row) -> None:
+    """Files of other tools call the two fields otherwise (question and answer, instruction and output). Raises `Malformed` where
+    a field is missing and others stand there that we do not read.
+    """
+    missing = "expected" if row.expected is None else "prompt"
+    if others := [str(key) for key in raw if key not in Row.model_fields]:
+        listed = ", ".join(repr(key) for key in others[:6])
+        raise Malformed(f"{where}: {missing} is missing, found {listed}", f"rename the fields; {FORMAT}")
 
 
 def _messages(where: str, row: Row) -> list[Message]:
@@ -163,6 +198,8 @@ def _messages(where: str, row: Row) -> list[Message]:
             raise Malformed(f"{where}: system stands beside messages", "write it as the first of the messages")
         if row.messages[-1].role == "assistant":
             raise Malformed(f"{where}: messages end with the assistant's", "move its text to expected")
+        if row.messages[-1].role != "user" or not row.messages[-1].content.strip():
+            raise Malformed(f"{where}: messages end without a user's text", "let the last of the messages be the question")
         return row.messages
     if not (row.prompt or "").strip():
         raise Malformed(f"{where}: prompt is empty", FORMAT)
@@ -172,10 +209,14 @@ def _messages(where: str, row: Row) -> list[Message]:
 
 def _expected(where: str, row: Row, match: Match) -> list[str]:
     value = row.expected
-    if value is None or value in ([], ""):
+    if value is None or value == "" or (value == [] and match != "json"):
         raise Malformed(f"{where}: expected is {'missing' if value is None else 'empty'}", FORMAT)
     if match == "choice":
         return [_choice(where, row)]
+    if row.choices:
+        raise Malformed(
+            f"{where}: choices stand beside match {match}, which does not read them", "match choice, or leave them out"
+        )
     if match == "json":
         return [_json_text(where, value)]
     values = value if isinstance(value, list) else [value]
@@ -187,7 +228,7 @@ def _expected(where: str, row: Row, match: Match) -> list[str]:
         for text in texts:
             try:
                 re.compile(text)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise Malformed(f"{where}: expected is no regular expression: {error}", "see Python's re") from error
     if any(not text.strip() for text in texts):
         raise Malformed(f"{where}: expected holds an empty answer", FORMAT)
@@ -197,6 +238,8 @@ def _expected(where: str, row: Row, match: Match) -> list[str]:
 def _choice(where: str, row: Row) -> str:
     if not row.choices:
         raise Malformed(f"{where}: choices is missing under match choice", 'give "choices": ["…", "…"]')
+    if len(set(row.choices)) < len(row.choices) or not all(choice.strip() for choice in row.choices):
+        raise Malformed(f"{where}: choices are equal to each other, or empty", "give each choice a text of its own")
     if isinstance(row.expected, int) and not isinstance(row.expected, bool):
         if not 0 <= row.expected < len(row.choices):
             raise Malformed(f"{where}: expected is {row.expected}, there are {len(row.choices)} choices from 0", FORMAT)
@@ -211,10 +254,20 @@ def _json_text(where: str, value: Any) -> str:
     if not isinstance(value, str):
         return json.dumps(value)
     try:
-        json.loads(value)
-    except ValueError as error:
+        _strict_json(value)
+    except (ValueError, RecursionError) as error:
         raise Malformed(f"{where}: expected is no JSON: {error}", "write the value itself, or JSON as text") from error
     return value
+
+
+def _max_tokens(where: str, row: Row, expected: list[str], match: Match) -> int:
+    """Raises `Malformed` where not even the shortest answer fits, which would count every model wrong."""
+    most = row.max_tokens or _room(expected, match)
+    shortest = min(len(text.encode()) for text in expected)
+    if match in ("exact", "contains", "json") and shortest > most * LONGEST_TOKEN:
+        given = "max_tokens is" if row.max_tokens else "the most tokens of a reply are"
+        raise Malformed(f"{where}: expected has {shortest:,} bytes, {given} {most}", "give more max_tokens, or a shorter answer")
+    return most
 
 
 def _room(expected: list[str], match: Match) -> int:
@@ -223,9 +276,16 @@ def _room(expected: list[str], match: Match) -> int:
     return min(1024, max(128 if match in ("contains", "regex") else 32, 2 * longest // 3 + 16))
 
 
-def _stop(row: Row, expected: list[str], match: Match) -> list[str]:
+def _stop(where: str, row: Row, expected: list[str], match: Match) -> list[str]:
+    """Raises `Malformed` for a text that ends a reply before the answer is whole."""
     if row.stop is not None:
-        return [row.stop] if isinstance(row.stop, str) else list(row.stop)
+        stops = [row.stop] if isinstance(row.stop, str) else list(row.stop)
+        if not all(stops):
+            raise Malformed(f"{where}: stop holds an empty text", "leave it out")
+        cuts = [stop for stop in stops if match in ("exact", "contains") and all(stop in text for text in expected)]
+        if cuts:
+            raise Malformed(f"{where}: stop is {cuts[0]!r}, which stands in the expected answer", "stop at another text")
+        return stops
     return ["\n"] if match == "exact" and not any("\n" in text for text in expected) else []
 
 

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from mcp_server.errors import Malformed
 from mcp_server.formats.own_data import Example, Match, Message
 from mcp_server.formats.suites import list_suites
+from mcp_server.steps.evaluate import matching
 from mcp_server.steps.evaluate.listing import suite_list
 from mcp_server.steps.evaluate.matching import detector, matches
 
@@ -29,10 +31,18 @@ def example(match: Match, *expected: str) -> Example:
         ("json", ['{"a": 1}'], '```json\n{"a": 1}\n```', True),
         ("json", ['{"a": 1}'], 'Sure: {"a": 1}', False),
         ("json", ["null"], "nothing", False),
+        ("json", ["[]"], "[" * 100_000, False),
     ],
 )
 def test_a_reply_is_right_or_wrong(match: Match, expected: list[str], reply: str, right: bool) -> None:
     assert matches(reply, example(match, *expected)) is right
+
+
+def test_a_pattern_that_does_not_end_is_named_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "PATTERN_SECONDS", 0.1)
+    with pytest.raises(Malformed, match="took more than"):
+        matches("a" * 40 + "b", example("regex", "(a+)+$"))
+    assert matches("aaa", example("regex", "(a+)+$"))
 
 
 @pytest.mark.parametrize(

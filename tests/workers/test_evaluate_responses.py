@@ -5,7 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 
+from mcp_server.errors import Unsupported
 from mcp_server.workers.evaluating.responses import RememberingLM, ResponseStore, request_key
 
 
@@ -132,3 +134,13 @@ def test_progress_counts_what_is_known_and_what_is_answered() -> None:
     one.generate_until(ask("a", "b"))
     one.generate_until(ask("a", "b", "c"))
     assert told == [(0, 2), (1, 2), (2, 2), (2, 3), (3, 3)]
+
+
+def test_a_template_that_refuses_a_role_is_said_with_the_roles() -> None:
+    class NoSystem:
+        def apply_chat_template(self, *_: object, **__: object) -> str:
+            raise TemplateError("System role not supported")
+
+    asked = RememberingLM(ResponseStore(None), lambda: None, NoSystem(), "gemma", 1)
+    with pytest.raises(Unsupported, match="gemma takes no messages of system, user: System role not supported"):
+        asked.apply_chat_template([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
+from mcp_server.errors import Malformed
 from mcp_server.formats.own_data import Example
+
+PATTERN_SECONDS: Final = 5.0
+"""Patterns with repeats inside repeats take longer than anybody waits, on replies of a few dozen letters."""
 
 
 def matches(reply: str, example: Example) -> bool:
     """exact: the whole reply, outer spaces aside. contains: anywhere, letter case aside. regex: found anywhere. json: equal
     values, whatever their order and spacing; a code fence may stand around the value, nothing else.
 
-    Raises `ValueError` for choice, which likelihoods decide.
+    Raises `ValueError` for choice, which likelihoods decide, and `Malformed` for a pattern that does not end.
     """
     text = reply.strip()
     if example.match == "exact":
@@ -22,7 +28,7 @@ def matches(reply: str, example: Example) -> bool:
     if example.match == "contains":
         return any(wanted.casefold() in reply.casefold() for wanted in example.expected)
     if example.match == "regex":
-        return any(re.search(wanted, reply) is not None for wanted in example.expected)
+        return any(_found(wanted, reply, example.id) for wanted in example.expected)
     if example.match == "json":
         found = parsed(text)
         return found is not None and same(found[0], json.loads(example.expected[0]))
@@ -44,8 +50,28 @@ def parsed(text: str) -> tuple[Any] | None:
         text = fenced.group(1)
     try:
         return (json.loads(text),)
-    except ValueError:
+    except (ValueError, RecursionError):  # a model that repeats itself opens brackets without end
         return None
+
+
+def _found(pattern: str, text: str, name: str) -> bool:
+    """Whether the pattern is found, within `PATTERN_SECONDS` where the system can interrupt (not off the main thread)."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        return re.search(pattern, text) is not None
+
+    def give_up(*_: Any) -> None:
+        raise Malformed(
+            f"{name}: the pattern {pattern[:80]!r} took more than {PATTERN_SECONDS:g} s on one reply",
+            "write it without repeats inside repeats, such as (a+)+",
+        )
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, PATTERN_SECONDS)
+    try:
+        return re.search(pattern, text) is not None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def detector(examples: Sequence[Example]) -> Callable[[str], bool] | None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from lm_eval.api.model import LM, CacheHook
 
 from mcp_server.errors import Unsupported
@@ -115,14 +116,21 @@ class RememberingLM(LM):
         return self._name.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    chat_history,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
             )
-        )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in chat_history)
+            raise Unsupported(
+                f"the chat template of {self._name} takes no messages of {roles}: {error}",
+                "give your prompts in roles that it takes (often no system, and user and assistant in turn)",
+            ) from error
 
     def chat_template(self, chat_template: bool | str = False) -> str:  # noqa: ARG002 - the name is lm-eval's
         return str(self.tokenizer.chat_template or "")
