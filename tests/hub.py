@@ -67,6 +67,7 @@ class Hub:
     large: dict[str, bytes] = field(default_factory=dict)
     """Uploaded large files by SHA-256, in no repository before a commit names them."""
     faults: Faults = field(default_factory=Faults)
+    private: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
     """Bytes of each file that went out."""
@@ -113,7 +114,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif path == "api/repos/create":
                 asked = json.loads(body)
                 name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-                hub.repositories.setdefault(name, {})
+                if name not in hub.repositories:
+                    hub.repositories[name] = {}
+                    hub.private |= {name} if asked.get("private") or asked.get("visibility") == "private" else set()
                 self._answer({"url": f"{hub.url}/{name}", "id": name})
             elif parts[:2] == ["api", "models"] and parts[4] == "preupload":
                 files = [
@@ -159,6 +162,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     hub.repositories[name][value["path"]] = base64.b64decode(value["content"])
                 elif entry["key"] == "lfsFile":
                     hub.repositories[name][value["path"]] = hub.faults.loses or hub.large[value["oid"]]
+                elif entry["key"] == "deletedFile":
+                    del hub.repositories[name][value["path"]]
             self._answer({"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{name}/commit/{COMMIT}"})
 
         def _answer(self, data: dict[str, Any]) -> None:
@@ -197,7 +202,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 if file.endswith(LARGE):
                     entry["lfs"] = {"sha256": hashlib.sha256(_known(data)).hexdigest(), "size": len(data), "pointerSize": 134}
                 siblings.append(entry)
-            told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+            told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": name in hub.private}
             if card := re.match(rb"---\n(.*?)\n---\n", _known(hub.repositories[name].get("README.md", b"")), re.DOTALL):
                 told["cardData"] = yaml.safe_load(card[1])
             body = json.dumps(told)

@@ -14,14 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2 as httpx
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoSibling
 
 from mcp_server.errors import NotAllowed, RunFailed
+from mcp_server.formats.companions import CARD_FILE, PROVENANCE_FILE
 from mcp_server.formats.hub.refusals import explained
 from mcp_server.schemas.hub import Published
 from mcp_server.schemas.job import PublishRequest
-from mcp_server.steps.publish import publication
+from mcp_server.steps.publish import publication, superseded
 from mcp_server.workers.protocol import Job, run_worker
 
 
@@ -46,13 +47,19 @@ def main(job: Job) -> Published:
     job.progress("upload", 0, total, unit="bytes")
     with explained(request.repo, "main"), as_it_was_raised():
         created = api.create_repo(request.repo, private=request.private, exist_ok=True)
+        there = api.model_info(request.repo)
+        earlier = {one.rfilename for one in there.siblings or []}
+        require_ours(request.repo, earlier, private=bool(there.private) if request.private else None)
         files = [CommitOperationAdd(name, path) for name, path in sorted(made.files.items(), key=lambda f: f[1].stat().st_size)]
         for operation in files:
             api.preupload_lfs_files(request.repo, [operation], free_memory=False)
             sent += operation.upload_info.size
             job.progress("upload", sent, total, unit="bytes")
         texts = [CommitOperationAdd(name, text.encode()) for name, text in made.texts.items()]
-        commit = api.create_commit(request.repo, [*files, *texts], commit_message="Publish a merge with its record")
+        gone = superseded(earlier, {*made.files, *made.texts})
+        changes: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete]
+        changes = [*files, *texts, *(CommitOperationDelete(name) for name in gone)]
+        commit = api.create_commit(request.repo, changes, commit_message="Publish a merge with its record")
         job.progress("check", total, total, unit="bytes")
         held = api.model_info(request.repo, revision=str(commit.oid), files_metadata=True).siblings or []
     _require_whole(request.repo, files, {one.rfilename: one for one in held})
@@ -61,13 +68,31 @@ def main(job: Job) -> Published:
         repo=request.repo,
         url=str(created),
         commit=str(commit.oid),
-        private=request.private,
+        private=bool(there.private),
         files=sorted([*made.files, *made.texts]),
         bytes=total,
         licence=made.licence,
         base_models=made.base_models,
-        notes=made.notes,
+        notes=[*made.notes, *([f"removed from the earlier merge there: {', '.join(gone)}"] if gone else [])],
     )
+
+
+def require_ours(repo: str, names: set[str], *, private: bool | None) -> None:
+    """Raise `NotAllowed` for a repository that holds something else than a merge of ours, or is not `private` as was asked.
+
+    `private` is what the hub says, null where nothing was asked; a repository that exists keeps its visibility.
+    """
+    others = sorted(names - {".gitattributes", CARD_FILE})
+    if others and PROVENANCE_FILE not in names:
+        raise NotAllowed(
+            f"{repo} exists and holds other files than a merge of this tool: {', '.join(others[:4])}",
+            "choose another name, or empty the repository first",
+        )
+    if private is False:
+        raise NotAllowed(
+            f"{repo} exists and is public, and you asked for a private one; nothing was sent",
+            "make it private on the hub's page of its settings, or choose another name",
+        )
 
 
 def _require_whole(repo: str, sent: list[CommitOperationAdd], held: dict[str, RepoSibling]) -> None:

@@ -125,6 +125,29 @@ def test_an_upload_that_stops_midway_goes_on_and_ends_with_the_same_hashes(hub: 
         assert hub.repositories["me/merged"][name] == (merged / name).read_bytes()
 
 
+def test_a_merge_replaces_an_earlier_one_and_leaves_nothing_of_it_to_be_loaded(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    asked = {"out": str(merged), "repo": "me/merged", "yes": True, "private": True}
+    code, first, said = work("publish", hub, tmp_path, asked)
+    assert (code, first["private"], "me/merged" in hub.private) == (0, True, True), said
+    hub.repositories["me/merged"]["picture.png"] = b"of its owner"
+    shards = _in_shards(merged)
+    code, found, said = work("publish", hub, tmp_path, asked)
+    assert code == 0, said
+    assert set(hub.repositories["me/merged"]) == {*found["files"], "picture.png"} >= set(shards)
+    assert "removed from the earlier merge there: evaluation.json, model.safetensors" in found["notes"]
+
+
+def test_a_repository_of_something_else_or_a_public_one_gets_nothing(hub: Hub, merged: Path, tmp_path: Path) -> None:
+    asked = {"out": str(merged), "repo": "me/merged", "yes": True}
+    others = {"me/merged": {"README.md": b"hello", "model.safetensors": b"x"}, "me/public": {"README.md": b"hello"}}
+    hub.repositories |= {name: dict(files) for name, files in others.items()}
+    code, error, said = work("publish", hub, tmp_path, asked)
+    assert (code, "other files than a merge of this tool: model.safetensors" in error["message"]) == (2, True), said
+    code, error, said = work("publish", hub, tmp_path, asked | {"repo": "me/public", "private": True})
+    assert (code, "is public, and you asked for a private one" in error["message"]) == (2, True), said
+    assert (hub.repositories, hub.large) == (others, {})
+
+
 def test_a_hub_that_ends_with_other_bytes_is_told(hub: Hub, merged: Path, tmp_path: Path) -> None:
     hub.faults.loses = b"other bytes"
     code, error, said = work("publish", hub, tmp_path, {"out": str(merged), "repo": "me/merged", "yes": True})

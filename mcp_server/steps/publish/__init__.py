@@ -107,6 +107,13 @@ def publication(folder: Path, name: str, *, private: bool, licence: str | None) 
     return Publication(name, private, chosen, list(dict.fromkeys(bases)), texts, files, notes)
 
 
+def superseded(there: set[str], sent: set[str]) -> list[str]:
+    """What an earlier merge left in a repository and a loader or reader would take for this one's: weights, configs, evidence."""
+    ours = {*_TEXTS, *_CONFIGS}
+    left = [name for name in there - sent if name in ours or name.endswith((".safetensors", ".safetensors.index.json"))]
+    return sorted(name for name in left if "/" not in name)
+
+
 def _taken_over(folder: Path, record: Provenance) -> dict[str, Path]:
     """What else a loader reads: files that the merge copied from a source, code among them, and that are as they were written."""
     found = {}
