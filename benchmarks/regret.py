@@ -11,12 +11,15 @@ The interval is of one suite's mean over its prompts (Wilson, 95 %), divided by 
 from __future__ import annotations
 
 import json
-import math
 import re
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.six_skills.page import Table, groups_of, summary, wilson
 from mcp_server.catalog.signals import SeenScenario
 from mcp_server.schemas.scenario import Relation, Scenario
 from mcp_server.steps.recommend import plan_for
@@ -78,6 +81,13 @@ neither weighting reaches whole changes on the second pair.
 An earlier pair on this base, of which one source answered in the other's place on 93 % of its prompts, had a cosine as small
 (0.005) and kept .26 of exact calls with whole changes, .55 at lambda 0.7 (expert .875). So a plan whose cross-context check shows
 a leak begins at 0.7, and one without that check asks for it first.
+
+## Six skills in each other's way
+
+{six} pairs of six adapters that overlap, contradict each other's style, leak, or differ in rank, norm and kind of training. Each
+pair, three and six at once, what predicts a loss, and PEFT's combinations beside them: [six_skills.md](six_skills.md).
+
+{skills}
 """
 
 
@@ -159,12 +169,6 @@ PAIRS = (
 )
 
 
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    share = min(max(share, 0.0), 1.0)
-    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-
 def begins_with(pair: Pair, **changes: object) -> tuple[str, str]:
     """What a plan begins with, in words, and the candidate that it is."""
     plan = plan_for(pair.asked(**changes))
@@ -208,7 +212,8 @@ def main(pairs: tuple[Pair, ...] = PAIRS) -> str:
     said = " and ".join(str(regret) for regret in first)
     kept = " and ".join(f"{share} %" for share in whole)
     figures = {"median": statistics.median(others), "worst": max(others), "examples": "\n".join(by_examples)}
-    lines.append(AFTER.format(first=said, whole=kept, **figures))
+    skills = Table()
+    lines.append(AFTER.format(first=said, whole=kept, six=len(groups_of(skills, 2, 2)), skills=summary(skills), **figures))
     return "\n".join(lines)
 
 

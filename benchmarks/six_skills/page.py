@@ -9,11 +9,12 @@ measured minus the one that `recommend` begins with, in points. Only the rules a
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from mcp_server.steps.recommend import plan_for
 MEASURED = EXAMPLE / "measured"
 LEAK = 0.2
 """Above it a source counts as acting in the other's place (`cross_context_leak` in the rules)."""
+BOTH = 0.5
+"""Above it each of two answers the other's prompts (`mutual_leak` in the rules)."""
 GOOD = 80
 """Percent of its gain that the skill which keeps less must keep for a merge to count as having worked."""
 Row = dict[str, Any]
@@ -102,6 +105,11 @@ class Table:
         rates = self.cross()
         return max(rates[one][other] for one in group for other in group if one != other)
 
+    def both(self, group: Group) -> float:
+        """Of two of a group, the rate at which each answers the other's prompts (the smaller of the two); the highest pair's."""
+        rates = self.cross()
+        return max(min(rates[a][b], rates[b][a]) for a, b in itertools.combinations(group, 2))
+
     def cosines(self, group: Group) -> Cosines:
         found: Cosines = self.files[group]["cosines"]
         return found
@@ -114,8 +122,8 @@ class Table:
     def chosen(self, group: Group, *, cross: bool) -> tuple[str, float | None]:
         """The recipe that it begins with, and that recipe's least gain where it was measured."""
         plan = self.advised(group, cross=cross)
-        if plan.strategy is None:
-            return plan.verdict, None
+        if not merges_it(plan):
+            return "no merge", None
         name = first(plan)
         row = self.measured(group).get(name)
         return name, None if row is None else self.least(row)
@@ -187,9 +195,9 @@ def merges(found: Table, groups: list[Group]) -> str:
         low, high = found.interval(held[best])
         cosine = max(found.cosines(group).values(), key=abs)
         ratio = held[best]["perplexity"] / found.alone["base"]["perplexity"]
-        about = [title(group), f"{cosine:.3f}", f"{found.leak(group):.2f}"]
+        about = [title(group), f"{cosine:.3f}", f"{found.leak(group):.2f}", f"{found.both(group):.2f}"]
         rows.append([*about, *cells, f"{low:.0f} to {high:.0f}", f"{ratio:.2f}"])
-    head = ["sources", "cosine", "leak", *(recipe.replace(" lambda=", " λ ") for recipe in shown)]
+    head = ["sources", "cosine", "leak", "both", *(recipe.replace(" lambda=", " λ ") for recipe in shown)]
     return table([*head, "95 % of the best", "its perplexity ÷ base"], rows)
 
 
@@ -224,7 +232,8 @@ def regrets(found: Table, groups: list[Group], *, cross: bool) -> tuple[str, lis
         name, least = found.chosen(group, cross=cross)
         best, top = found.best(group)
         if least is None:
-            rows.append([title(group), plan.verdict, name, "not measured", f"{best}: {top:.0f}", ""])
+            missing = "not measured" if merges_it(plan) else ""
+            rows.append([title(group), plan.verdict, name, missing, f"{best}: {top:.0f}", ""])
             continue
         values.append(top - least)
         rows.append([title(group), plan.verdict, name, f"{least:.0f}", f"{best}: {top:.0f}", f"{top - least:.0f}"])
@@ -262,7 +271,7 @@ should be 1, elsewhere 0; `lights` and `home` share their form."""
 TWO = """## Pairs
 
 Recovered gain of the skill that keeps less, in percent, with weights of 1; the best in bold. `cosine` is that of the two changes,
-`leak` the highest rate at which one of the two answers the other's prompts."""
+`leak` the rate at which one of the two answers the other's prompts in its own way, the higher direction; `both` the lower one."""
 PEFTS = """## Beside PEFT
 
 `add_weighted_adapter` with weights of 1 (density 0.5), measured in the same way: recovered gain of the skill that keeps less. It
@@ -280,6 +289,7 @@ def page(found: Table) -> str:
     held = [group for group in pairs if sum_ in found.measured(group)]
     kept = [found.least(found.measured(group)[sum_]) for group in held]
     by_leak = spearman([found.leak(group) for group in held], kept)
+    by_both = spearman([found.both(group) for group in held], kept)
     by_cosine = spearman([max(map(abs, found.cosines(group).values())) for group in held], kept)
     without, costs = regrets(found, pairs, cross=False)
     checked, costs_checked = regrets(found, pairs, cross=True)
@@ -293,7 +303,8 @@ def page(found: Table) -> str:
         parts.append(f"## Three and six at once\n\n{merges(found, larger)}")
     parts.append(
         f"## What predicts a loss\n\nOver {len(held)} pairs, added whole (task_arithmetic, λ 1): rank correlation of the kept "
-        f"gain with the leak {by_leak:.2f},\nwith the cosine's size {by_cosine:.2f}.\n\n{predicted(found, held, sum_)}"
+        f"gain with the leak {by_leak:.2f},\nwith the leak of both {by_both:.2f}, with the cosine's size {by_cosine:.2f}.\n\n"
+        f"{predicted(found)}"
     )
     parts.append(
         f"## What `recommend` begins with\n\nWith the files alone: {told(costs)} pairs.\n\n{without}\n\n"
@@ -306,34 +317,46 @@ def page(found: Table) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def predicted(found: Table, groups: list[Group], recipe: str) -> str:
-    """How well a leak above the rules' threshold tells merges that fail."""
-    cells: dict[tuple[bool, bool], int] = {(a, b): 0 for a in (True, False) for b in (True, False)}
-    for group in groups:
-        cells[found.leak(group) > LEAK, found.least(found.measured(group)[recipe]) < GOOD] += 1
-    rows: list[list[object]] = [
-        [f"leak above {LEAK:g}", cells[True, True], cells[True, False]],
-        [f"leak up to {LEAK:g}", cells[False, True], cells[False, False]],
+def worked(found: Table, group: Group) -> bool:
+    """Whether any recipe that was measured keeps enough of every skill."""
+    return found.best(group)[1] >= GOOD
+
+
+def predicted(found: Table) -> str:
+    """How well what can be known before tells the merges in which some recipe keeps enough."""
+    groups = groups_of(found, 2, 2)
+    signs: list[tuple[str, Callable[[Group], bool]]] = [
+        (f"no leak above {LEAK:g} (`cross_context_rate`)", lambda group: found.leak(group) <= LEAK),
+        (f"leak of both up to {BOTH:g} (`mutual_leak`)", lambda group: found.both(group) <= BOTH),
+        ("cosine within ± 0.1", lambda group: max(map(abs, found.cosines(group).values())) <= 0.1),
+        ("`recommend` with the check: merge, with caution or not", lambda group: merges_it(found.advised(group, cross=True))),
     ]
-    return table(["pairs", f"keep less than {GOOD} %", f"keep {GOOD} % or more"], rows)
+    rows: list[list[object]] = []
+    for name, holds in signs:
+        cells = [[sum(worked(found, g) is w for g in groups if holds(g) is h) for w in (True, False)] for h in (True, False)]
+        rows.append([name, *cells[0], *cells[1]])
+    head = ["sign", f"holds: a recipe keeps {GOOD} %", "holds: none does", f"does not hold: a recipe keeps {GOOD} %", "none does"]
+    return table(head, rows)
+
+
+def merges_it(plan: Plan) -> bool:
+    return plan.verdict in ("merge", "merge_with_caution")
 
 
 def summary(found: Table) -> str:
-    """Two rows for the page of all pairs: what `recommend` begins with here, without and with the cross-context check."""
+    """Two rows for the page of all pairs: what `recommend` says here, without and with the cross-context check."""
     pairs = groups_of(found, 2, 2)
     rows: list[list[object]] = []
     for name, cross in (("the files alone", False), ("and the cross-context check", True)):
-        chosen = [found.chosen(group, cross=cross) for group in pairs]
-        known = [(group, least) for group, (_, least) in zip(pairs, chosen, strict=True) if least is not None]
+        merged = [group for group in pairs if merges_it(found.advised(group, cross=cross))]
+        known = [(group, least) for group in merged if (least := found.chosen(group, cross=cross)[1]) is not None]
         costs = [found.best(group)[1] - least for group, least in known]
-        rows.append(
-            [
-                name, len(costs), f"{statistics.median(costs):.0f}", f"{max(costs):.0f}",
-                f"{statistics.median(least for _, least in known):.0f} %",
-                f"{statistics.median(found.best(group)[1] for group, _ in known):.0f} %",
-            ]
-        )  # fmt: skip
-    return table(["known", "pairs", "median regret", "worst", "median kept", "best measured"], rows)
+        apart = [group for group in pairs if group not in merged]
+        right = sum(not worked(found, group) for group in apart)
+        median, worst = (f"{statistics.median(costs):.0f}", f"{max(costs):.0f}") if costs else ("", "")
+        rows.append([name, len(merged), sum(worked(found, group) for group in merged), median, worst, len(apart), right])
+    head = ["known", "says merge", f"a recipe keeps {GOOD} %", "median regret", "worst", "says not to", "no recipe keeps it"]
+    return table(head, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Merges the six skills' adapters in pairs, triples and all at once, by every recipe, and measures what is left of each skill.
 
-usage: run.py BASE [--limit 32] [--split dev] [--only advice|sources|ours|peft] [--minutes M]
+usage: run.py BASE [--limit 32] [--split dev] [--only advice|sources|ours|peft] [--recipe R]
 
 Resumable: a row that DIR (examples/six_skills/measured) holds is not measured again. Recipes go in order of interest, each over
 all groups, so that a run that is stopped has whole columns. `page.py` writes docs/six_skills.md from the rows.
@@ -91,14 +91,14 @@ def groups(adapters: Path) -> list[tuple[str, ...]]:
     return [group for group in GROUPS if set(group) <= set(there(adapters))]
 
 
-def wanted(adapters: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+def wanted(adapters: Path, recipes: list[str] | None) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(recipe, group) in order of interest."""
-    for recipe in (*OURS, *MANY):
+    for recipe in recipes or (*OURS, *MANY):
         yield from ((recipe, group) for group in groups(adapters) if recipe in OURS or len(group) > 2)
 
 
-def ours(bench: Bench, rows: Rows, adapters: Path, split: str, end: float) -> None:
-    for recipe, group in wanted(adapters):
+def ours(bench: Bench, rows: Rows, adapters: Path, split: str, end: float, recipes: list[str] | None) -> None:
+    for recipe, group in wanted(adapters, recipes):
         key = {"recipe": recipe, "sources": list(group), "split": split}
         if rows.has(**key):
             continue
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=32, help="prompts of each suite; 0: all")
     parser.add_argument("--split", default="dev", choices=("dev", "test"))
     parser.add_argument("--only", choices=("advice", "sources", "ours", "peft"))
+    parser.add_argument("--recipe", action="append", choices=(*OURS, *MANY), help="of ours only these; repeat it")
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--adapters", type=Path, default=EXAMPLE)
     parser.add_argument("--rows", type=Path, default=EXAMPLE / "measured")
@@ -164,7 +165,7 @@ def main() -> None:
         if given.only in (None, "sources"):
             sources(bench, Rows(given.rows / "sources.jsonl", ("source", "split")), adapters, given.split)
         if given.only in (None, "ours"):
-            ours(bench, merges, adapters, given.split, end)
+            ours(bench, merges, adapters, given.split, end, given.recipe)
         if given.only in (None, "peft"):
             peft(bench, merges, adapters, given.split, end)
     except MergingError as error:

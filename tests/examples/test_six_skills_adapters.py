@@ -66,3 +66,9 @@ def test_the_loss_curve_has_every_step_and_falls(name: str) -> None:
 def test_the_model_card_states_licence_and_base(name: str) -> None:
     front = yaml.safe_load((EXAMPLE / name / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert (front["license"], front["base_model"]) == ("apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+def test_each_expert_beats_the_base_clearly_on_its_own_suite() -> None:
+    lines = (EXAMPLE / "measured" / "sources.jsonl").read_text(encoding="utf-8").splitlines()
+    alone = {row["source"]: row["scores"] for row in map(json.loads, lines) if row["split"] == "dev"}
+    assert {name: alone[name][name] - alone["base"][name] > 0.6 for name in RANKS} == dict.fromkeys(RANKS, True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.six_skills.page import Table, line, spearman, title
+from benchmarks.six_skills.page import Table, line, page, spearman, summary, title, worked
 from benchmarks.six_skills.recipes import NAMES, OURS, as_measured, first
 from mcp_server.steps.recommend import plan_for
 
@@ -62,6 +62,23 @@ def test_the_first_choice_follows_the_rules_and_the_cross_context_check(table: T
     assert table.chosen(group, cross=False) == ("task_arithmetic lambda=1.0", pytest.approx(50))
     asked = plan_for(as_measured(group, {"terse notes": 0.01}, {"terse": 2.0, "notes": 3.0}, table.cross()))
     assert table.chosen(group, cross=True)[0] == first(asked)
+
+
+def test_the_leak_of_both_is_the_lower_direction(table: Table) -> None:
+    assert (table.both(("terse", "notes")), table.leak(("terse", "notes"))) == (0.0, 0.9)
+    table.alone["notes"]["shown"]["terse"]["notes"] = 0.75
+    assert table.both(("terse", "notes")) == 0.75
+    assert table.chosen(("terse", "notes"), cross=True) == ("no merge", None)
+    assert summary(table).splitlines()[2:] == [
+        "| the files alone | 1 | 0 | 25 | 25 | 0 | 0 |",
+        "| and the cross-context check | 0 | 0 |  |  | 1 | 1 |",
+    ]
+    assert not worked(table, ("terse", "notes"))
+
+
+def test_the_page_is_what_the_command_writes() -> None:
+    written = Path(__file__).resolve().parents[2] / "docs" / "six_skills.md"
+    assert written.read_text(encoding="utf-8") == page(Table())
 
 
 def test_groups_are_in_order_and_named(table: Table) -> None:

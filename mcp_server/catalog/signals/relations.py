@@ -130,6 +130,25 @@ def apart(scenario: Scenario) -> bool | None:
 
 
 @signal
+def mutual_leak(scenario: Scenario) -> float | None:
+    """The rate at which each of two sources answers the other's prompts in its own way: the smaller of the two, highest pair.
+
+    Unknown until both were asked. Pairs whose changes overlap (cosine) are left out: they may have one behaviour in common. A
+    context that `own_context` does not give has the name of its source.
+    """
+    from mcp_server.catalog import threshold
+
+    own, rates = scenario.own_context or {}, scenario.cross_context or {}
+    found = []
+    for (one, other), relation in pair_relations(scenario):
+        rate, back = (rates.get(a, {}).get(own.get(b, b)) for a, b in ((one, other), (other, one)))
+        overlap = relation.cosine is not None and abs(relation.cosine) > threshold("near_orthogonal")
+        if rate is not None and back is not None and not overlap:
+            found.append(min(rate, back))
+    return max(found, default=None)
+
+
+@signal
 def different_skills(scenario: Scenario) -> bool | None:
     """Whether the sources learnt different things: measured apart, or said to be complementary and no near copies."""
     from mcp_server.catalog import threshold
