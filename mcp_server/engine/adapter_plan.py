@@ -28,6 +28,7 @@ from mcp_server.formats.lora import Adapter
 from mcp_server.formats.recipe import Group, ModelRef, merge_recipe
 from mcp_server.formats.tensor_names import is_before_layers, is_head, split_layer
 from mcp_server.formats.tensors import StoredTensor, stored_tensors
+from mcp_server.formats.ties import find_ties
 from mcp_server.schemas.base import Space
 
 OVERSAMPLING = 8
@@ -84,7 +85,7 @@ class Saved:
 @dataclass(frozen=True)
 class AdapterPlan:
     """`dtype` is that of every tensor of the output, as torch names it; `names`, what each stored one is called in memory;
-    `left_out`, what changes and is not in the output."""
+    `left_out`, what changes and is not in the output; `stays_tied`: embedding and head are stored whole, and are one."""
 
     merge: MergePlan
     modules: tuple[Module, ...]
@@ -94,6 +95,7 @@ class AdapterPlan:
     names: Mapping[str, str]
     left_out: tuple[TensorPlan, ...] = ()
     space: Space = "weights"
+    stays_tied: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors of the output, in the order in which they are written."""
@@ -141,8 +143,22 @@ def plan_adapter(recipe_text: str, rank: int | None, whole: Sequence[str] = (), 
         raise Unsupported(f"{reading.plan.name} is no plain LoRA in every source", "merge it on the weights: leave --space out")
     adapted = {module.name for module in modules}
     saved = tuple(_saved(plan, tensor, names[tensor.name], adapted) for tensor in places["whole"])
+    head = _tied_head(plan, saved) if full is not None else None
     dtype = recipe.out_dtype or recipe.dtype or "float32"
-    return AdapterPlan(plan, modules, saved, exact, dtype, names, tuple(places["left out"]), "weights" if exact else space)
+    saved += (head,) if head else ()
+    left_out, space = tuple(places["left out"]), "weights" if exact else space
+    return AdapterPlan(plan, modules, saved, exact, dtype, names, left_out, space, head is not None)
+
+
+def _tied_head(plan: MergePlan, saved: Sequence[Saved]) -> Saved | None:
+    """The head that full models keep as one with an embedding that the output stores: PEFT parts the two unless both are stored,
+    and one by its config (ensure_weight_tying)."""
+    base = _base(plan)
+    ties = find_ties(base.config, base.tensors)
+    if ties is None or not ties.tied:
+        return None
+    embedding = next((entry for entry in saved if entry.plan.name == ties.embedding), None)
+    return replace(embedding, key=f"base_model.model.{ties.head}") if embedding else None
 
 
 def _place(plan: MergePlan, tensor: TensorPlan, own: StoredTensor | None, whole: Sequence[str]) -> str | None:

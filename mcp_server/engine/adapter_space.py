@@ -124,7 +124,7 @@ def _concatenate(module: Module, reader: Reader) -> tuple[Array, Array]:
         if entry.factors is not None:
             flat, tall = reader.whole(entry.factors.a), reader.whole(entry.factors.b)
             if not (np.isfinite(flat).all() and np.isfinite(tall).all()):
-                raise _not_finite(module, entry.source)
+                raise _not_finite(module.plan, entry.source)
             a.append(flat.reshape(experts, -1, flat.shape[1]))
             scaled = tall.astype(np.float64) * (coefficient * entry.factors.scale)
             b.append(scaled.reshape(len(tall), -1, experts))
@@ -138,7 +138,7 @@ def _approximate(
     """(A, B, (squared error, squared norm)) of the merged delta's truncated SVD."""
     tensor = OpenTensor(module.plan, reader, around_zero=not module.reads_base)
     for source in tensor.nonfinite_factors():
-        raise _not_finite(module, source)
+        raise _not_finite(module.plan, source)
     merge_block = prepare(plan.recipe.method, tensor, pool, seed)
 
     def rows() -> Iterator[tuple[slice, Array]]:
@@ -172,7 +172,9 @@ def _delta(tensor: OpenTensor, merge_block: MergeBlock, pool: ThreadPool) -> Ite
     """What the merge adds to the base, block by block: the merge around a reference of zero."""
     workspace = pool.workspace()
     for block in tensor.blocks:
-        reference, deltas = tensor.load_all(workspace, block)
+        reference, deltas, bad = tensor.load_checked(workspace, block)
+        for source in bad:
+            raise _not_finite(tensor.plan, source)
         out = workspace.take("out", block.count)
         reference[:] = 0
         merge_block(workspace, block, reference, deltas, out)
@@ -218,19 +220,16 @@ def _whole(saved: Saved, reader: Reader, pool: ThreadPool, seed: int) -> Iterato
     for block in tensor.blocks:
         reference, deltas, bad = tensor.load_checked(workspace, block)
         for source in bad:
-            raise Malformed(
-                f"{saved.plan.name} of {source} holds values that are not finite",
-                "train or download that source again; no adapter can hold them",
-            )
+            raise _not_finite(saved.plan, source)
         out = workspace.take("out", block.count)
         merge_block(workspace, block, reference, deltas, out)
         yield out
     tensor.close()
 
 
-def _not_finite(module: Module, source: str) -> Malformed:
+def _not_finite(tensor: TensorPlan, source: str) -> Malformed:
     return Malformed(
-        f"{module.plan.name} of {source} holds values that are not finite",
+        f"{tensor.name} of {source} holds values that are not finite",
         "train or download that source again; no adapter can hold them",
     )
 
@@ -294,6 +293,7 @@ def _config(planned: AdapterPlan, folder: Path) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "use_rslora": False,
         "modules_to_save": named or None,
+        **({"ensure_weight_tying": True} if planned.stays_tied else {}),
         "init_lora_weights": True,
         "inference_mode": True,
     }

@@ -113,7 +113,7 @@ def recompute(merge: Merge, *, full: bool, most: int | None = None) -> Recompute
     squares = [0.0, 0.0]
     for name, stored in output.items():
         planned = names.plan(name)
-        if planned.made is not None and not full and not _on_cores(merge) and reads_whole(planned.made):
+        if planned.made is not None and not full and not _on_cores(merge, planned.made.name) and reads_whole(planned.made):
             credit += share * stored.count
             large = stored.count > WHOLE_ELEMENTS
             if (share < 1.0 and credit < stored.count) or (large and stored.count > budget):
@@ -130,9 +130,10 @@ def recompute(merge: Merge, *, full: bool, most: int | None = None) -> Recompute
     return found
 
 
-def _on_cores(merge: Merge) -> bool:
-    """Whether the method worked on the core of the adapters' factors, as the record says."""
-    return merge.is_adapter and merge.ours and merge.provenance is not None and "space" in merge.provenance.settings
+def _on_cores(merge: Merge, name: str) -> bool:
+    """Whether the method worked on the core of a tensor's factors, as the record says; what is stored whole has none."""
+    said = merge.ours and merge.provenance is not None and "space" in merge.provenance.settings
+    return said and merge.adapter is not None and name not in merge.adapter.replaced
 
 
 def _adapted_tensors(merge: Merge) -> dict[str, StoredTensor]:
@@ -176,7 +177,7 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
         raise CannotCompute(f"{stored.dtype} values are not read here")
     seed = merge.provenance.seed if merge.ours and merge.provenance else None
     precision = _precision(merge, stored, made)
-    begin = prepare_core if _on_cores(merge) else prepare
+    begin = prepare_core if _on_cores(merge, made.name) else prepare
     compute = begin(made, seed, 2.0 ** -MANTISSA[precision.worked_in] if precision.worked_in else 0.0)
     tally = Tally(made.name, made.shape, precision, [operand.label for operand in made.operands])
     folded = sum(abs(o.settings.get("weight", 1.0)) for o in made.operands if o.value.adapted)

@@ -17,7 +17,7 @@ from mcp_server.errors import BadInput, Malformed, Unsupported
 from mcp_server.jobs.engines import choose
 from mcp_server.schemas.job import MergeRequest
 from mcp_server.steps.verify import verify
-from tests.engine.synthetic import load, random_tensors, run, write_model, write_two_adapters
+from tests.engine.synthetic import load, random_tensors, run, save, write_model, write_two_adapters
 from tests.engine.test_adapter_space import UP, Q, deltas
 
 Array = np.ndarray[Any, Any]
@@ -157,3 +157,17 @@ def test_what_has_no_core_is_refused(root: Path) -> None:
         choose(MergeRequest.of({"recipe": recipe(root, "ties"), "out": str(root / "x"), "rank": 3}))
     bound = peak_anon_of_adapter(plan_adapter(recipe(root, "ties"), 3, space="core"), 1)
     assert "cores of factors" in bound
+
+
+@pytest.mark.parametrize("method", ["ties", "task_arithmetic"])
+def test_what_an_adapter_stores_whole_is_merged_as_in_a_model(root: Path, method: str) -> None:
+    file, said = root / "b" / "adapter_model.safetensors", root / "b" / "adapter_config.json"
+    head = load(root / "base")["lm_head.weight"]
+    save(file, load(root / "b") | {"base_model.model.lm_head.weight": head + 1}, "float32")
+    config = json.loads(said.read_text("utf-8")) | {"modules_to_save": ["lm_head"]}
+    said.write_text(json.dumps(config), encoding="utf-8")
+    merge(root, recipe(root, method), space="core")
+    run(recipe(root, method), root / "full")
+    assert np.allclose(load(root / "out")["base_model.model.lm_head.weight"], load(root / "full")["lm_head.weight"], atol=1e-6)
+    found = verify(root / "out", full=True)
+    assert found.verdict == "verified", found

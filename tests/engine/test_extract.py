@@ -11,9 +11,9 @@ import pytest
 
 from mcp_server.engine.adapter_space import merge_adapters
 from mcp_server.engine.request import Request
-from mcp_server.errors import Unsupported
+from mcp_server.errors import Malformed, Unsupported
 from mcp_server.steps.verify import verify
-from tests.engine.synthetic import load, random_tensors, shapes, write_adapter, write_model
+from tests.engine.synthetic import load, random_tensors, run, save, shapes, write_adapter, write_model
 
 SIDES = {name: shape for name, shape in shapes().items() if len(shape) == 2 and "embed" not in name}
 MATRICES = list(SIDES)
@@ -142,3 +142,38 @@ def test_peft_loads_it_and_gives_the_fine_tune(tmp_path: Path, kind: str) -> Non
     tokens = torch.arange(12)[None]
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "out")
     assert torch.allclose(loaded(tokens).logits, model.eval()(tokens).logits, atol=2e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_embedding_that_is_one_with_its_head_stays_so(tmp_path: Path) -> None:
+    """PEFT parts a saved embedding from a tied head, which would keep the base's values."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    model = LlamaForCausalLM(LlamaConfig(**small, num_key_value_heads=2, tie_word_embeddings=True))
+    model.save_pretrained(tmp_path / "base")
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "tuned")
+    extract(tmp_path, 16, seed=0, whole=("embeddings", "norms"))
+    tokens = torch.arange(12)[None]
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "out")
+    assert torch.allclose(loaded(tokens).logits, model.eval()(tokens).logits, atol=1e-4)
+    assert verify(tmp_path / "out", recipe=recipe(tmp_path), full=True).verdict == "verified"
+    entry = {"model": f"{tmp_path}/base+{tmp_path}/out", "parameters": {"weight": 1.0}}
+    body = {"merge_method": "task_arithmetic", "base_model": f"{tmp_path}/base", "models": [entry], "dtype": "float32"}
+    run(json.dumps(body), tmp_path / "back")
+    back, tuned = load(tmp_path / "back"), load(tmp_path / "tuned")
+    assert set(back) == set(tuned)
+    assert all(np.allclose(back[name], tuned[name], atol=1e-4) for name in tuned)
+
+
+def test_numbers_that_are_none_are_named(root: Path) -> None:
+    tensors = load(root / "tuned")
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] = np.nan
+    save(root / "tuned" / "model.safetensors", tensors, "float32")
+    with pytest.raises(Malformed, match=r"layers\.0\.self_attn\.q_proj\.weight of .*tuned holds values that are not finite"):
+        extract(root, 4)

@@ -85,3 +85,13 @@ def test_a_planner_that_lacks_a_model_leaves_the_question_open(recipe: str, tmp_
 
     found = validate(recipe, folder=tmp_path, deep=True, planner=planner)
     assert (found.ok, found.level, found.skipped["MM701"]) == (True, "checkpoints", "org/model is not on this machine")
+
+
+def test_a_base_that_only_adapters_need_is_not_all_that_can_be_done(tmp_path: Path) -> None:
+    adapter = tmp_path / "lora"
+    text = f"merge_method: task_arithmetic\nbase_model: {tmp_path}/gone\nmodels:\n"
+    alone = text + f"  - {{model: {tmp_path}/gone+{adapter}, parameters: {{weight: 1}}}}\n"
+    mixed = alone + f"  - {{model: {tmp_path}/gone2, parameters: {{weight: 1}}}}\n"
+    said = [[f.fix for f in validate(one).findings if f.code == "MM301" and "gone" in f.message] for one in (alone, mixed)]
+    assert ["--output adapter" in fix for fix in said[0]] == [True]
+    assert ["--output adapter" in fix for fix in said[1]] == [False, False]

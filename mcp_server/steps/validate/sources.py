@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from mcp_server.errors import Malformed, NotAllowed, NotAModel, NotFound
+from mcp_server.formats.recipe import ModelRef
 from mcp_server.steps.validate.context import Context, absent
 from mcp_server.steps.validate.form import PLACEHOLDER, WINDOWS
 from mcp_server.steps.validate.registry import Found, check
+
+WITHOUT_IT: Final = "one adapter can be made of these adapters without their base: merge with --output adapter"
+
+
+def _carries_adapters_alone(context: Context, ref: ModelRef) -> bool:
+    """Whether every source is an adapter, and this is the model under them."""
+    sources = [source.model for _, source in context.sources()]
+    return all(model.adapter_ref for model in sources) and any(model.base_ref == ref.base_ref for model in sources)
 
 
 @check("MM301")
@@ -20,7 +30,8 @@ def source_exists(context: Context) -> Iterator[Found]:
         seen.add(ref.base_ref)
         found = context.probe(ref)
         if isinstance(found, NotFound | NotAllowed) and not absent(found):
-            yield Found(found.message, where, found.next_step)
+            step = f"{found.next_step}; {WITHOUT_IT}" if _carries_adapters_alone(context, ref) else found.next_step
+            yield Found(found.message, where, step)
     for where, ref in context.named():
         if ref.adapter_ref and ref.adapter_ref not in seen:
             seen.add(ref.adapter_ref)
