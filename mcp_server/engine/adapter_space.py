@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -47,6 +47,7 @@ from mcp_server.formats.lineage import name_of_base
 from mcp_server.formats.tensors import ITEM_BYTES, STORED
 
 Array = np.ndarray[Any, Any]
+ROUTERS: Final = (".gate", ".router")
 NO_MODULES = "dummy-target-modules"
 """`peft.utils.constants.DUMMY_TARGET_MODULES`, without which PEFT refuses a config that names no module."""
 
@@ -103,7 +104,7 @@ def merge_adapters(request: Request, report: Report) -> dict[str, Any]:
         "rounding_loss": {},
         "nonfinite": {},
         "relative_error": overall,
-        "warnings": [*plan.warnings, *_left_out_warning(left_out)],
+        "warnings": [*plan.warnings, *_left_out_warning(left_out), *_router_warning(planned)],
         "resumed": False,
         "wall_seconds": time.monotonic() - started,
         "peak_anon_bytes": meter.sample(),
@@ -210,6 +211,17 @@ def _left_out_warning(tensors: list[TensorPlan]) -> list[str]:
     asked = [kind for kind in kinds if kind in WHOLE]
     how = f"; they can be stored whole ({', '.join(f'--whole {kind}' for kind in asked)})" if asked else ""
     return [f"{len(tensors)} changed tensors are left out ({', '.join(kinds)}), such as {tensors[0].name}{how}"]
+
+
+def _router_warning(planned: AdapterPlan) -> list[str]:
+    """Routers of a mixture of experts are modules of their own kind in transformers 5, which PEFT has no LoRA for."""
+    names = [tensor.name for tensor in planned.merge.tensors]
+    mixed = {name.partition(".experts.")[0] for name in names if ".experts." in name}
+    found = [m.name for m in planned.modules if m.reads_base and m.name.rpartition(".")[0] in mixed and m.name.endswith(ROUTERS)]
+    if not found:
+        return []
+    what = f"factors of {len(found)} routers, such as {found[0]}"
+    return [f"the adapter holds {what}, which PEFT does not load with transformers 5; merge it here into a model to use it there"]
 
 
 def _whole(saved: Saved, reader: Reader, pool: ThreadPool, seed: int) -> Iterator[Array]:

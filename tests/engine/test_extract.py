@@ -177,3 +177,14 @@ def test_numbers_that_are_none_are_named(root: Path) -> None:
     save(root / "tuned" / "model.safetensors", tensors, "float32")
     with pytest.raises(Malformed, match=r"layers\.0\.self_attn\.q_proj\.weight of .*tuned holds values that are not finite"):
         extract(root, 4)
+
+
+def test_routers_that_peft_does_not_load_are_named(tmp_path: Path) -> None:
+    layer = "model.layers.0.mlp"
+    more = {f"{layer}.gate.weight": (4, 12), f"{layer}.experts.0.up_proj.weight": (8, 12)}
+    base = random_tensors(0) | {name: np.zeros(shape) for name, shape in more.items()}
+    write_model(tmp_path / "base", base, "float32")
+    write_model(tmp_path / "tuned", {name: value + 0.1 for name, value in base.items()}, "float32")
+    said = extract(tmp_path, 4)["warnings"]
+    (router,) = [warning for warning in said if "router" in warning]
+    assert router.startswith(f"the adapter holds factors of 1 routers, such as {layer}.gate, which PEFT does not load")
