@@ -19,7 +19,12 @@ from mcp_server.system import guard, paths
 T = TypeVar("T")
 _COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
 _REVISION: Final = re.compile(r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")
-_HUB_ID: Final = re.compile(r"^((?![.-])[A-Za-z0-9_.-]{1,96}/)?(?![.-])[A-Za-z0-9_.-]{1,96}$")
+_NAME: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_HUB_ID: Final = re.compile(rf"(?:{_NAME}/)?{_NAME}\Z")
+_ADDRESS: Final = re.compile(
+    rf"(?:hf://|(?:https?://)?(?:[\w-]+\.)+[a-z]{{2,}}(?::\d+)?/)(?P<id>{_NAME}/{_NAME})(?:\.git|/.*|@.*)?/?\Z"
+)
+"""Of a repository: what people copy from a browser's address line, in place of its id."""
 
 
 def demo_aliases() -> dict[str, Path]:
@@ -44,7 +49,18 @@ def not_here(ref: str, name: str, revision: str | None, path: Path) -> NotFound:
             ref=ref,
             hub_id=True,
         )
+    if (meant := id_in_address(ref)) is not None:
+        what = f"{ref} is an address of a page, not the name of a model"
+        return NotFound(what, f"name the model by its id: {meant}", ref=ref)
     return NotFound(f"{path} does not exist", "check the path" + nearby(path), ref=ref)
+
+
+def id_in_address(ref: str) -> str | None:
+    """The hub id in the address of a repository's page; None for everything else, such as a path whose first folder is here."""
+    found = _ADDRESS.match(ref)
+    if found is None or ("://" not in ref and Path(ref.partition("/")[0]).exists()):
+        return None
+    return found["id"].removesuffix(".git")
 
 
 def nearby(path: Path) -> str:
@@ -150,7 +166,7 @@ def is_revision(text: str) -> bool:
 
 def is_hub_id(ref: str) -> bool:
     """True for `owner/name` (or an old bare `name`) in the hub's alphabet; `./owner/name` and `/owner/name` are paths."""
-    return bool(_HUB_ID.match(ref)) and ".." not in ref and "--" not in ref
+    return bool(_HUB_ID.match(ref)) and ".." not in ref and "--" not in ref and not ref.endswith(".git")
 
 
 def hub_id_of(folder: Path) -> str | None:

@@ -9,7 +9,7 @@ from mcp_server.formats.checkpoint import locate
 from mcp_server.formats.folder import classify, require_folder_there, require_merge
 from mcp_server.formats.lineage import read_lineage
 from mcp_server.formats.recipe import read_recipe
-from mcp_server.formats.refs import anchor_ref, is_hub_id, is_revision
+from mcp_server.formats.refs import anchor_ref, id_in_address, is_hub_id, is_revision
 from mcp_server.schemas.job import (
     AskRequest,
     CompareRequest,
@@ -72,6 +72,6 @@ def _require_hub_id(ref: str) -> None:
     if Path(there := anchor_ref(name, Path.cwd())).exists():
         raise BadInput(f"{ref} is {there}, which is here already", "use it as it is, or fetch from another folder")
     if not is_hub_id(name):
-        raise NotFound(f"{ref!r} is not a hub id", "give owner/name, or owner/name@revision")
+        raise NotFound(f"{ref!r} is not a hub id", f"give {id_in_address(ref) or 'owner/name, or owner/name@revision'}")
     if sign and not is_revision(revision):
         raise BadInput(f"{revision!r} is no revision of {name}", "give a branch, a tag or a commit behind the @")

@@ -6,7 +6,7 @@ import pytest
 
 from mcp_server.errors import BadInput, NotFound
 from mcp_server.formats.checkpoint import locate
-from mcp_server.formats.refs import cached_snapshot, is_hub_id, resolve_ref, split_revision
+from mcp_server.formats.refs import cached_snapshot, is_hub_id, not_here, resolve_ref, split_revision
 from mcp_server.system import paths
 
 
@@ -98,7 +98,29 @@ def test_text_that_cannot_be_a_path_is_refused(ref: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("ref", "hub"),
-    [("a/b", True), ("./a", False), ("/a/b", False), ("gpt2", True), ("a/b/c", False), ("../a", False), ("a b/c", False)],
+    [("a/b", True), ("./a", False), ("/a/b", False), ("gpt2", True), ("a/b/c", False), ("../a", False), ("a b/c", False)]
+    + [(odd, False) for odd in ("a/b.git", "a/b-", "a/b.", "-a/b", "a/b--c", "a/b..c", "a/b\n", f"a/{'b' * 97}")],
 )
 def test_a_hub_id_is_a_name_with_or_without_an_owner(ref: str, hub: bool) -> None:
     assert is_hub_id(ref) is hub
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://hub.example/acme/base",
+        "hub.example/acme/base/tree/main",
+        "http://127-0-0-1.example:80/acme/base.git",
+        "hf://acme/base@v1",
+    ],
+)
+def test_an_address_is_answered_with_the_id_in_it(address: str, tmp_path: Path) -> None:
+    said = not_here(address, address, None, tmp_path / "none")
+    assert said.next_step == "name the model by its id: acme/base"
+
+
+@pytest.mark.parametrize("path", ["acme/base/more", "./hub.example/acme", "models/v1.0/base", "my.models/lora/persona"])
+def test_a_path_with_nothing_at_its_end_is_no_address(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.models").mkdir()
+    assert "check the path" in not_here(path, path, None, tmp_path / "none").next_step

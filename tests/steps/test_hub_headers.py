@@ -185,10 +185,21 @@ def test_equal_tokenizers_are_told_by_the_listing_and_others_are_read(hub: Hub, 
         ("acme/gated", NotAllowed, "accept a licence"),
         ("acme/pickle", NotAModel, "only pickle"),
         ("acme/words", NotAModel, "no config.json"),
+        ("acme/mlx", NotAModel, "an adapter of mlx-lm"),
+        ("acme/pipeline", NotAModel, "a pipeline of several models"),
+        ("acme/inside", NotAModel, r"weights in its folders alone \(checkpoint-100\)"),
+        ("acme/mistral", NotAModel, "Mistral's own layout"),
+        ("acme/shard", NotAModel, "neither model.safetensors nor model.safetensors.index.json"),
     ],
 )
 def test_what_the_hub_refuses_is_said_with_the_next_step(hub: Hub, ref: str, error: type[MergingError], words: str) -> None:
+    inside, shard = "checkpoint-100/adapter_model.safetensors", "model-00001-of-00002.safetensors"
     hub.repositories |= {
+        "acme/mlx": {"adapter_config.json": b"{}", "adapters.safetensors": b"x"},
+        "acme/pipeline": {"model_index.json": b"{}", "unet/config.json": b"{}", "unet/model.safetensors": b"x"},
+        "acme/inside": {"checkpoint-100/adapter_config.json": b"{}", inside: b"x"},
+        "acme/mistral": {"config.json": b"{}", "consolidated.safetensors": b"x"},
+        "acme/shard": {"config.json": b"{}", shard: b"x"},
         "acme/gated": {}, "acme/words": {"README.md": b"hello"},
         "acme/pickle": {"config.json": b"{}", "pytorch_model.bin": b"x"},
     }  # fmt: skip
@@ -277,3 +288,9 @@ def test_a_broken_header_is_named(hub: Hub) -> None:
         hub.repositories[f"acme/{name}"] = hub.repositories["acme/persona"] | {"adapter_model.safetensors": data}
         with pytest.raises(MergingError, match="is not a sound safetensors file"):
             inspect_models([f"acme/{name}"])
+
+
+def test_a_broken_file_is_named_by_its_repository(hub: Hub) -> None:
+    hub.repositories["acme/odd"] = hub.repositories["acme/base"] | {"config.json": b"[1, 2"}
+    with pytest.raises(MergingError, match=r"^acme/odd/config\.json is not JSON"):
+        inspect_models(["acme/odd"])

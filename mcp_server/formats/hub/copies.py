@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from mcp_server.errors import NotFound
+from mcp_server.errors import MergingError, NotFound
 from mcp_server.system import paths
 
 LISTING: Final = "listing.json"
@@ -39,8 +40,16 @@ def looking() -> Iterator[None]:
     token = _looking.set(opened if (opened := _looking.get()) is not None else {})
     try:
         yield
+    except MergingError as error:
+        error.message = by_id(error.message)
+        raise
     finally:
         _looking.reset(token)
+
+
+def by_id(text: str) -> str:
+    """The text with the files of copies named as files of their repositories: where copies lie tells nobody anything."""
+    return re.sub(rf"{re.escape(str(root()))}/([^/\s]+?)--([^/\s]+)/[0-9a-f]{{40,64}}", r"\1/\2", text)
 
 
 def is_looking() -> bool:

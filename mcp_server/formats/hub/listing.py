@@ -52,7 +52,7 @@ def holding_of(name: str, files: list[str]) -> Holding:
     """Raises `NotAModel` when no merge can read what the repository holds, and says what to do instead."""
     if "adapter_config.json" in files and "adapter_model.safetensors" in files:
         return "adapter"
-    if any(n.endswith(".safetensors") and "/" not in n for n in files) and "config.json" in files:
+    if "config.json" in files and ("model.safetensors" in files or "model.safetensors.index.json" in files):
         return "model"
     if models_in_gguf(files):
         return "gguf"
@@ -62,11 +62,29 @@ def holding_of(name: str, files: list[str]) -> Holding:
             "look for a branch or a copy with safetensors (many have the revision refs/pr/1), or convert it where you trust it",
             kind="pickle",
         )
-    raise NotAModel(
-        f"{name} holds no config.json with safetensors",
-        f"name another repository; it has {', '.join(sorted(files)[:8]) or 'no files'}",
-        kind="not_a_model",
-    )
+    what, then = _otherwise(name, files)
+    raise NotAModel(f"{name} {what}", then, kind="not_a_model")
+
+
+def _otherwise(name: str, files: list[str]) -> tuple[str, str]:
+    """What a repository holds that no merge reads from it, and what to do."""
+    if "adapters.safetensors" in files:
+        return "is an adapter of mlx-lm (adapters.safetensors)", "fuse it with mlx_lm.fuse, then merge models"
+    if "model_index.json" in files:
+        return "is a pipeline of several models (model_index.json), not a language model", "name another repository"
+    if inner := sorted({n.rpartition("/")[0] for n in files if n.endswith(".safetensors") and "/" in n}):
+        places = ", ".join(inner[:4]) + (" …" if len(inner) > 4 else "")
+        step = f"download the folder that you mean (hf download {name} --include '{inner[-1]}/*'), and name it on this machine"
+        return f"holds weights in its folders alone ({places}), which are not read from a hub", step
+    if "consolidated.safetensors" in files:
+        return (
+            "holds consolidated.safetensors, Mistral's own layout",
+            "name a repository in transformers' layout, with model.safetensors",
+        )
+    listed = ", ".join(sorted(files)[:8]) or "no files"
+    if any(n.endswith(".safetensors") for n in files) and "config.json" in files:
+        return "holds neither model.safetensors nor model.safetensors.index.json", f"name another repository; it has {listed}"
+    return "holds no config.json with safetensors", f"name another repository; it has {listed}"
 
 
 def original_of(name: str) -> str | None:
