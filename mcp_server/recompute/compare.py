@@ -54,7 +54,11 @@ def allowed(block: Block, precision: Precision, adapters: float) -> Array:
         base = np.abs(block.base) if block.base is not None else 0.0
         limit = limit + 4 * coarse * block.moving + unit(np.maximum(np.abs(block.expected), base), precision.worked_in)
     if precision.folded_in is not None and adapters:
-        limit = limit + adapters * unit(np.abs(block.base if block.base is not None else block.expected), precision.folded_in)
+        largest = np.maximum(np.abs(block.expected), np.abs(block.base) if block.base is not None else 0.0)
+        if adapters > 1:  # one update after the other: each may be larger than what they come to
+            largest = np.maximum(largest, block.terms)
+        folding = [unit(largest, dtype) for dtype in {precision.folded_in, precision.dtype}]
+        limit = limit + adapters * np.maximum.reduce(folding)
     return limit
 
 

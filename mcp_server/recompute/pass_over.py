@@ -180,7 +180,7 @@ def _tensor(merge: Merge, planned: Planned, stored: StoredTensor, found: Recompu
     begin = prepare_core if _on_cores(merge, made.name) else prepare
     compute = begin(made, seed, 2.0 ** -MANTISSA[precision.worked_in] if precision.worked_in else 0.0)
     tally = Tally(made.name, made.shape, precision, [operand.label for operand in made.operands])
-    folded = sum(abs(o.settings.get("weight", 1.0)) for o in made.operands if o.value.adapted)
+    folded = sum(abs(o.settings.get("weight", 1.0)) * o.value.foldings for o in made.operands)
     beside = _base_beside(merge, made)
     untouched = made.base is not None
     along = dict.fromkeys((operand.label for operand in made.operands if not operand.value.adapted), 0.0)

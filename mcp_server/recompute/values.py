@@ -31,6 +31,14 @@ class Value:
     def adapted(self) -> bool:
         return self.adapter is not None and (self.name in self.adapter.touched or bool(self.adapter.unknown))
 
+    @property
+    def foldings(self) -> int:
+        """How often another tool rounds when it folds the adapter: after each update of the tensor, or of what is one with it."""
+        if self.adapter is None or not self.adapted:
+            return 0
+        twins = [twin for twin in self.adapter.one_with.get(self.name, ()) if twin in self.adapter.parts]
+        return max(1, len(twins) + (self.name in self.adapter.parts))
+
     def rows(self, span: tuple[int, int]) -> tuple[Array, Array]:
         """(values, Σ of the magnitudes that make them), float64, shape (rows, width)."""
         import numpy as np

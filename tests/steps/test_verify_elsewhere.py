@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 pytest.importorskip("peft")
 
 from benchmarks.damage import elsewhere
 from benchmarks.damage.elsewhere import MAKERS, RIGHT, Elsewhere, Elsewheres
 from benchmarks.damage.kinds import KINDS
+from benchmarks.matrix.adapters import KINDS as KINDS_OF_ADAPTERS
+from benchmarks.matrix.adapters import trained
+from benchmarks.matrix.tiny import tiny
+from mcp_server.steps.verify import verify
 
+peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
 SAMPLE = {
     "mergekit, linear": ("matrix left at the base", "a norm missing"),
@@ -30,6 +38,27 @@ def test_a_merge_from_elsewhere_is_verified_and_its_damage_found_and_named(maker
     by_name = {kind.name: kind for kind in KINDS}
     rows = [bench.judge(by_name[name], MAKERS[maker]) for name in SAMPLE[maker]]
     assert [(row.kind, row.said) for row in rows if not (row.full and row.named)] == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "folded"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("bfloat16", "float16"), ("float16", "bfloat16")]
+)
+@pytest.mark.parametrize(
+    ("kind", "model_type", "name"), [("embeddings", "gpt2", "GPT2LMHeadModel"), ("ia3", "llama", "LlamaForCausalLM")]
+)
+def test_what_peft_folds_in_16_bits_is_verified_although_it_rounds_tied_weights_twice(
+    kind: str, model_type: str, name: str, stored: str, folded: str, tmp_path: Path
+) -> None:
+    """LoRA of embedding and head is added to the one weight that both are, and rounded after each."""
+    torch.manual_seed(3)
+    model = tiny(model_type, name)
+    assert model is not None
+    model.to(getattr(torch, stored)).save_pretrained(tmp_path / "base")
+    trained(type(model).from_pretrained(tmp_path / "base"), KINDS_OF_ADAPTERS[kind], 0).save_pretrained(tmp_path / "one")
+    base = type(model).from_pretrained(tmp_path / "base", dtype=getattr(torch, folded))
+    peft.PeftModel.from_pretrained(base, tmp_path / "one").merge_and_unload().save_pretrained(tmp_path / "out")
+    found = verify(tmp_path / "out", full=True, base=str(tmp_path / "base"), sources=[str(tmp_path / "one")])
+    assert [check for check in found.checks if check.passed is not True and check.name != "provenance"] == []
 
 
 @pytest.mark.slow
