@@ -97,8 +97,11 @@ def wanted(adapters: Path, recipes: list[str] | None) -> Iterator[tuple[str, tup
         yield from ((recipe, group) for group in groups(adapters) if recipe in OURS or len(group) > 2)
 
 
-def ours(bench: Bench, rows: Rows, adapters: Path, split: str, end: float, recipes: list[str] | None) -> None:
-    for recipe, group in wanted(adapters, recipes):
+def ours(bench: Bench, rows: Rows, given: argparse.Namespace, adapters: Path, end: float) -> None:
+    split = given.split
+    for recipe, group in wanted(adapters, given.recipe):
+        if given.group and " ".join(group) not in given.group:
+            continue
         key = {"recipe": recipe, "sources": list(group), "split": split}
         if rows.has(**key):
             continue
@@ -149,6 +152,7 @@ def main() -> None:
     parser.add_argument("--split", default="dev", choices=("dev", "test"))
     parser.add_argument("--only", choices=("advice", "sources", "ours", "peft"))
     parser.add_argument("--recipe", action="append", choices=(*OURS, *MANY), help="of ours only these; repeat it")
+    parser.add_argument("--group", action="append", help="by our recipes only these sources, such as 'notes refuse'; repeat it")
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--adapters", type=Path, default=EXAMPLE)
     parser.add_argument("--rows", type=Path, default=EXAMPLE / "measured")
@@ -165,7 +169,7 @@ def main() -> None:
         if given.only in (None, "sources"):
             sources(bench, Rows(given.rows / "sources.jsonl", ("source", "split")), adapters, given.split)
         if given.only in (None, "ours"):
-            ours(bench, merges, adapters, given.split, end, given.recipe)
+            ours(bench, merges, given, adapters, end)
         if given.only in (None, "peft"):
             peft(bench, merges, adapters, given.split, end)
     except MergingError as error:
