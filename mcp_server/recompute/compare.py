@@ -36,12 +36,13 @@ _PRINT: Final = 32
 class Precision:
     """`dtype`: how the output is stored. `worked_in`: the dtype of the arithmetic, None for this product's engine.
 
-    `folded_in`: adapters were first folded into a copy of their base in that dtype.
+    `folded_in`: adapters were first folded into a copy of their base in that dtype; `several` updates, one after the other.
     """
 
     dtype: str
     worked_in: str | None = None
     folded_in: str | None = None
+    several: bool = False
 
 
 def allowed(block: Block, precision: Precision, adapters: float) -> Array:
@@ -55,7 +56,7 @@ def allowed(block: Block, precision: Precision, adapters: float) -> Array:
         limit = limit + 4 * coarse * block.moving + unit(np.maximum(np.abs(block.expected), base), precision.worked_in)
     if precision.folded_in is not None and adapters:
         largest = np.maximum(np.abs(block.expected), np.abs(block.base) if block.base is not None else 0.0)
-        if adapters > 1:  # one update after the other: each may be larger than what they come to
+        if precision.several:  # each may be larger than what they come to
             largest = np.maximum(largest, block.terms)
         folding = [unit(largest, dtype) for dtype in {precision.folded_in, precision.dtype}]
         limit = limit + adapters * np.maximum.reduce(folding)

@@ -269,7 +269,7 @@ def _precision(merge: Merge, stored: StoredTensor, made: Made) -> Precision:
     inputs = [operand.value.stored.dtype for operand in made.operands]
     coarsest = min((d for d in [stored.dtype, *inputs] if is_float(d)), key=lambda d: MANTISSA[d])
     worked = DTYPES.get((asked or "").removeprefix("torch."), coarsest if asked is None else stored.dtype)
-    return Precision(stored.dtype, worked, worked)
+    return Precision(stored.dtype, worked, worked, sum(operand.value.foldings for operand in made.operands) > 1)
 
 
 def _copied(merge: Merge, planned: Planned, stored: StoredTensor, found: Recomputed, *, full: bool) -> None:

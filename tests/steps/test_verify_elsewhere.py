@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,30 @@ def test_what_peft_folds_in_16_bits_is_verified_although_it_rounds_tied_weights_
     peft.PeftModel.from_pretrained(base, tmp_path / "one").merge_and_unload().save_pretrained(tmp_path / "out")
     found = verify(tmp_path / "out", full=True, base=str(tmp_path / "base"), sources=[str(tmp_path / "one")])
     assert [check for check in found.checks if check.passed is not True and check.name != "provenance"] == []
+
+
+def test_two_adapters_that_peft_adds_in_16_bits_are_verified_by_their_recipe(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = tiny("gpt2", "GPT2LMHeadModel")
+    assert model is not None
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    cls, names = type(model), ("one", "two")
+    for seed, name in enumerate(names):
+        base = cls.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+        trained(base, KINDS_OF_ADAPTERS["all-linear"], seed).save_pretrained(tmp_path / name)
+    made = peft.PeftModel.from_pretrained(
+        cls.from_pretrained(tmp_path / "base", dtype=torch.bfloat16), tmp_path / "one", adapter_name="one"
+    )
+    made.load_adapter(tmp_path / "two", adapter_name="two")
+    made.add_weighted_adapter(list(names), [0.6, 0.4], "both", combination_type="cat")
+    made.set_adapter("both")
+    made.merge_and_unload().save_pretrained(tmp_path / "out")
+    entries = [
+        {"model": f"{tmp_path / 'base'}+{tmp_path / name}", "parameters": {"weight": weight}}
+        for name, weight in zip(names, (0.6, 0.4), strict=True)
+    ]
+    recipe = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": entries}
+    assert [check for check in verify(tmp_path / "out", full=True, recipe=json.dumps(recipe)).checks if not check.passed] == []
 
 
 @pytest.mark.slow
