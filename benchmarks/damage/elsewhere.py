@@ -150,7 +150,9 @@ class Elsewheres:
 
     def judge(self, kind: Kind | None, maker: Maker) -> Elsewhere:
         family = maker.made()
-        models = self.folder / maker.family.replace(" ", "-").replace(",", "")
+        models = self.folder / "-".join(
+            ("of", *maker.family.replace(",", "").split())
+        )  # others than those of the same name that are damaged elsewhere
         if not models.exists():
             family.build(models)
         sources: Sequence[str] = ("one",) if maker.kind is ByPeft or maker.method == "slerp" else ("one", "two")
