@@ -64,8 +64,8 @@ def write(folder: Path, model: transformers.PreTrainedModel, form: str) -> trans
     model.save_pretrained(plain)
     save_file(values, plain / "model.safetensors", {"format": "pt"})
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
-    said: dict[str, Any] = FORMS[form].config if form in FORMS else {"quant_method": "fp8"}
-    said |= {"weight_block_size": [32, 32]} if form in ("blocks", "fp8 blocks") else {}
+    blocks: dict[str, Any] = {"weight_block_size": [32, 32]} if form in ("blocks", "fp8 blocks") else {}
+    said = (FORMS[form].config if form in FORMS else {"quant_method": "fp8"}) | blocks
     config = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": said} if said else config), encoding="utf-8")
     return type(model).from_pretrained(plain, dtype=torch.float32)

@@ -10,7 +10,7 @@ from mcp_server.steps.validate import validate
 from tests.checkpoints import cache_model, write_lora
 
 GOOD = sorted((Path(__file__).parent / "recipes" / "good").glob("*.yml"))
-TOKENS = ["<s>", "</s>", *(f"t{n}" for n in range(14))]
+TOKENS = ["<s>", "</s>", "<|im_start|>", "<|special|>", "<|original|>", *(f"t{n}" for n in range(11))]
 
 
 @pytest.fixture(scope="module")
