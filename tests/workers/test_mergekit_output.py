@@ -81,9 +81,7 @@ def test_what_mergekit_would_leave_out_is_said_before_a_job_starts(
         write_model(tmp_path / name, random_tensors(n) | TOWER)
     asked: list[str] = []
     monkeypatch.setattr(engines, "ask_planner", lambda text, _folder: asked.append(text) or ["it would leave out 2 tensors"])
-    recipe = (
-        f"merge_method: karcher\ndtype: float64\nmodels: [{{model: {tmp_path / 'one'}}}, {{model: {tmp_path / 'two'}}}]"
-    )
+    recipe = f"merge_method: karcher\ndtype: float64\nmodels: [{{model: {tmp_path / 'one'}}}, {{model: {tmp_path / 'two'}}}]"
     with pytest.raises(Unsupported, match="its planner answers: it would leave out 2 tensors"):
         engines.choose(MergeRequest(recipe=recipe, out=str(tmp_path / "out"), engine=engine))
     assert asked == [recipe]
@@ -93,7 +91,5 @@ def test_a_class_with_a_template_is_not_asked_about(tmp_path: Path, monkeypatch:
     for n, name in enumerate(("one", "two")):
         write_model(tmp_path / name, random_tensors(n))
     monkeypatch.setattr(engines, "ask_planner", lambda *_: pytest.fail("asked"))
-    recipe = (
-        f"merge_method: karcher\ndtype: float64\nmodels: [{{model: {tmp_path / 'one'}}}, {{model: {tmp_path / 'two'}}}]"
-    )
+    recipe = f"merge_method: karcher\ndtype: float64\nmodels: [{{model: {tmp_path / 'one'}}}, {{model: {tmp_path / 'two'}}}]"
     assert engines.choose(MergeRequest(recipe=recipe, out=str(tmp_path / "out"))).engine == "mergekit"
