@@ -13,17 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-warnings.simplefilter("ignore")
+if __name__ == "__main__":  # a test that imports it keeps its network and its warnings
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.simplefilter("ignore")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping  # noqa: E402
-from transformers.models.auto import modeling_auto  # noqa: E402
-from transformers.pytorch_utils import Conv1D  # noqa: E402
+import torch
+import transformers
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
+from transformers.models.auto import modeling_auto
+from transformers.pytorch_utils import Conv1D
 
-from benchmarks.matrix.tiny import small  # noqa: E402
+from benchmarks.matrix.tiny import small
 
 TARGET = Path(__file__).resolve().parent.parent / "mcp_server" / "formats" / "memory_names.json"
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "depth", "encoder_layers", "decoder_layers", "n_layers")

@@ -46,8 +46,8 @@ def require_startable(request: JobRequest, rules: Policy) -> None:
             _require_hub_id(request.ref)
             _require_online(rules, f"{request.ref} cannot be fetched")
         case PublishRequest():
-            _require_online(rules, f"{request.repo} cannot be published")
             publication(Path(request.out), request.repo, private=request.private, licence=request.licence)
+            _require_online(rules, f"{request.repo} cannot be published")
 
 
 def _require_verifiable(request: VerifyRequest) -> None:
