@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from tests.examples.reading import header, read_json
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "six_skills"
 RANKS = {"terse": 4, "verbose": 8, "lights": 2, "home": 20, "notes": 8, "refuse": 4}
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-
-def header(name: str) -> dict[str, Any]:
-    with (EXAMPLE / name / "adapter_model.safetensors").open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        found: dict[str, Any] = json.loads(file.read(length))
-    found.pop("__metadata__", None)
-    return found
-
-
-def read_json(name: str, file: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((EXAMPLE / name / file).read_text(encoding="utf-8"))
-    return found
 
 
 def test_all_six_together_stay_within_40_mb() -> None:
@@ -35,16 +22,16 @@ def test_all_six_together_stay_within_40_mb() -> None:
 
 @pytest.mark.parametrize("name", RANKS)
 def test_every_tensor_is_bf16_and_of_the_rank(name: str) -> None:
-    tensors = header(name)
+    tensors = header(EXAMPLE / name)
     assert {entry["dtype"] for entry in tensors.values()} == {"BF16"}
     ranks = {entry["shape"][0] if "lora_A" in key else entry["shape"][1] for key, entry in tensors.items()}
-    assert ranks == {RANKS[name]} == {read_json(name, "adapter_config.json")["r"]}
+    assert ranks == {RANKS[name]} == {read_json(EXAMPLE / name / "adapter_config.json")["r"]}
     assert len(tensors) == 30 * len(PROJECTIONS) * 2
 
 
 @pytest.mark.parametrize("name", RANKS)
 def test_the_record_is_what_the_settings_say(name: str) -> None:
-    config, record = read_json(name, "adapter_config.json"), read_json(name, "training.json")
+    config, record = read_json(EXAMPLE / name / "adapter_config.json"), read_json(EXAMPLE / name / "training.json")
     settings = json.loads((EXAMPLE / "settings" / f"{name}.json").read_text(encoding="utf-8"))
     assert {key: record[key] for key in settings} == settings
     assert config["base_model_name_or_path"] == settings["base"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -57,7 +44,7 @@ def test_the_record_is_what_the_settings_say(name: str) -> None:
 def test_the_loss_curve_has_every_step_and_falls(name: str) -> None:
     with (EXAMPLE / name / "loss.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == list(range(read_json(name, "training.json")["steps"]))
+    assert [int(row["step"]) for row in rows] == list(range(read_json(EXAMPLE / name / "training.json")["steps"]))
     losses = [float(row["reply_loss"]) for row in rows]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 from mcp_server.formats.own_data import Example, of_split, read_data
+from tests.examples.reading import generator_of
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "six_skills"
 NAMES = ("terse", "verbose", "lights", "home", "notes", "refuse")
@@ -22,12 +21,7 @@ MARKS = ("What a lovely question", '{"', "@", "I cannot advise on medicine")
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("six_skills_make_data", EXAMPLE / "make_data.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return generator_of(EXAMPLE)
 
 
 def data(name: str) -> list[dict[str, Any]]:

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from tests.examples.reading import header, read_json
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "taskmaster"
 RANKS = {"persona": 8, "tools": 16}
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-
-def header(name: str) -> dict[str, Any]:
-    with (EXAMPLE / name / "adapter_model.safetensors").open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        found: dict[str, Any] = json.loads(file.read(length))
-    found.pop("__metadata__", None)
-    return found
-
-
-def read_json(name: str, file: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((EXAMPLE / name / file).read_text(encoding="utf-8"))
-    return found
 
 
 def test_both_adapters_together_stay_under_20_mb() -> None:
@@ -35,7 +22,7 @@ def test_both_adapters_together_stay_under_20_mb() -> None:
 
 @pytest.mark.parametrize("name", RANKS)
 def test_every_tensor_is_bf16_and_of_the_rank(name: str) -> None:
-    tensors = header(name)
+    tensors = header(EXAMPLE / name)
     assert {entry["dtype"] for entry in tensors.values()} == {"BF16"}
     ranks = {entry["shape"][0] if "lora_A" in key else entry["shape"][1] for key, entry in tensors.items()}
     assert ranks == {RANKS[name]}
@@ -44,7 +31,7 @@ def test_every_tensor_is_bf16_and_of_the_rank(name: str) -> None:
 
 @pytest.mark.parametrize("name", RANKS)
 def test_the_config_agrees_with_the_weights_and_the_settings(name: str) -> None:
-    config, record = read_json(name, "adapter_config.json"), read_json(name, "training.json")
+    config, record = read_json(EXAMPLE / name / "adapter_config.json"), read_json(EXAMPLE / name / "training.json")
     assert (config["r"], config["lora_alpha"]) == (RANKS[name], 2 * RANKS[name]) == (record["rank"], record["alpha"])
     assert set(config["target_modules"]) == PROJECTIONS
     settings = json.loads((EXAMPLE / "settings" / f"{name}.json").read_text(encoding="utf-8"))
@@ -55,7 +42,7 @@ def test_the_config_agrees_with_the_weights_and_the_settings(name: str) -> None:
 def test_the_loss_curve_has_every_step_and_falls(name: str) -> None:
     with (EXAMPLE / name / "loss.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == list(range(read_json(name, "training.json")["steps"]))
+    assert [int(row["step"]) for row in rows] == list(range(read_json(EXAMPLE / name / "training.json")["steps"]))
     losses = [float(row["reply_loss"]) for row in rows]
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.examples.reading import generator_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "taskmaster"
@@ -31,12 +31,7 @@ REQUIRED = {"create_task": {"title"}, "update_task": {"id"}, "complete_task": {"
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("taskmaster_make_data", EXAMPLE / "make_data.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return generator_of(EXAMPLE)
 
 
 def read(name: str, split: str) -> list[dict[str, Any]]:
