@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "train
 
 import torch
 from generating import replies
+from merging import merge_into
 from packing import Pack, Row, Texts
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.six_skills.recipes import NAMES, ROOT
-from mcp_server.engine.in_memory import InMemory
 from mcp_server.formats.own_data import of_split, read_data
 
 PACK = 16
@@ -48,11 +48,12 @@ SHOWS: dict[str, Callable[[str], bool]] = {
 class Bench:
     """The base's weights, a model that takes any merge's, and the suites."""
 
-    def __init__(self, base: Path, suites: Path, split: str, limit: int | None, threads: int = 1) -> None:
+    def __init__(self, base: Path, suites: Path, split: str, limit: int | None, threads: int = 1, device: str = "cpu") -> None:
         torch.set_num_threads(threads)
         self.folder = base
-        self.texts = Texts(AutoTokenizer.from_pretrained(base))
-        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="packed").eval()
+        self.texts = Texts(AutoTokenizer.from_pretrained(base), device)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="packed")
+        self.model = model.to(device).eval()
         self.weights = dict(self.model.named_parameters(remove_duplicate=False))
         self.base = {name: weight.detach().to(torch.bfloat16) for name, weight in self.weights.items()}
         self.asked: dict[str, list[Row]] = {}
@@ -69,21 +70,14 @@ class Bench:
 
     def merge(self, recipe: str, seed: int = 0) -> None:
         """Give the model what the engine makes of a recipe, rounded as it would be stored. Raises what a merge raises."""
-        merged = InMemory(recipe, seed)
-
-        def take(tensor: Any, raw: Any) -> None:
-            with torch.no_grad():
-                found = torch.from_numpy(raw).view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
-                self.weights[tensor.name].copy_(found)
-
-        merged.run(take, lambda *_: None, threads=1)
+        merge_into(self.model, recipe, seed)
 
     @torch.no_grad()
     def add(self, changes: Mapping[str, Tensor]) -> None:
         """The base plus changes of its weights, in float32."""
         self.reset()
         for name, change in changes.items():
-            self.weights[name].add_(change)
+            self.weights[name].add_(change.to(self.weights[name].device))
 
     @torch.inference_mode()
     def logits(self, batch: Pack) -> Tensor:

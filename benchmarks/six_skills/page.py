@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.six_skills.recipes import EXAMPLE, MANY, NAMES, OURS, PEFT, Cosines, Cross, as_measured, first
+from benchmarks.six_skills.recipes import EXAMPLE, MANY, MERGEKIT, NAMES, OURS, PEFT, Cosines, Cross, as_measured, first
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.recommend import plan_for
 
@@ -84,8 +84,9 @@ class Table:
         return self.gain(name, low), self.gain(name, high)
 
     def measured(self, group: Group) -> dict[str, Row]:
-        """Our recipes; PEFT's combinations are beside them and no recipe of ours."""
-        return {recipe: row for recipe, row in self.merges.get(group, {}).items() if not recipe.startswith("peft")}
+        """Our recipes; PEFT's combinations and a joint adapter are beside them and no recipe of ours."""
+        found = self.merges.get(group, {})
+        return {recipe: row for recipe, row in found.items() if not recipe.startswith(("peft", "joint"))}
 
     def best(self, group: Group) -> tuple[str, float]:
         found = self.measured(group)
@@ -179,7 +180,9 @@ def leaks(found: Table) -> str:
 
 def columns(found: Table, groups: list[Group]) -> list[str]:
     """Our recipes that were measured on at least a third of these groups; the last table has the others."""
-    return [r for r in (*OURS, *MANY) if 3 * sum(r in found.measured(group) for group in groups) >= len(groups)]
+    return [
+        r for r in (*OURS, *MERGEKIT, *MANY, "search") if 3 * sum(r in found.measured(group) for group in groups) >= len(groups)
+    ]
 
 
 def merges(found: Table, groups: list[Group]) -> str:
@@ -220,8 +223,12 @@ def peft(found: Table, groups: list[Group]) -> str:
         for kind in PEFT:
             row = held.get(f"peft {kind}")
             cells.append("" if row is None else "refused" if "refused" in row else f"{found.least(row):.0f}")
+        joint = held.get("joint adapter")
+        cells.append("" if joint is None else f"{found.least(joint):.0f}")
         rows.append([title(group), *cells, f"{found.best(group)[1]:.0f}"])
-    return table(["sources", *(f"`{kind}`" for kind in PEFT), "best of ours"], rows)
+    columns = ["sources", *(f"`{kind}`" for kind in PEFT), "joint adapter", "best of ours"]
+    trained = any(row[-2] for row in rows)
+    return table(columns, rows) if trained else table(columns[:-2] + columns[-1:], [row[:-2] + row[-1:] for row in rows])
 
 
 def regrets(found: Table, groups: list[Group], *, cross: bool) -> tuple[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from mcp_server.catalog.signals import SeenScenario
@@ -29,6 +30,9 @@ OURS = (
     "della lambda=1.0",
 )
 """All with weights of 1: what a sum leaves of every source is λ. λ 0.5 of a pair is `linear` with equal shares."""
+MERGEKIT = ("ties density=1.0", "sce", "model_stock", "linear")
+"""What mergekit makes of weights of 1 and no other parameter; its task_arithmetic, dare_linear and dare_ties are then `OURS[0]`
+or TIES at density 1. Our engine computes them: its weights are mergekit's (docs/recipes.md)."""
 MANY = ("task_arithmetic lambda=0.3", "task_arithmetic lambda=0.2")
 """For three and more, whose sums are longer."""
 PEFT = ("linear", "ties", "dare_ties", "svd")
@@ -84,11 +88,21 @@ def first(found: Plan) -> str:
     return name if set(weights) == {1.0} else f"{name} weights={json.dumps(found.weights)}"
 
 
+def planned(names: tuple[str, ...], base: Path | str, adapters: Path = EXAMPLE) -> Plan:
+    return plan_for(look(scenario(names, base, adapters)))
+
+
 def candidates(names: tuple[str, ...], base: Path | str, adapters: Path = EXAMPLE) -> dict[str, Candidate]:
-    """Each of our recipes for these sources, by its name in `OURS`."""
-    plan = plan_for(look(scenario(names, base, adapters)))
-    whole = " ".join(f"sources.{name}.weight=1.0" for name in names)
-    wanted = OURS if len(names) == 2 else OURS + MANY
-    tries = {name: f"strategy={name.split()[0]} {whole} parameters.{name.split()[1]}" for name in wanted}
-    found = from_grid(plan, [], None, tries.values())
+    """Each of our recipes for these sources, by its name in `OURS`, `MANY` and `MERGEKIT`."""
+    wanted = (*OURS, *(MANY if len(names) > 2 else ()), *MERGEKIT)
+    tries = {name: " ".join(_settings(name, names)) for name in wanted}
+    found = from_grid(planned(names, base, adapters), [], None, tries.values())
     return dict(zip(tries, found, strict=True))
+
+
+def _settings(recipe: str, names: tuple[str, ...]) -> Iterator[str]:
+    method, *given = recipe.split()
+    yield f"strategy={method}"
+    if method not in ("model_stock", "sce"):  # they weigh by themselves
+        yield from (f"sources.{name}.weight=1.0" for name in names)
+    yield from (f"parameters.{parameter}" for parameter in given)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Merges the six skills' adapters in pairs, triples and all at once, by every recipe, and measures what is left of each skill.
 
-usage: run.py BASE [--limit 32] [--split dev] [--only advice|sources|ours|peft] [--recipe R]
+usage: run.py BASE [--limit 32] [--split dev] [--only advice|sources|ours|peft|search|joint] [--recipe R]
 
 Resumable: a row that DIR (examples/six_skills/measured) holds is not measured again. Recipes go in order of interest, each over
 all groups, so that a run that is stopped has whole columns. `page.py` writes docs/six_skills.md from the rows.
@@ -23,11 +23,14 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.six_skills.measure import Bench
-from benchmarks.six_skills.recipes import EXAMPLE, GROUPS, MANY, NAMES, OURS, PEFT, candidates, scenario
+from benchmarks.six_skills.recipes import EXAMPLE, GROUPS, MANY, MERGEKIT, NAMES, OURS, PEFT, candidates, planned, scenario
 from mcp_server.catalog.signals.relations import pair_relations
 from mcp_server.errors import MergingError
 from mcp_server.steps.recommend import plan_for
 from mcp_server.steps.recommend.look import look
+from mcp_server.steps.sweep.candidates import candidate_of
+from mcp_server.steps.sweep.space import Space
+from mcp_server.workers.sweeping.search import Goals, Search
 
 FOREIGN = 12
 """Prompts of each context in which every source is asked alone."""
@@ -93,8 +96,8 @@ def groups(adapters: Path) -> list[tuple[str, ...]]:
 
 def wanted(adapters: Path, recipes: list[str] | None) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(recipe, group) in order of interest."""
-    for recipe in recipes or (*OURS, *MANY):
-        yield from ((recipe, group) for group in groups(adapters) if recipe in OURS or len(group) > 2)
+    for recipe in recipes or (*OURS, *MERGEKIT, *MANY):
+        yield from ((recipe, group) for group in groups(adapters) if recipe not in MANY or len(group) > 2)
 
 
 def ours(bench: Bench, rows: Rows, given: argparse.Namespace, adapters: Path, end: float) -> None:
@@ -135,6 +138,67 @@ def peft(bench: Bench, rows: Rows, adapters: Path, split: str, end: float) -> No
         rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
 
 
+def least(bench: Bench, group: tuple[str, ...], alone_at: dict[str, float]) -> Goals:
+    """What the search is to raise and to lower: the gain of the skill that keeps less (the base has none), and the perplexity. An
+    expert that gets nothing right leaves nothing to keep."""
+    found = bench.measured(group)
+    kept = [found["scores"][name] / alone_at[name] if alone_at[name] else 0.0 for name in group]
+    return min(kept), found["perplexity"]
+
+
+def search(bench: Bench, rows: Rows, adapters: Path, given: argparse.Namespace) -> None:
+    """The search of `sweep --minutes` on the dev split, begun with our recipes; its best is measured on the test split."""
+    test = Bench(bench.folder, EXAMPLE / "suites", "test", None, given.threads, given.device)
+    experts: dict[str, float] = {}
+    for group in groups(adapters):
+        key = {"recipe": "search", "sources": list(group), "split": "test"}
+        if rows.has(**key) or (given.group and " ".join(group) not in given.group):
+            continue
+        for name in set(group) - set(experts):
+            bench.merge(alone(bench.folder, adapters / name))
+            experts[name] = bench.score(name)
+        started, plan = time.monotonic(), planned(group, bench.folder, adapters)
+        begun = list(candidates(group, bench.folder, adapters).values())
+        looking = Search(Space(plan, begun), seed=1)
+        tried: list[tuple[Goals, str, str]] = []
+
+        def measured(name: str, recipe: str, group: tuple[str, ...] = group, tried: list[Any] = tried) -> Goals:
+            bench.merge(recipe)
+            tried.append((least(bench, group, experts), name, recipe))
+            goals: Goals = tried[-1][0]
+            return goals
+
+        for candidate in begun:
+            goals = measured(candidate.name, candidate.recipe)
+            if (point := looking.space.point_of(candidate)) is not None:
+                looking.know(point, goals)
+        for _ in range(given.trials):
+            number, point = looking.propose()
+            try:
+                made = candidate_of(plan, looking.space.settings_of(point))
+                goals = measured(made.name, made.recipe)
+            except MergingError:  # a combination that its method refuses
+                looking.tell(number, None)
+                continue
+            looking.tell(number, goals)
+        best, name, recipe = max(tried, key=lambda found: (found[0][0], -found[0][1]))
+        test.merge(recipe)
+        seconds = round(time.monotonic() - started)
+        dev = {"least": round(best[0], 4), "perplexity": best[1], "tried": len(tried)}
+        rows.add(**key, chosen=name, dev=dev, **test.measured(group), seconds=seconds)
+
+
+def joint(bench: Bench, rows: Rows, folder: Path, split: str) -> None:
+    """One adapter trained on all the examples of a group (examples/six_skills/train_joint.py), the yardstick of a merge."""
+    for group in GROUPS:
+        key = {"recipe": "joint adapter", "sources": list(group), "split": split}
+        adapter = folder / "-".join(group)
+        if (adapter / "training.json").is_file() and not rows.has(**key):
+            started = time.monotonic()
+            bench.merge(alone(bench.folder, adapter))
+            rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
+
+
 def advice(base: Path, adapters: Path, rows: Rows) -> None:
     """What the files of each group show `recommend`: cosines and norms of the task vectors. Its advice follows from them."""
     for group in groups(adapters):
@@ -150,22 +214,29 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("--limit", type=int, default=32, help="prompts of each suite; 0: all")
     parser.add_argument("--split", default="dev", choices=("dev", "test"))
-    parser.add_argument("--only", choices=("advice", "sources", "ours", "peft"))
-    parser.add_argument("--recipe", action="append", choices=(*OURS, *MANY), help="of ours only these; repeat it")
+    parser.add_argument("--only", choices=("advice", "sources", "ours", "peft", "search", "joint"))
+    parser.add_argument("--recipe", action="append", choices=(*OURS, *MANY, *MERGEKIT), help="of ours only these; repeat it")
     parser.add_argument("--group", action="append", help="by our recipes only these sources, such as 'notes refuse'; repeat it")
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--adapters", type=Path, default=EXAMPLE)
     parser.add_argument("--rows", type=Path, default=EXAMPLE / "measured")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=24, help="proposals of the search, besides our recipes")
+    parser.add_argument("--joint", type=Path, help="folder of train_joint.py, with --only joint")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args()
     base, adapters, end = given.base.resolve(), given.adapters.resolve(), time.monotonic() + 60 * given.minutes
     if given.only in (None, "advice"):
         advice(base, adapters, Rows(given.rows / "advice.jsonl", ("sources",)))
     if given.only == "advice":
         return
-    bench = Bench(base, EXAMPLE / "suites", given.split, given.limit or None, given.threads)
+    bench = Bench(base, EXAMPLE / "suites", given.split, given.limit or None, given.threads, given.device)
     merges = Rows(given.rows / "merges.jsonl", ("recipe", "sources", "split"))
     try:
+        if given.only == "search":
+            search(bench, merges, adapters, given)
+        if given.joint is not None:
+            joint(bench, merges, given.joint, given.split)
         if given.only in (None, "sources"):
             sources(bench, Rows(given.rows / "sources.jsonl", ("source", "split")), adapters, given.split)
         if given.only in (None, "ours"):

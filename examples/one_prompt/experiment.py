@@ -5,7 +5,7 @@
     python examples/one_prompt/experiment.py BASE OUT --table     what is there so far, as a table
 
 Resumable: what OUT already holds is not made again. A variant leaves one part out; `joint` is the yardstick, one adapter trained
-on both sets of examples. Each pair goes through `model-merging recommend`, `render`, `merge`; nothing is tuned.
+on both sets of examples. Each pair is merged by the recipe that `recommend` begins with and `render` writes; nothing is tuned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,16 @@ import yaml
 from make_rows import HERE, earlier
 from score_modes import load, measure
 
-sys.path.insert(0, str(HERE.parent / "train_adapter"))
+sys.path += [str(HERE.parent / "train_adapter"), str(HERE.parents[1])]
+import torch
+from merging import merge_into
 from packing import Texts
 from transformers import AutoTokenizer
+
+from mcp_server.schemas.scenario import Scenario
+from mcp_server.steps.recommend import plan_for
+from mcp_server.steps.recommend.look import look
+from mcp_server.steps.render import render
 
 NAMES = ("tools", "persona")
 OWN_PROMPT = {"tools": "tools", "persona": "persona"}
@@ -63,7 +71,7 @@ def run(*command: object) -> None:
     subprocess.run([str(part) for part in command], check=True)
 
 
-def trained(base: Path, name: str, folder: Path, wanted: dict[str, Any], threads: int) -> None:
+def trained(given: argparse.Namespace, name: str, folder: Path, wanted: dict[str, Any]) -> None:
     """Train into folder/name unless it has been; other settings than those it was trained with are an error, not a second run."""
     record = folder / name / "training.json"
     if record.is_file():
@@ -75,36 +83,34 @@ def trained(base: Path, name: str, folder: Path, wanted: dict[str, Any], threads
     file = folder / f"{name}.json"
     file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
     script = HERE.parent / "train_adapter" / "train_adapter.py"
-    run(sys.executable, script, base, file, folder / name, "--threads", threads)
+    run(sys.executable, script, given.base, file, folder / name, "--threads", given.threads, "--device", given.device)
 
 
-def merged(base: Path, folder: Path) -> Path:
-    """The pair in `folder`, merged by what `recommend` says first."""
-    out = folder / "merged"
-    if (out / "config.json").is_file():
-        return out
+def recommended(base: Path, folder: Path) -> str:
+    """The recipe that `recommend` begins with for the pair in `folder`, as `render` writes it."""
     scenario = yaml.safe_load((HERE / "scenario.yaml").read_text(encoding="utf-8"))
     scenario["base_model"] = str(base)
     for source in scenario["sources"]:
         source["ref"] = str(folder / source["name"])
-        config = folder / source["name"] / "adapter_config.json"
-        written = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": str(base)}
-        config.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / "scenario.yaml").write_text(yaml.safe_dump(scenario, sort_keys=False), encoding="utf-8")
-    tool = Path(sys.executable).with_name("model-merging")
-    run(tool, "recommend", folder / "scenario.yaml", "-o", folder / "plan.yaml")
-    run(tool, "render", folder / "plan.yaml", "-o", folder / "recipe.yml")
-    run(tool, "merge", folder / "recipe.yml", out)
-    return out
+    recipe = render(plan_for(look(Scenario(**scenario)))).recipe
+    (folder / "recipe.yml").write_text(recipe, encoding="utf-8")
+    return recipe
 
 
-def scored(base: Path, models: Iterable[tuple[str, str, list[str]]], file: Path, split: str, limit: int | None) -> None:
+def merged(base: Path, folder: Path, device: str) -> Any:
+    """The pair in `folder`, merged in memory by what `recommend` says first."""
+    model = load(base, "base")
+    merge_into(model, recommended(base, folder))
+    return model.to(device)
+
+
+def scored(given: argparse.Namespace, models: Iterable[tuple[str, Callable[[], Any], list[str]]], file: Path) -> None:
     """Add each model's scores to `file`, one after the other; those that are there stay."""
     found: Scores = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    texts = Texts(AutoTokenizer.from_pretrained(base))
-    for name, path, parts in models:
+    texts = Texts(AutoTokenizer.from_pretrained(given.base), given.device)
+    for name, made, parts in models:
         if name not in found:
-            found[name] = measure(load(base, path), texts, parts, split, limit, 0)
+            found[name] = measure(made(), texts, parts, given.split, given.limit, 0)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
@@ -150,21 +156,30 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="at most so many documents of each suite")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="run nothing; print what is there")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args()
-    base, out = given.base.resolve(), given.out.resolve()
+    given.base, out = given.base.resolve(), given.out.resolve()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    torch.set_num_threads(given.threads)
     if not given.table:
-        scored(base, [("base", "base", ALL)], out / f"base-{given.split}.json", given.split, given.limit)
+        base = partial(load, given.base, "base", given.device)
+        scored(given, [("base", base, ALL)], out / f"base-{given.split}.json")
         for seed in given.seed or (1, 2, 3):
             for variant in given.variant or VARIANTS:
                 folder = out / f"{variant.replace(' ', '-')}-{seed}"
                 names = ("joint",) if variant == "joint" else NAMES
                 for name in names:
-                    trained(base, name, folder, settings(name, variant, seed, given.steps), given.threads)
-                models = [(name, str(folder / name), PARTS[name]) for name in names if name in PARTS]
-                whole = folder / "joint" if variant == "joint" else merged(base, folder)
-                models.append(("merged", str(whole), ALL))
-                scored(base, models, folder / f"scores-{given.split}.json", given.split, given.limit)
+                    trained(given, name, folder, settings(name, variant, seed, given.steps))
+                models: list[tuple[str, Callable[[], Any], list[str]]] = [
+                    (name, partial(load, given.base, str(folder / name), given.device), PARTS[name])
+                    for name in names
+                    if name in PARTS
+                ]
+                if variant == "joint":
+                    whole = partial(load, given.base, str(folder / "joint"), given.device)
+                else:
+                    whole = partial(merged, given.base, folder, given.device)
+                scored(given, [*models, ("merged", whole, ALL)], folder / f"scores-{given.split}.json")
     print(table(out, given.split))
 
 

@@ -30,12 +30,14 @@ TOKENS = 24
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path, help="folder of the base model")
-    base = parser.parse_args().base
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    given = parser.parse_args()
+    base = given.base
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(given.device)
     rows = prompts()
     asked = [row | {"system": words()["system"]} for row in rows]
-    said = replies(model, Texts(AutoTokenizer.from_pretrained(base)), asked, TOKENS)
+    said = replies(model, Texts(AutoTokenizer.from_pretrained(base), given.device), asked, TOKENS)
     replay = [row | {"reply": text, "end": ""} for row, text in zip(rows, said, strict=True)]
     (HERE / "data" / "replay.jsonl").write_text(jsonl(replay), encoding="utf-8")
     openings = [re.split(r"(?<=[.!?])\s", row["reply"])[0].strip() + "\n" for row in replay if row["kind"] in ("both", "chat")]

@@ -2,10 +2,10 @@
 
     python examples/one_prompt/score_modes.py BASE merged=OUT/merged tools=examples/one_prompt/tools --split test
 
-A path is a whole model or an adapter on BASE; `NAME=base` is BASE itself. Documents are those of the shipped suites, with their
-system prompt replaced. Greedy decoding in float32. `tools` is one forward pass over the targets: greedy decoding writes one
-exactly when each of its tokens is the most likely one after those before it (another spelling of the same call counts as wrong).
-`persona` and `mode` are generated.
+A path is a whole model or an adapter on BASE; `NAME=base` is BASE itself. Documents are drawn as the shipped suites, under
+the one system prompt; of the test split more of them (200 requests, 200 chats, 210 mixed prompts). Greedy decoding in float32.
+`tools` is one forward pass over the targets: greedy decoding writes one exactly when each of its tokens is the most likely one
+after those before it (another spelling of the same call counts as wrong). `persona` and `mode` are generated.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train_adapter"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from generating import replies
+from make_data import Chats, ToolRequests, mixed_rows
 from packing import Pack, Row, Texts
 from peft import PeftModel
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SUITES = Path(__file__).resolve().parents[2] / "mcp_server" / "suites"
+COUNTS = {"task_api_tools": 200, "taskmaster_persona": 200, "taskmaster_mixed": 210}
+"""Documents of the test split."""
 TOKENS = 72
 
 
@@ -46,16 +49,23 @@ def utils(suite: str) -> ModuleType:
 
 
 def documents(suite: str, split: str, limit: int | None) -> list[Row]:
-    lines = (SUITES / suite / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) | {"system": words()["system"]} for line in lines][:limit]
+    """Rows of a suite; where the shipped one is smaller than `COUNTS` says, more by the same generator and seed."""
+    if split == "dev":
+        rows = [json.loads(line) for line in (SUITES / suite / "dev.jsonl").read_text(encoding="utf-8").splitlines()]
+    elif suite == "taskmaster_mixed":
+        rows = mixed_rows(split, COUNTS[suite] // 3, 3)
+    else:
+        rows = list((ToolRequests if suite == "task_api_tools" else Chats)(split, 1).rows(COUNTS[suite]))
+    return [row | {"system": words()["system"]} for row in rows][:limit]
 
 
-def load(base: Path, path: str) -> Any:
+def load(base: Path, path: str, device: str = "cpu") -> Any:
     folder = base if path == "base" else Path(path)
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "packed"}
     if (folder / "adapter_config.json").is_file():
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **options), folder).merge_and_unload()
-    return AutoModelForCausalLM.from_pretrained(folder, **options)
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **options), folder)
+        return adapted.merge_and_unload().to(device)
+    return AutoModelForCausalLM.from_pretrained(folder, **options).to(device)
 
 
 def hidden(model: Any, batch: Pack) -> Any:
@@ -135,12 +145,13 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=("tools", "persona", "mode", "text"), help="default: all")
     parser.add_argument("--limit", type=int, help="at most so many documents of each suite")
     parser.add_argument("--show", type=int, default=0, help="print that many wrong calls and replies")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    texts = Texts(AutoTokenizer.from_pretrained(given.base))
+    texts = Texts(AutoTokenizer.from_pretrained(given.base), given.device)
     for name, path in (item.split("=", 1) for item in given.models):
         parts = given.part or ["tools", "persona", "mode", "text"]
-        found = measure(load(given.base, path), texts, parts, given.split, given.limit, given.show)
+        found = measure(load(given.base, path, given.device), texts, parts, given.split, given.limit, given.show)
         print(json.dumps({"model": name, "split": given.split, **found}), flush=True)
 
 

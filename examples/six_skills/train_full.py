@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 class Whole(Adapter):
     """A model whose projections are trained themselves."""
 
-    def __init__(self, base: Path, _settings: dict[str, Any], _home: Path) -> None:
+    def __init__(self, base: Path, _settings: dict[str, Any], _home: Path, device: str = "cpu") -> None:
         tokenizer = AutoTokenizer.from_pretrained(base)
-        self.texts = Texts(tokenizer)
-        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="packed")
+        self.texts = Texts(tokenizer, device)
+        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="packed").to(device)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.split(".")[-2] in TARGETS)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -50,8 +50,9 @@ def main() -> None:
     parser.add_argument("settings", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args()
-    train(given.base, given.settings, given.out, given.threads, Whole)
+    train(given.base, given.settings, given.out, given.threads, given.device, Whole)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def replies(model: Any, texts: Texts, rows: list[Row], tokens: int, batch: int =
         prefix, segment = texts.split({"said": ""} | row | {"reply": ""})
         groups.setdefault(prefix, []).append((place, segment.ids[: segment.learn_from]))
     for prefix, group in groups.items():
-        cache = model(input_ids=torch.tensor([prefix]), use_cache=True).past_key_values if prefix else None
+        cache = model(input_ids=torch.tensor([prefix], device=texts.device), use_cache=True).past_key_values if prefix else None
         group.sort(key=lambda item: len(item[1]))
         for at in range(0, len(group), batch):
             chunk = group[at : at + batch]
@@ -32,9 +32,9 @@ def replies(model: Any, texts: Texts, rows: list[Row], tokens: int, batch: int =
 
 def continued(model: Any, first: int, cache: Any, prompts: list[list[int]], tokens: int, end: int) -> list[list[int]]:
     """Left-padded prompts behind `first` cached tokens, continued until all have ended."""
-    width, count = max(map(len, prompts)), len(prompts)
-    ids = torch.tensor([[end] * (width - len(p)) + p for p in prompts])
-    seen = torch.ones(count, first + width, dtype=torch.long)
+    width, count, device = max(map(len, prompts)), len(prompts), model.device
+    ids = torch.tensor([[end] * (width - len(p)) + p for p in prompts], device=device)
+    seen = torch.ones(count, first + width, dtype=torch.long, device=device)
     for i, p in enumerate(prompts):
         seen[i, first : first + width - len(p)] = 0
     positions = (seen.cumsum(1) - 1).clamp(min=0)[:, first:]
@@ -42,7 +42,7 @@ def continued(model: Any, first: int, cache: Any, prompts: list[list[int]], toke
         cache = copy.deepcopy(cache)
         cache.batch_repeat_interleave(count)
     found: list[list[int]] = [[] for _ in prompts]
-    open_ = torch.ones(count, dtype=torch.bool)
+    open_ = torch.ones(count, dtype=torch.bool, device=device)
     for _ in range(tokens):
         reply = model(
             input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
@@ -51,9 +51,9 @@ def continued(model: Any, first: int, cache: Any, prompts: list[list[int]], toke
         open_ &= new != end
         if not open_.any():
             break
-        for i in range(count):
-            if open_[i]:
-                found[i].append(int(new[i]))
+        for i, (going, token) in enumerate(zip(open_.tolist(), new.tolist(), strict=True)):
+            if going:
+                found[i].append(token)
         ids, positions = new[:, None], positions[:, -1:] + 1
-        seen = torch.cat([seen, torch.ones(count, 1, dtype=torch.long)], 1)
+        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
     return found

@@ -1,4 +1,4 @@
-"""Trains a LoRA adapter on your own JSONL, on a CPU, so that it merges well: PEFT and a plain loop.
+"""Trains a LoRA adapter on your own JSONL, on a CPU or a GPU, so that it merges well: PEFT and a plain loop.
 
     python examples/train_adapter/train_adapter.py BASE settings.json OUT
 
@@ -44,9 +44,9 @@ FIRST_TOKENS = 8
 class Adapter:
     """A frozen base with one trainable adapter."""
 
-    def __init__(self, base: Path, settings: dict[str, Any], home: Path) -> None:
-        self.texts = Texts(AutoTokenizer.from_pretrained(base))
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="packed")
+    def __init__(self, base: Path, settings: dict[str, Any], home: Path, device: str = "cpu") -> None:
+        self.texts = Texts(AutoTokenizer.from_pretrained(base), device)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="packed").to(device)
         if settings["start_from"]:
             self.model = PeftModel.from_pretrained(model, home / settings["start_from"], is_trainable=True)
         else:
@@ -125,13 +125,15 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 10) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train(base: Path, file: Path, out: Path, threads: int, make: type[Adapter] = Adapter) -> None:
-    """Train what `make` makes of the base."""
+def train(base: Path, file: Path, out: Path, threads: int, device: str = "cpu", make: type[Adapter] = Adapter) -> None:
+    """Train what `make` makes of the base. On a GPU matrices are multiplied in TensorFloat-32."""
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
     settings = DEFAULTS | json.loads(file.read_text(encoding="utf-8"))
     torch.set_num_threads(threads)
     torch.manual_seed(settings["seed"])
     rng = random.Random(settings["seed"])
-    adapter = make(base, settings, file.parent)
+    adapter = make(base, settings, file.parent, device)
     own = read(file.parent, settings["data"], settings["system"])
     foreign = read(file.parent, settings["replay"], settings.get("replay_system", settings["system"]))
     own, foreign = rng.sample(own, len(own)), rng.sample(foreign, len(foreign))
@@ -172,7 +174,8 @@ def train(base: Path, file: Path, out: Path, threads: int, make: type[Adapter] =
             log.writerow(row)
             table.flush()
             print(*row, flush=True)
-    record = settings | {"wall_seconds": round(time.monotonic() - started), "threads": threads}
+    where = {"device": torch.cuda.get_device_name()} if device == "cuda" else {"threads": threads}
+    record = settings | {"wall_seconds": round(time.monotonic() - started), **where}
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -182,8 +185,9 @@ def main() -> None:
     parser.add_argument("settings", type=Path, help="a JSON file; data and replay are relative to it")
     parser.add_argument("out", type=Path, help="folder for the adapter")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args()
-    train(given.base, given.settings, given.out, given.threads)
+    train(given.base, given.settings, given.out, given.threads, given.device)
 
 
 if __name__ == "__main__":

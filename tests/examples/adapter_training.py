@@ -16,6 +16,7 @@ import experiment  # noqa: E402
 import tiny_language_model  # noqa: E402
 import torch  # noqa: E402
 from generating import replies  # noqa: E402
+from packing import masked_attention, packed_attention  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from train_adapter import Adapter, train  # noqa: E402
@@ -61,7 +62,11 @@ def packed_and_generated(base: Path) -> dict[str, Any]:
             ids = plain.generate(torch.tensor([asked]), max_new_tokens=9, do_sample=False)[0, len(asked) :]
             generated.append(texts.tokenizer.decode(ids, skip_special_tokens=True))
     own = replies(plain, texts, [{k: row[k] for k in ("system", "user")} for row in rows], 9)
-    return {"worst": worst, "replies": own, "generated": generated, "prefix": batch.bounds[0]}
+    heads = [torch.randn(1, count, batch.ids.shape[1], 4) for count in (4, 2, 2)]
+    parts, _ = packed_attention(torch.nn.Module(), *heads, None, bounds=batch.bounds)
+    wide = [heads[0], *(x.repeat_interleave(2, 1) for x in heads[1:])]
+    masked = (masked_attention(*wide, batch.bounds) - parts).abs().max().item()
+    return {"worst": worst, "masked": masked, "replies": own, "generated": generated, "prefix": batch.bounds[0]}
 
 
 def trained(base: Path, folder: Path) -> dict[str, Any]:

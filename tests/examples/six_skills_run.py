@@ -6,6 +6,7 @@ A process of its own, because transformers and peft warn on import and tests tur
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,14 @@ def main(folder: Path) -> dict[str, Any]:
     ran(folder)
     again = {name: rows(folder, name) for name in files}
     merges = first["merges.jsonl"]
+    joint = shutil.copytree(folder / "terse", folder / "joint" / "terse-notes")
+    (joint / "training.json").write_text("{}", encoding="utf-8")
+    ran(folder, "--only", "joint", "--joint", str(folder / "joint"))
+    ran(folder, "--only", "search", "--trials", "2", "--group", "terse notes")
+    more = rows(folder, "merges.jsonl")[len(merges) :]
     return {
+        "more": [(row["recipe"], row["sources"], row["split"], row.get("dev", {}).get("tried")) for row in more],
+        "chosen": more[-1]["chosen"],
         "sources": [row["source"] for row in first["sources.jsonl"]],
         "groups": sorted({len(row["sources"]) for row in merges}),
         "ours": sum(not row["recipe"].startswith("peft") for row in merges),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.six_skills.page import Table, line, page, spearman, summary, title, worked
-from benchmarks.six_skills.recipes import NAMES, OURS, as_measured, first
+from benchmarks.six_skills.recipes import MANY, MERGEKIT, NAMES, OURS, as_measured, first
 from mcp_server.steps.recommend import plan_for
 
 
@@ -99,7 +99,11 @@ def test_a_short_run_measures_every_group_by_every_recipe_and_goes_on_where_it_w
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(ran.stdout.splitlines()[-1])
     assert found["sources"] == ["base", *found["names"]]
-    assert (found["groups"], found["ours"], found["skills"], found["same"]) == ([2, 3, 6], 19 * len(OURS) + 4 * 2, True, True)
+    expected = 19 * len((*OURS, *MERGEKIT)) + 4 * len(MANY)
+    assert (found["groups"], found["ours"], found["skills"], found["same"]) == ([2, 3, 6], expected, True, True)
+    pair, begun = ["terse", "notes"], len((*OURS, *MERGEKIT))
+    assert found["more"] == [["joint adapter", pair, "dev", None], ["search", pair, "test", begun + 2]]
+    assert found["chosen"]
     assert found["refused"] == ["peft dare_ties", "peft linear", "peft ties"], "PEFT takes unequal ranks for svd alone"
     assert found["peft"] == ["peft dare_ties", "peft linear", "peft svd", "peft ties"]
     assert found["sum"] <= 1, "a merged weight is the base plus both products, rounded once"
