@@ -8,6 +8,8 @@ A process of its own, because transformers warns on import and tests turn warnin
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mcp_server.workers.evaluating import generation
+from mcp_server.workers.evaluating.few_tokens import use_for_few_tokens
 from mcp_server.workers.evaluating.generation import DraftingLM
 
 SYSTEM = "<system>You are asked small things, one after the other.\n"
@@ -82,7 +86,9 @@ def main(folder: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    lm = DraftingLM(pretrained=model, tokenizer=tokenizer, batch_size=3, max_length=256, backend="causal")
+    quick = copy.deepcopy(model)
+    use_for_few_tokens(quick)
+    lm = DraftingLM(pretrained=quick, tokenizer=tokenizer, batch_size=3, max_length=256, backend="causal")
     found: dict[str, Any] = {}
     for stop in ("\n", "q"):
         right = oracle(model, tokenizer, stop)
@@ -93,11 +99,15 @@ def main(folder: str) -> None:
             "right": lambda request, written=written: written[PROMPTS.index(request.args[0])],
             "half": lambda request, written=written: written[PROMPTS.index(request.args[0])][:9] + "zzzz",
             "wrong": lambda _: "{zzzz}",
+            "some": lambda request, written=written: (
+                written[PROMPTS.index(request.args[0])][:9] + "zz" if PROMPTS.index(request.args[0]) % 3 else "{zzzz}"
+            ),
             "longer": lambda request, written=written: written[PROMPTS.index(request.args[0])] + "abc" * 20,
         }
-        for name, draft in drafts.items():
+        for (name, draft), kept in itertools.product(drafts.items(), (0, 1 << 30)):
+            generation.KEPT_BYTES = kept  # type: ignore[misc]
             lm.draft, lm.drafted, lm.accepted = draft, 0, 0
-            found[f"{name} {stop!r}"] = {
+            found[f"{name} {stop!r} {'together' if kept else 'by three'}"] = {
                 "same": lm.generate_until(asked) == right,
                 "accepted": lm.accepted,
                 "drafted": lm.drafted,

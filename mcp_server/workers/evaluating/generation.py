@@ -37,6 +37,9 @@ PLAIN: Final = (
 """Settings of a model's generation_config that change which token is chosen."""
 MOST_TOKENS: Final = 2048
 """Tokens of one pass that scores answers: its activations stay small beside the weights, whatever the length of the prompts."""
+KEPT_BYTES: Final = 256_000_000
+"""Keys and values of a batch that generates may take so much before it is made smaller than all prompts together. Each step of a
+batch reads all the weights once, however many replies it goes on with."""
 NEEDED: Final = frozenset({"attention_mask", "position_ids", "past_key_values", "logits_to_keep"})
 Drafts = Callable[[Any], str | None]
 
@@ -145,9 +148,10 @@ class DraftingLM(HFLM):
         prefix, cache = self._prefix(prompts[0], _shared(prompts))
         drafting = True
         order = sorted(range(len(requests)), key=lambda number: -len(prompts[number]))
+        rows = max(int(self.batch_size), KEPT_BYTES // (self._token_bytes() * (len(prompts[order[0]]) + room)))
         texts: dict[int, str] = {}
-        for start in range(0, len(order), int(self.batch_size)):
-            batch = order[start : start + int(self.batch_size)]
+        for start in range(0, len(order), rows):
+            batch = order[start : start + rows]
             drafts = [self._draft(requests[number], room) if drafting else [] for number in batch]
             before = self.drafted, self.accepted
             rest = [prompts[number][len(prefix) :] for number in batch]
@@ -158,6 +162,13 @@ class DraftingLM(HFLM):
                 texts[number] = postprocess_generated_text(self.tok_decode(tokens), stops, None)
                 self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
         return [texts[number] for number in range(len(requests))]
+
+    def _token_bytes(self) -> int:
+        """Of one token's keys and values in all layers."""
+        config = self.model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * int(config.num_hidden_layers) * int(heads) * int(width) * int(self.model.dtype.itemsize)
 
     def _tokens(self, prompt: str, most: int) -> list[int]:
         """As lm-eval tokenises this prompt in a batch of its own."""
@@ -193,8 +204,22 @@ def _repeated(cache: Any, times: int) -> Any:
     return own
 
 
+def _widened(all_rows: Any, some: Any, places: Any, width: int) -> Any:
+    """The cache of all rows with `width` tokens more: those of `some` at their places, for the others room that is not seen."""
+    for layer, longer in zip(all_rows.layers, some.layers, strict=True):
+        for name in ("keys", "values"):
+            wide = torch.nn.functional.pad(getattr(layer, name), (0, 0, 0, width))
+            wide[places] = getattr(longer, name)
+            setattr(layer, name, wide)
+    return all_rows
+
+
 class _Batch:
-    """One batch of prompts, from its first forward pass (which also checks the drafts) to its last token."""
+    """One batch of prompts, from its first forward pass to its last token.
+
+    A draft is looked at only where its first token is what the model says to the prompt, so that a model that answers otherwise
+    (a base, a source on another's prompts) is asked for no more than its prompts.
+    """
 
     def __init__(
         self,
@@ -213,28 +238,42 @@ class _Batch:
         self.cache = DynamicCache(config=lm.model.config) if cache is None else _repeated(cache, len(rest))
 
     def run(self) -> list[list[int]]:
-        self._first_pass()
+        ids, self.mask, positions = self.lm._padded(self.rest, len(self.prefix))
+        self.next = [row[0] for row in self._best(ids, self.mask, positions, 1)]
+        begun = [place for place, draft in enumerate(self.drafts) if draft[:1] == self.next[place : place + 1]]
+        if begun:
+            self._look_at_drafts(begun)
+        self._close()
         while self.active:
             self._step()
         return self.replies
 
-    def _first_pass(self) -> None:
-        """Prompts with their drafts."""
-        rows = [rest + draft for rest, draft in zip(self.rest, self.drafts, strict=True)]
-        ids, mask, positions = self.lm._padded(rows, len(self.prefix))
-        keep = max(map(len, self.drafts)) + 1
-        best = self._best(ids, mask, positions, keep)
-        self.mask, self.next = mask, []
-        for number, draft in enumerate(self.drafts):
-            said = best[number][keep - 1 - len(draft) :]
+    def _look_at_drafts(self, places: list[int]) -> None:
+        """One pass of these rows over their drafts: what greedy decoding would have written is kept."""
+        drafts = [self.drafts[number] for number in places]
+        width, device = max(map(len, drafts)), self.lm.device
+        ids = torch.tensor([[0] * (width - len(draft)) + draft for draft in drafts], device=device)
+        chosen, before = torch.tensor(places, device=device), self.cache
+        self.mask = torch.nn.functional.pad(self.mask, (0, width))
+        for place, draft in zip(places, drafts, strict=True):
+            self.mask[place, -len(draft) :] = 1
+        mask = self.mask[chosen]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
+        if len(places) < len(self.rest):
+            self.cache = copy.deepcopy(before)
+            self.cache.batch_select_indices(chosen)
+        best = self._best(ids, mask, positions, width)
+        if len(places) < len(self.rest):
+            self.cache = _widened(before, self.cache, chosen, width)
+        for row, (place, draft) in enumerate(zip(places, drafts, strict=True)):
+            said = [draft[0], *best[row][width - len(draft) :]]
             right = next((i for i, token in enumerate(draft) if token != said[i] or token in self.ends), len(draft))
             self.lm.drafted += len(draft)
             self.lm.accepted += right
-            self.replies[number] = draft[:right]
-            self.next.append(said[right])
+            self.replies[place] = draft[:right]
+            self.next[place] = said[right]
             if right < len(draft):
-                self.mask[number, mask.shape[1] - (len(draft) - right) :] = 0  # what was not written is not seen
-        self._close()
+                self.mask[place, self.mask.shape[1] - (len(draft) - right) :] = 0  # what was not written is not seen
 
     def _step(self) -> None:
         """One more token for every reply that goes on."""

@@ -99,13 +99,18 @@ def load_model(ref: ModelRef, dtype: str) -> Any:
         return quantised.load(ref, BITS[dtype], getattr(torch, choose_dtype("auto")))
     from transformers import AutoModelForCausalLM
 
+    from mcp_server.workers.evaluating.few_tokens import use_for_few_tokens
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         str(ref.folder), dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
     )
     if ref.adapter is not None:
         fold(model, ref)
-    return model.to(device=device, dtype=getattr(torch, dtype)).eval()
+    model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
+    if device == "cpu":
+        use_for_few_tokens(model)
+    return model
 
 
 def fold(model: Any, ref: ModelRef) -> None:

@@ -1,0 +1,30 @@
+"""Matrix products of few tokens, which generating consists of, in the order that processors' libraries are fast in.
+
+torch hands `x @ W.T` to the library as it stands. For 2 to 64 tokens in float32, `(W @ x.T).T` takes a half to nine tenths of its
+time (MKL 2024.2 on an AVX2 processor), and for more tokens neither is faster.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+MOST_TOKENS: Final = 64
+
+
+class FewTokensLinear(torch.nn.Linear):
+    """A linear layer without bias whose product begins with the weights where tokens are few."""
+
+    def forward(self, input: Any) -> Any:
+        tokens = input.reshape(-1, self.in_features)
+        if not 1 < len(tokens) <= MOST_TOKENS:
+            return super().forward(input)
+        return (self.weight @ tokens.T).T.reshape(*input.shape[:-1], self.out_features)
+
+
+def use_for_few_tokens(model: Any) -> None:
+    """Let the model's linear layers without bias compute so, where it is float32 on a processor."""
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.bias is None and module.weight.dtype == torch.float32:
+            module.__class__ = FewTokensLinear
