@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,39 @@ def test_a_search_uses_its_minutes_and_goes_on_where_it_was_killed(place: Path, 
     told = [event for event in events if event.get("leaders")]
     assert told
     assert all(0 <= event["left_seconds"] <= 90 for event in told)
+
+
+def test_a_sweep_on_a_cluster_that_loses_a_node_ends_as_undisturbed(
+    place: Path, tmp_path: Path, calm: tuple[dict[str, Any], Path]
+) -> None:
+    """Two nodes, candidates merged in memory on both; one is lost with a candidate, and nothing of the outcome differs."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    whole, undisturbed = calm
+    room = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
+    cluster = Cluster(initialize_head=True, head_node_args=room)
+    doomed = cluster.add_node(**room)
+    out, folder = tmp_path / "sweep", tmp_path / "job"
+    on_cluster = parameters_of(place, out) | {"ray": cluster.address, "memory_gib": 0.1}
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            ending = pool.submit(run, "sweep", folder, tmp_path / "home", **on_cluster)
+            while len(list(out.glob("work/*/quick/step0/events.jsonl"))) < 2:
+                assert not ending.done(), ending.result()
+                time.sleep(0.05)
+            cluster.remove_node(doomed, allow_graceful=False)
+            status, result = ending.result()
+    finally:
+        cluster.shutdown()
+    assert (status, result["executor"]) == (0, "ray")
+    attempts = [int(file.read_text(encoding="utf-8")) for file in out.glob("work/*/quick/attempts")]
+    assert sorted(attempts) == [1, 2], "the node had no candidate when it was lost"
+    assert (result["winner"], [c["scores"] for c in result["candidates"]]) == (
+        whole["winner"],
+        [c["scores"] for c in whole["candidates"]],
+    )
+    assert (out / "merged" / "model.safetensors").read_bytes() == (
+        undisturbed / "sweep" / "merged" / "model.safetensors"
+    ).read_bytes()
+    assert not list(out.glob("work/*/model/model.safetensors")), "candidates on disk"
