@@ -5,7 +5,8 @@ usage: search_against_grid.py PLAN FOLDER [--minutes 4] [--seeds 3] [--limit 24]
 Both are the product's own sweep with its racing (few prompts first, more for what may still win), its choice on dev and its one
 measurement on test. They differ in one thing: after half of the time the search proposes, while the grid goes on as it was.
 Each seed puts plan and shortlist in another order, the same for both, because in its own order the best that is known is the
-first candidate. Every run has a store of its own, in which base and sources have answered already. A run that is finished is not
+first candidate. Every run has a store of its own, in which base and sources have answered already, so PLAN must
+name its base by folder. A run that is finished is not
 run again, so the command can be interrupted; it prints a table of what is finished.
 """
 
