@@ -50,7 +50,7 @@ def test_a_large_vocabulary_needs_room_for_a_whole_window_of_its_scores(monkeypa
 def test_keys_and_values_count_where_they_are_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "load_width", lambda: 2)
     wide = work(vocabulary=32_000, hidden=4096, layers=32, keys=4096, elements=6_740_000_000)
-    assert evidence.evaluate_cost(wide, None).breakdown["scores"] == 8192 * 32 * 2 * 4096 * 2
+    assert evidence.evaluate_cost(wide, None).breakdown["scores"] == 9216 * 32 * 2 * 4096 * 2
 
 
 @pytest.mark.parametrize(("gib", "held"), [(32, {}), (12, {"weights": "int8"}), (8, {"weights": "int4"})])
