@@ -166,7 +166,7 @@ def measured(work: Path, tokenizer: Path, limit: float, prompts: int) -> list[st
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", type=Path)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "model-merging-headline")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "model-merging-evidence-8b")
     parser.add_argument("--limit-gib", type=float, default=12)
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("-o", "--output", type=Path)

@@ -38,8 +38,8 @@ PLAIN: Final = (
 MOST_TOKENS: Final = 2048
 """Tokens of one pass that scores answers: its activations stay small beside the weights, whatever the length of the prompts."""
 KEPT_BYTES: Final = 256_000_000
-"""Keys and values of a batch that generates may take so much before it is made smaller than all prompts together. Each step of a
-batch reads all the weights once, however many replies it goes on with."""
+"""Keys and values of a batch that generates behind a shared prefix may take so much before it is made smaller than all prompts
+together. Each step of a batch reads all the weights once, however many replies it goes on with."""
 NEEDED: Final = frozenset({"attention_mask", "position_ids", "past_key_values", "logits_to_keep"})
 Drafts = Callable[[Any], str | None]
 
@@ -148,7 +148,9 @@ class DraftingLM(HFLM):
         prefix, cache = self._prefix(prompts[0], _shared(prompts))
         drafting = True
         order = sorted(range(len(requests)), key=lambda number: -len(prompts[number]))
-        rows = max(int(self.batch_size), KEPT_BYTES // (self._token_bytes() * (len(prompts[order[0]]) + room)))
+        rows = int(self.batch_size)
+        if cache is not None:
+            rows = max(rows, KEPT_BYTES * len(prefix) // (_held_bytes(cache) * (len(prompts[order[0]]) + room)))
         texts: dict[int, str] = {}
         for start in range(0, len(order), rows):
             batch = order[start : start + rows]
@@ -162,13 +164,6 @@ class DraftingLM(HFLM):
                 texts[number] = postprocess_generated_text(self.tok_decode(tokens), stops, None)
                 self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
         return [texts[number] for number in range(len(requests))]
-
-    def _token_bytes(self) -> int:
-        """Of one token's keys and values in all layers."""
-        config = self.model.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * int(config.num_hidden_layers) * int(heads) * int(width) * int(self.model.dtype.itemsize)
 
     def _tokens(self, prompt: str, most: int) -> list[int]:
         """As lm-eval tokenises this prompt in a batch of its own."""
@@ -194,6 +189,11 @@ def _shared(prompts: list[list[int]]) -> int:
     least, most = min(prompts), max(prompts)
     same = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
     return min(same, min(map(len, prompts)) - 1)
+
+
+def _held_bytes(cache: Any) -> int:
+    """Of its keys and values."""
+    return sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
 
 
 def _repeated(cache: Any, times: int) -> Any:
