@@ -105,7 +105,7 @@ def main(folder: str) -> None:
             "longer": lambda request, written=written: written[PROMPTS.index(request.args[0])] + "abc" * 20,
         }
         for (name, draft), kept in itertools.product(drafts.items(), (0, 1 << 30)):
-            generation.KEPT_BYTES = kept  # type: ignore[misc]
+            generation.KEPT_BYTES = generation.KEPT_TOKENS = kept  # type: ignore[misc]
             lm.draft, lm.drafted, lm.accepted = draft, 0, 0
             found[f"{name} {stop!r} {'together' if kept else 'by three'}"] = {
                 "same": lm.generate_until(asked) == right,

@@ -23,6 +23,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mcp_server.errors import BadInput
+from mcp_server.workers.evaluating.growing import let_grow
 from mcp_server.workers.evaluating.responses import scoring_batch
 
 SHORTEST_PREFIX: Final = 8
@@ -36,10 +37,11 @@ PLAIN: Final = (
 )  # fmt: skip
 """Settings of a model's generation_config that change which token is chosen."""
 MOST_TOKENS: Final = 2048
-"""Tokens of one pass that scores answers: its activations stay small beside the weights, whatever the length of the prompts."""
+"""Tokens of one pass over prompts: its activations stay small beside the weights, whatever the length of the prompts."""
+KEPT_TOKENS: Final = 8192
 KEPT_BYTES: Final = 256_000_000
-"""Keys and values of a batch that generates behind a shared prefix may take so much before it is made smaller than all prompts
-together. Each step of a batch reads all the weights once, however many replies it goes on with."""
+"""Keys and values of a batch that generates behind a shared prefix may be of so many tokens, or where those take less, so many
+bytes. Each step of a batch reads all the weights once, however many replies it goes on with. The estimate allows 9216 tokens."""
 NEEDED: Final = frozenset({"attention_mask", "position_ids", "past_key_values", "logits_to_keep"})
 Drafts = Callable[[Any], str | None]
 
@@ -150,7 +152,9 @@ class DraftingLM(HFLM):
         order = sorted(range(len(requests)), key=lambda number: -len(prompts[number]))
         rows = int(self.batch_size)
         if cache is not None:
-            rows = max(rows, KEPT_BYTES * len(prefix) // (_held_bytes(cache) * (len(prompts[order[0]]) + room)))
+            longest = len(prompts[order[0]])
+            room_for = max(KEPT_TOKENS, KEPT_BYTES * len(prefix) // _held_bytes(cache)) // (longest + room)
+            rows = max(rows, min(room_for, MOST_TOKENS // (longest - len(prefix))))
         texts: dict[int, str] = {}
         for start in range(0, len(order), rows):
             batch = order[start : start + rows]
@@ -235,7 +239,7 @@ class _Batch:
         self.ends = lm.ends()
         self.replies: list[list[int]] = [[] for _ in rest]
         self.active = list(range(len(rest)))
-        self.cache = DynamicCache(config=lm.model.config) if cache is None else _repeated(cache, len(rest))
+        self.cache = let_grow(DynamicCache(config=lm.model.config) if cache is None else _repeated(cache, len(rest)))
 
     def run(self) -> list[list[int]]:
         ids, self.mask, positions = self.lm._padded(self.rest, len(self.prefix))

@@ -75,7 +75,7 @@ class Codes(torch.nn.Module):
             torch.mm(part, tokens, out=out[rows])
         if self.bits == 8:
             out *= self.scales.to(x.dtype)
-        return out.T.reshape(*x.shape[:-1], self.rows)
+        return out.T.contiguous().view(*x.shape[:-1], self.rows)  # attention is slow on queries that are not contiguous
 
     def _unpack(self, codes: Any, scales: Any, out: Any) -> None:
         """Fill `out` with numbers: of 8 bits the codes themselves, whose scale is a row's and can follow the product."""
