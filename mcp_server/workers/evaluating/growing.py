@@ -16,6 +16,10 @@ GROWTH: Final = 64
 class GrowingLayer(DynamicLayer):
     """Keys and values, each (batch, heads, tokens, size of a head), at the beginning of memory that has room for more tokens."""
 
+    _keys: tuple[Any, Any] = None, None
+    _values: tuple[Any, Any] = None, None
+    """The memory, and the part of it that was given out last."""
+
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         if not self.is_initialized:
             return super().update(key_states, value_states, *args, **kwargs)
@@ -23,15 +27,20 @@ class GrowingLayer(DynamicLayer):
         self.values = self._longer("values", value_states)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Any) -> None:
+        super().batch_select_indices(indices)
+        self._keys = self._values = None, None  # the memory of all rows is not needed beside that of the chosen ones
+
     def _longer(self, name: str, new: Any) -> Any:
-        known, (memory, seen) = getattr(self, name), self.__dict__.get("_" + name, (None, None))
+        memory: Any
+        known, (memory, seen) = getattr(self, name), getattr(self, "_" + name)
         end = known.shape[-2] + new.shape[-2]
         if known is not seen or end > memory.shape[-2]:
             memory = known.new_empty((*known.shape[:-2], end + GROWTH, known.shape[-1]))
             memory[..., : known.shape[-2], :] = known
         memory[..., known.shape[-2] : end, :] = new
         found = memory[..., :end, :]
-        self.__dict__["_" + name] = memory, found
+        setattr(self, "_" + name, (memory, found))
         return found
 
 
