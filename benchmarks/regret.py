@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.six_skills.page import Table, groups_of, summary, wilson
+from benchmarks.six_skills.measured import Table, groups_of, wilson
+from benchmarks.six_skills.page import summary
 from mcp_server.catalog.signals import SeenScenario
 from mcp_server.schemas.scenario import Relation, Scenario
 from mcp_server.steps.recommend import plan_for

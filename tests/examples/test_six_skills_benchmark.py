@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.six_skills.page import Table, line, page, spearman, summary, title, worked
+from benchmarks.six_skills.measured import Table, spearman, worked
+from benchmarks.six_skills.page import line, page, summary, title
 from benchmarks.six_skills.recipes import MANY, MERGEKIT, NAMES, OURS, as_measured, first
 from mcp_server.steps.recommend import plan_for
 
