@@ -21,6 +21,7 @@ from mcp_server.engine.updates import adapted_blocks
 from mcp_server.errors import Unsupported
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.lora import open_adapter
+from mcp_server.workers.evaluating.few_tokens import with_quick_count
 
 GROUP: Final = 32
 STEP_ELEMENTS: Final = 1 << 21
@@ -64,7 +65,8 @@ class Codes(torch.nn.Module):
         A few rows are unpacked at a time, always into the same memory, and stand on the left: few tokens times many rows the
         other way round takes twice as long in the libraries that torch calls.
         """
-        tokens = x.reshape(-1, self.columns).T
+        asked = x.reshape(-1, self.columns)
+        tokens = with_quick_count(asked).T
         out = torch.empty(self.rows, tokens.shape[1], dtype=x.dtype)
         step = max(1, STEP_ELEMENTS // self.columns)
         unpacked = torch.empty(min(step, self.rows), self.columns, dtype=x.dtype)
@@ -75,7 +77,7 @@ class Codes(torch.nn.Module):
             torch.mm(part, tokens, out=out[rows])
         if self.bits == 8:
             out *= self.scales.to(x.dtype)
-        return out.T.contiguous().view(*x.shape[:-1], self.rows)  # attention is slow on queries that are not contiguous
+        return out.T[: len(asked)].contiguous().view(*x.shape[:-1], self.rows)
 
     def _unpack(self, codes: Any, scales: Any, out: Any) -> None:
         """Fill `out` with numbers: of 8 bits the codes themselves, whose scale is a row's and can follow the product."""
