@@ -138,12 +138,11 @@ def peft(bench: Bench, rows: Rows, adapters: Path, split: str, end: float) -> No
         rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
 
 
-def least(bench: Bench, group: tuple[str, ...], alone_at: dict[str, float]) -> Goals:
-    """What the search is to raise and to lower: the gain of the skill that keeps less (the base has none), and the perplexity. An
-    expert that gets nothing right leaves nothing to keep."""
-    found = bench.measured(group)
-    kept = [found["scores"][name] / alone_at[name] if alone_at[name] else 0.0 for name in group]
-    return min(kept), found["perplexity"]
+def kept(found: dict[str, Any], group: tuple[str, ...], alone_at: dict[str, float]) -> Goals:
+    """What the search is to raise: the gain of the skill that keeps less (the base has none), and the mean of all. An expert that
+    gets nothing right leaves nothing to keep."""
+    gains = [found["scores"][name] / alone_at[name] if alone_at[name] else 0.0 for name in group]
+    return min(gains), sum(min(gain, 1.0) for gain in gains) / len(gains)
 
 
 def search(bench: Bench, rows: Rows, adapters: Path, given: argparse.Namespace) -> None:
@@ -160,12 +159,13 @@ def search(bench: Bench, rows: Rows, adapters: Path, given: argparse.Namespace) 
         started, plan = time.monotonic(), planned(group, bench.folder, adapters)
         begun = list(candidates(group, bench.folder, adapters).values())
         looking = Search(Space(plan, begun), seed=1)
-        tried: list[tuple[Goals, str, str]] = []
+        tried: list[tuple[Goals, float, str, str]] = []
 
         def measured(name: str, recipe: str, group: tuple[str, ...] = group, tried: list[Any] = tried) -> Goals:
             bench.merge(recipe)
-            tried.append((least(bench, group, experts), name, recipe))
-            goals: Goals = tried[-1][0]
+            found = bench.measured(group)
+            goals = kept(found, group, experts)
+            tried.append((goals, found["perplexity"], name, recipe))
             return goals
 
         for candidate in begun:
@@ -181,10 +181,10 @@ def search(bench: Bench, rows: Rows, adapters: Path, given: argparse.Namespace) 
                 looking.tell(number, None)
                 continue
             looking.tell(number, goals)
-        best, name, recipe = max(tried, key=lambda found: (found[0][0], -found[0][1]))
+        best, perplexity, name, recipe = max(tried, key=lambda found: (found[0][0], -found[1]))
         test.merge(recipe)
         seconds = round(time.monotonic() - started)
-        dev = {"least": round(best[0], 4), "perplexity": best[1], "tried": len(tried)}
+        dev = {"least": round(best[0], 4), "perplexity": perplexity, "tried": len(tried)}
         rows.add(**key, chosen=name, dev=dev, **test.measured(group), seconds=seconds)
 
 

@@ -12,18 +12,22 @@ from typing import Any
 import pytest
 
 from mcp_server.formats.recipe import read_recipe
-from mcp_server.schemas.evidence import Capability, Evaluation, Interval
+from mcp_server.schemas.evidence import Capability, Evaluation, Interval, SweepCandidate
 from mcp_server.schemas.job import SweepRequest
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.sweep import choose, shortlist
+from mcp_server.steps.sweep.candidates import candidate_of
+from mcp_server.steps.sweep.choose import goals
 from mcp_server.steps.sweep.cost import SweepCost
 from mcp_server.steps.sweep.place import lineage_of_plan
+from mcp_server.steps.sweep.space import Space
 from mcp_server.system.outputs import Kept
 from mcp_server.workers.protocol import Job
 from mcp_server.workers.sweeping import budget as module
 from mcp_server.workers.sweeping.bench import Bench
 from mcp_server.workers.sweeping.budget import Budget
 from mcp_server.workers.sweeping.progress import Progress
+from mcp_server.workers.sweeping.search import Search
 from mcp_server.workers.tasks.task import Task
 from tests.steps.test_sweep import LIMITS, plan
 
@@ -169,3 +173,28 @@ def test_two_at_once_are_two_different_ones(plan: Plan, tmp_path: Path, clock: C
     found, _ = search(plan, tmp_path, clock, executor, 8).spend(LIMITS)
     assert len({candidate.recipe for candidate in found}) == len(found)
     assert not [one for one, other in itertools.pairwise(executor.ran) if one == other]
+
+
+def narrow(recipe: Any) -> dict[str, float]:
+    """Two skills in each other's way: only the first at about 0.65 and the second well above it keep both."""
+    first, second = (weight_of(recipe, number) * float(recipe.parameters.get("lambda", 1.0)) for number in (0, 1))
+    kept = {"first": first - 0.55, "second": second - 0.75 - 1.2 * max(0.0, first - 0.55)}
+    return {name: min(max(0.5 + 4 * by, 0.0), 1.0) for name, by in kept.items()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_skills_in_each_others_way_are_brought_together_though_nothing_changed_reads_best(plan: Plan, seed: int) -> None:
+    """Perplexity is best where hardly anything was changed, and the worst skill is nothing in most places: neither may lead."""
+    candidates = [one for one in shortlist(plan) if read_recipe(one.recipe).method == "task_arithmetic"]
+    looking = Search(Space(plan, candidates), seed)
+    found = []
+    for _ in range(24):
+        number, point = looking.propose()
+        recipe = read_recipe(candidate_of(plan, looking.space.settings_of(point), Path()).recipe)
+        gains = narrow(recipe)
+        size = sum(weight_of(recipe, each) for each in (0, 1)) * float(recipe.parameters["lambda"])
+        measured = SweepCandidate(name=str(number), settings={}, recipe="", gains=gains, perplexity_ratio=1 + 0.05 * size)
+        looking.tell(number, goals(measured, LIMITS))
+        found.append(min(gains.values()))
+    assert max(found) >= 0.75
+    assert sum(found[12:]) > sum(found[:12])

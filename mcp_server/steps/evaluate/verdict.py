@@ -56,17 +56,17 @@ def perplexity_ratio(capability: Capability) -> float | None:
 Side = Literal["below", "above", "undecided"]
 
 
-def side(value: float, span: Interval | None, line: float, count: int | None = None) -> Side:
-    """On which side of a line the truth lies: the whole 95 % interval must be there. Without one the value alone decides.
+def with_width(value: float, span: Interval, count: int | None) -> Interval:
+    """An interval of no width, where all of `count` prompts agreed, is that of the rule of three: 3 ÷ count to either side."""
+    return Interval(low=value - 3 / count, high=value + 3 / count) if count and span.high - span.low < 1e-12 else span
 
-    An interval of no width, where all of `count` prompts agreed, is that of the rule of three: 3 ÷ count to either side.
-    """
+
+def side(value: float, span: Interval | None, line: float, count: int | None = None) -> Side:
+    """On which side of a line the truth lies: the whole 95 % interval must be there. Without one the value alone decides."""
     if span is None:
         return "below" if value < line else "above"
-    low, high = span.low, span.high
-    if count and high - low < 1e-12:
-        low, high = value - 3 / count, value + 3 / count
-    return "below" if high < line else "above" if low >= line else "undecided"
+    span = with_width(value, span, count)
+    return "below" if span.high < line else "above" if span.low >= line else "undecided"
 
 
 def judge(capabilities: Mapping[str, Capability], limits: Thresholds) -> tuple[Outcome, list[str]]:

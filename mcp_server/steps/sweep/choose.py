@@ -7,6 +7,7 @@ from typing import Final
 
 from mcp_server.schemas.evidence import Evaluation, SweepCandidate
 from mcp_server.steps.evaluate import Thresholds
+from mcp_server.steps.evaluate.verdict import with_width
 from mcp_server.steps.sweep.plateau import middle, others_alike
 
 FAILED: Final = "failed: "
@@ -21,9 +22,12 @@ def hopeless(quick: Evaluation, limits: Thresholds) -> str | None:
     if quick.perplexity_ratio is not None and quick.perplexity_ratio > limits.perplexity_failed:
         return f"perplexity {quick.perplexity_ratio:.2f} times the best source's on a quick look"
     for name, capability in quick.capabilities.items():
-        span = capability.ci.get("gain_recovered")
-        if capability.gain_recovered is not None and span is not None and span.high < limits.retention_failed:
-            return f"{name} recovers {capability.gain_recovered:.0%} (at most {span.high:.0%}) of its gain on a quick look"
+        gain, span = capability.gain_recovered, capability.ci.get("gain_recovered")
+        if gain is None or span is None:
+            continue
+        most = with_width(gain, span, capability.n).high
+        if most < limits.retention_failed:
+            return f"{name} recovers {gain:.0%} (at most {most:.0%}) of its gain on a quick look"
     return None
 
 
@@ -77,12 +81,17 @@ def _nothing(candidates: Sequence[SweepCandidate]) -> str:
 
 
 def goals(candidate: SweepCandidate, limits: Thresholds) -> tuple[float, float] | None:
-    """What a search weighs: (the worst skill's gain as a share of the target, perplexity ÷ the best source's); None where it
-    was not measured. A candidate that was stopped early stands where its few prompts put it."""
-    gains = [min(gain, 1.0) for gain in candidate.gains.values() if gain is not None]
+    """What a search raises: (the worst objective, the mean of the skills' gains), as shares of their targets; None where it was
+    not measured. A candidate that was stopped early stands where its few prompts put it.
+
+    The mean leads where the worst is nothing, which it is in most places where skills are in each other's way. Perplexity counts
+    by what it lacks of its target and is no goal of its own: a merge of hardly anything has the best.
+    """
+    gains = [min(gain, 1.0) / limits.gain_recovered_target for gain in candidate.gains.values() if gain is not None]
     if not gains and candidate.perplexity_ratio is None:
         return None
-    return min(gains, default=1.0) / limits.gain_recovered_target, candidate.perplexity_ratio or 1.0
+    worst = _worst(candidate, limits)
+    return worst, sum(gains) / len(gains) if gains else worst
 
 
 def ranked(candidates: Sequence[SweepCandidate], limits: Thresholds) -> list[SweepCandidate]:
@@ -97,9 +106,10 @@ def beaten(candidate: SweepCandidate, leader: SweepCandidate, limits: Thresholds
     for name, gain in candidate.gains.items():
         if gain is None or (span := candidate.intervals.get(name)) is None:
             continue
-        if min(span.high, 1.0) / limits.gain_recovered_target < mark:
+        most = with_width(gain, span, candidate.prompts.get(name)).high
+        if min(most, 1.0) / limits.gain_recovered_target < mark:
             few = f"on {candidate.prompts[name]} prompts" if name in candidate.prompts else "on few prompts"
-            return f"{name} recovers {gain:.0%} of its gain {few}, at most {span.high:.0%}; the leader keeps more of all"
+            return f"{name} recovers {gain:.0%} of its gain {few}, at most {most:.0%}; the leader keeps more of all"
     return None
 
 

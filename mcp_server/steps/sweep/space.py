@@ -39,8 +39,9 @@ class Axis(Frozen):
 
 LAMBDA: Final = Axis(name="lambda", low=0.2, high=1.3)
 DENSITY: Final = Axis(name="density", low=0.2, high=0.95)
-WEIGHTS: Final = {"whole": (0.2, 1.4), "sum_one": (0.1, 1.0)}
-"""Kind of weights → where they are searched: a sum of deltas takes each whole or nearly, an average shares."""
+WEIGHTS: Final = {"whole": (0.5, 1.4), "sum_one": (0.1, 1.0)}
+"""Kind of weights → where they are searched: a sum of deltas takes each whole or nearly (λ scales all of them), an average
+shares."""
 
 
 class Space:

@@ -1,6 +1,6 @@
 """Where to look next: optuna's tree-structured Parzen estimator over the axes that a plan leaves open.
 
-Two goals at once: the gain of the worst kept skill, as a share of its target, and the perplexity. Points that were measured
+Two goals at once: the worst objective and the mean of the skills' gains, as shares of their targets. Points that were measured
 elsewhere (the plan, the shortlist, an earlier run of the same search) are told with their figures, so the first proposal already
 knows them. The same history and seed give the same proposals, which is what lets an interrupted search go on where it was.
 """
@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from mcp_server.steps.sweep.space import Axis, Point, Space
 
 Goals = tuple[float, float]
-"""(gain of the worst skill as a share of its target, perplexity as a multiple of the best source's)."""
+"""(the worst objective, the mean of the skills' gains): shares of their targets, the more the better."""
 
 
 class Search:
@@ -30,7 +30,7 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group: axes that only some methods have
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4, multivariate=True, group=True, constant_liar=True)
-        self._study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+        self._study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
         self._asked: dict[int, optuna.Trial] = {}
 
     def propose(self) -> tuple[int, Point]:
