@@ -5,9 +5,9 @@ usage: search_against_grid.py PLAN FOLDER [--minutes 4] [--seeds 3] [--limit 24]
 Both are the product's own sweep with its racing (few prompts first, more for what may still win), its choice on dev and its one
 measurement on test. They differ in one thing: after half of the time the search proposes, while the grid goes on as it was.
 Each seed puts plan and shortlist in another order, the same for both, because in its own order the best that is known is the
-first candidate. Every run has a store of its own, in which base and sources have answered already, so PLAN must
-name its base by folder. A run that is finished is not
-run again, so the command can be interrupted; it prints a table of what is finished.
+first candidate. Both of a seed run at the same time, each on its half of the processors, so that they share what else the machine
+does. Every run has a store of its own, in which base and sources have answered already, so PLAN must name its base by folder.
+A run that is finished is not run again, so the command can be interrupted; it prints a table of what is finished.
 """
 
 from __future__ import annotations
@@ -48,22 +48,36 @@ def one(kind: str, seed: int, folder: Path) -> None:
     sys.exit(run_worker(sweep.main))
 
 
-def run(kind: str, seed: int, given: argparse.Namespace, known: Path) -> dict[str, Any]:
-    """What a finished run found, run now unless it is finished."""
+def started(kind: str, seed: int, given: argparse.Namespace, known: Path, processors: set[int]) -> subprocess.Popen[bytes] | None:
+    """A run on these processors alone; None where it is finished."""
     folder = given.folder / f"{kind}-{seed}"
-    file = folder / "out" / "sweep.json"
-    if not file.is_file():
-        if not (folder / "home").is_dir():
-            shutil.copytree(known, folder / "home")
-        request = {
-            "plan": str(given.plan), "out": str(folder / "out"), **asked(given), "minutes": given.minutes, "limit": given.limit,
-            "seed": seed,
-        }  # fmt: skip
-        (folder / "request.json").write_text(json.dumps({"kind": "sweep", "parameters": request}), encoding="utf-8")
-        command = [sys.executable, str(Path(__file__).resolve()), "--one", kind, str(seed), str(folder)]
-        subprocess.run(command, check=True, env={**os.environ, HOME: str(folder / "home")}, stdout=subprocess.DEVNULL)
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    if (folder / "out" / "sweep.json").is_file():
+        return None
+    if not (folder / "home").is_dir():
+        shutil.copytree(known, folder / "home")
+    request = {
+        "plan": str(given.plan), "out": str(folder / "out"), **asked(given), "minutes": given.minutes, "limit": given.limit,
+        "seed": seed,
+    }  # fmt: skip
+    (folder / "request.json").write_text(json.dumps({"kind": "sweep", "parameters": request}), encoding="utf-8")
+    command = [sys.executable, str(Path(__file__).resolve()), "--one", kind, str(seed), str(folder)]
+    environment = {**os.environ, HOME: str(folder / "home"), "OMP_NUM_THREADS": str(len(processors))}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    os.sched_setaffinity(running.pid, processors)
+    return running
+
+
+def pair(seed: int, given: argparse.Namespace, known: Path) -> dict[str, dict[str, Any]]:
+    """What grid and search found with this seed."""
+    processors = sorted(os.sched_getaffinity(0))
+    halves = {"grid": set(processors[::2]), "search": set(processors[1::2] or processors)}
+    running = {kind: started(kind, seed, given, known, half) for kind, half in halves.items()}
+    for kind, process in running.items():
+        if process is not None and process.wait() != 0:
+            raise SystemExit(f"{kind} with seed {seed} ended with {process.returncode}; see its messages above")
+    return {
+        kind: json.loads((given.folder / f"{kind}-{seed}" / "out" / "sweep.json").read_text(encoding="utf-8")) for kind in running
+    }
 
 
 def asked(given: argparse.Namespace) -> dict[str, list[str]]:
@@ -134,8 +148,8 @@ def main() -> None:
     print("| seed | | candidates | winner | least gain, dev | least gain and perplexity ÷ best, test | minutes |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for seed in range(given.seeds):
-        for kind in ("grid", "search"):
-            print(row(kind, seed, run(kind, seed, given, known)), flush=True)
+        for kind, found in pair(seed, given, known).items():
+            print(row(kind, seed, found), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from mcp_server.schemas.evidence import Capability, Evaluation, Interval, SweepC
 from mcp_server.schemas.plan import Plan
 from mcp_server.steps.evaluate import Thresholds
 from mcp_server.steps.sweep import choose, from_grid, hopeless, pareto_front, shortlist
+from mcp_server.steps.sweep.choose import in_words
 from tests.tiny import write_adapter, write_model
 
 LIMITS = Thresholds(
@@ -245,3 +246,24 @@ def test_candidates_without_intervals_are_never_called_alike() -> None:
         for one in along_lambda({"0.5": (0.7, 0, 1), "0.7": (0.7, 0, 1), "0.85": (0.8, 0, 1)})
     ]
     assert choose(found, LIMITS)[0] == "0.85"
+
+
+def test_a_line_of_leaders_counts_the_prompts_of_skills_and_not_passages() -> None:
+    found = SweepCandidate(
+        name="ties",
+        settings={},
+        recipe="",
+        gains={"tools": 0.9},
+        perplexity_ratio=1.02,
+        prompts={"general language": 6, "tools": 24},
+    )
+    assert in_words(found) == "ties: tools 90%, perplexity 1.02 times, 24 prompts"
+
+
+@pytest.mark.parametrize(("prompts", "stops"), [(6, None), (8, "tools recovers 0% (at most 38%) of its gain on a quick look")])
+def test_prompts_that_all_agree_are_held_against_the_rule_of_three(prompts: int, stops: str | None) -> None:
+    nothing = Capability(
+        suite="t", metric="exact_match", n=prompts, base=0.0, sources={"tools": 1.0}, merged=0.0, gain_recovered=0.0,
+        ci={"gain_recovered": Interval(low=0.0, high=0.0)},
+    )  # fmt: skip
+    assert hopeless(Evaluation(capabilities={"tools": nothing}, verdict="adjust"), LIMITS) == stops

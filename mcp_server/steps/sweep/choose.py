@@ -8,7 +8,7 @@ from typing import Final
 from mcp_server.schemas.evidence import Evaluation, SweepCandidate
 from mcp_server.steps.evaluate import Thresholds
 from mcp_server.steps.evaluate.verdict import with_width
-from mcp_server.steps.sweep.plateau import middle, others_alike
+from mcp_server.steps.sweep.plateau import fewest_prompts, middle, others_alike
 
 FAILED: Final = "failed: "
 """What `stopped` begins with where a candidate could not be merged or measured."""
@@ -118,7 +118,7 @@ def in_words(candidate: SweepCandidate) -> str:
     figures = [f"{name} {gain:.0%}" for name, gain in candidate.gains.items() if gain is not None]
     if candidate.perplexity_ratio:
         figures.append(f"perplexity {candidate.perplexity_ratio:.2f} times")
-    prompts = min(candidate.prompts.values(), default=0)
+    prompts = fewest_prompts(candidate)
     ended = " (ended early)" if candidate.stopped is not None else ""
     return f"{candidate.name}: {', '.join(figures) or 'nothing measured'}, {prompts} prompts{ended}"
 

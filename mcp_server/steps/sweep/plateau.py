@@ -154,6 +154,12 @@ def _ends(value: object) -> Ends | None:
     return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
 
+def fewest_prompts(candidate: SweepCandidate) -> int:
+    """Of a skill; the passages of perplexity are none."""
+    skills = [count for name, count in candidate.prompts.items() if name in candidate.gains]
+    return min(skills or candidate.prompts.values(), default=0)
+
+
 def _on(best: SweepCandidate) -> str:
-    prompts = min(best.prompts.values(), default=0)
+    prompts = fewest_prompts(best)
     return f" on {prompts} prompts" if prompts else ""
