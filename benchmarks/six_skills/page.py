@@ -171,7 +171,10 @@ SAYS = """\
   them were measured; the other three came out as it says. Four more pairs that lose a skill get `merge_with_caution`, because
   only one of the two leaks.
 - **What the check does not see.** `home` answers .08 of the medicine prompts, and their sum still gives none of the refusals:
-  `refuse` is a small change that others disturb. Measure each skill after the merge."""
+  `refuse` is a small change that others disturb. Measure each skill after the merge.
+- **What equal weights lose, unequal ones may keep.** For that pair `sweep --minutes 6` weighs the two unlike and keeps 83, 36 and
+  18 % of the worse skill on 24 test prompts with three seeds, where the shortlist with equal weights keeps 27, 27 and 18 %
+  ([measured](../benchmarks/evaluate/results.md#the-search-beside-the-shortlist))."""
 ALONE = """## Who answers whom
 
 Share of a context's prompts (12 each) that a source alone answers in its own way: the cross-context check. On its own prompts it
