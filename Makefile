@@ -12,7 +12,7 @@ help:  ## this list
 
 setup: $(VENV)/.made  ## install model-merging and its MCP server into .venv
 
-demo: $(VENV)/.demo  ## merge two real adapters and see the evidence (about 6 minutes)
+demo: $(VENV)/.demo  ## merge two real adapters and see the evidence (about 3 minutes)
 	$(BIN)/model-merging demo $(ARGS)
 
 test: $(VENV)/.dev lint types docs  ## lint, strict types, drift checks and the quick tests
