@@ -172,8 +172,9 @@ SAYS = """\
   only one of the two leaks.
 - **What the check does not see.** `home` answers .08 of the medicine prompts, and their sum still gives none of the refusals:
   `refuse` is a small change that others disturb. Measure each skill after the merge.
-- **What equal weights lose, unequal ones may keep.** For that pair `sweep --minutes 6` weighs the two unlike and keeps 83, 36 and
-  18 % of the worse skill on 24 test prompts with three seeds, where the shortlist with equal weights keeps 27, 27 and 18 %
+- **What equal weights lose, unequal ones may keep.** For that pair `sweep --minutes 6` weighs the two unlike and keeps 83, 18 and
+  36 % of the worse skill on 24 test prompts with three seeds; the best of the shortlist (equal weights; dare_ties, which the
+  tables here lack for this pair) keeps 27, 18 and 27 %
   ([measured](../benchmarks/evaluate/results.md#the-search-beside-the-shortlist))."""
 ALONE = """## Who answers whom
 

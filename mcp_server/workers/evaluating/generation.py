@@ -23,7 +23,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mcp_server.errors import BadInput
-from mcp_server.workers.evaluating.growing import let_grow
+from mcp_server.workers.evaluating.growing import GROWTH, let_grow
 from mcp_server.workers.evaluating.responses import scoring_batch
 
 SHORTEST_PREFIX: Final = 8
@@ -153,7 +153,7 @@ class DraftingLM(HFLM):
         rows = int(self.batch_size)
         if cache is not None:
             longest = len(prompts[order[0]])
-            room_for = max(KEPT_TOKENS, KEPT_BYTES * len(prefix) // _held_bytes(cache)) // (longest + room)
+            room_for = max(KEPT_TOKENS, KEPT_BYTES * len(prefix) // _held_bytes(cache)) // (longest + room + GROWTH)
             rows = max(rows, min(room_for, MOST_TOKENS // (longest - len(prefix))))
         texts: dict[int, str] = {}
         for start in range(0, len(order), rows):
