@@ -52,12 +52,21 @@ def available_bytes() -> int:
     return min(found)
 
 
-@cache
 def multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for products of bfloat16; without them float32 is faster."""
+    return bool({"avx512_bf16", "amx_bf16"} & _instructions())
+
+
+def has_tiles_for_bytes() -> bool:
+    """Whether the processor multiplies matrices of 8-bit numbers in tiles (AMX)."""
+    return "amx_int8" in _instructions()
+
+
+@cache
+def _instructions() -> frozenset[str]:
+    """The names of the processor's instruction sets, as Linux lists them; none elsewhere."""
     info = Path("/proc/cpuinfo")
-    flags = info.read_text(encoding="utf-8") if info.is_file() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return frozenset(info.read_text(encoding="utf-8").split()) if info.is_file() else frozenset()
 
 
 def memory_groups() -> list[Path]:

@@ -3,7 +3,8 @@
 For measuring what does not fit in 16 bits. Matrices of `torch.nn.Linear` and `torch.nn.Embedding` become codes, symmetric around
 zero: 8 bits with a scale for every row, or 4 bits with a scale for every `GROUP` numbers of a row. An adapter's change is added
 in float32 before that, block of rows by block of rows, so no more than the codes and one block is ever held. What is neither
-(norms, biases, stacks of experts) keeps the arithmetic's dtype. Products are computed in that dtype, a few rows at a time.
+(norms, biases, stacks of experts) keeps the arithmetic's dtype. Products are computed in that dtype, a few rows at a
+time, or in whole numbers where the processor is quick at that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from mcp_server.engine.updates import adapted_blocks
 from mcp_server.errors import Unsupported
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.lora import open_adapter
-from mcp_server.workers.evaluating.few_tokens import with_quick_count
+from mcp_server.system.machine import has_tiles_for_bytes
+from mcp_server.workers.evaluating import whole_products
+from mcp_server.workers.evaluating.few_tokens import MOST_TOKENS, with_quick_count
 
 GROUP: Final = 32
 STEP_ELEMENTS: Final = 1 << 21
@@ -67,6 +70,8 @@ class Codes(torch.nn.Module):
         other way round takes twice as long in the libraries that torch calls.
         """
         asked = x.reshape(-1, self.columns)
+        if self.bits == 8 and len(asked) <= MOST_TOKENS and has_tiles_for_bytes():
+            return whole_products.product(self.codes, self.scales, asked).view(*x.shape[:-1], self.rows)
         tokens = with_quick_count(asked).T
         out = torch.empty(self.rows, tokens.shape[1], dtype=x.dtype)
         step = max(1, STEP_ELEMENTS // self.columns)
