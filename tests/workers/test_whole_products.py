@@ -7,6 +7,7 @@ from mcp_server.system import machine
 
 torch = pytest.importorskip("torch")
 whole_products = pytest.importorskip("mcp_server.workers.evaluating.whole_products")
+quantised = pytest.importorskip("mcp_server.workers.evaluating.quantised")
 
 
 @pytest.mark.parametrize("tokens", [1, 24, 64])
@@ -32,6 +33,21 @@ def test_rows_beyond_one_block_are_computed_too(monkeypatch: pytest.MonkeyPatch)
     found = whole_products.product(codes, scales, torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.bfloat16))
     assert found.dtype == torch.bfloat16
     assert torch.equal(found[0], (codes[:, 0].float() * 0.5).bfloat16())
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("tokens", [1, 17, 64, 65])
+def test_products_in_bfloat16_are_those_of_the_numbers_on_every_processor(
+    tokens: int, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantised, "has_tiles_for_bytes", lambda: tiles)
+    codes = quantised.Codes(50, 64, 8)
+    codes.take(0, np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32))
+    x = torch.randn(tokens, 1, 64).bfloat16()
+    found = codes.product(x)
+    right = x.double() @ codes.numbers(torch.arange(50), torch.float64).T
+    assert found.shape == right.shape and found.dtype == torch.bfloat16 and found.is_contiguous()
+    assert (found - right).abs().max() <= 0.02 * right.abs().max()
 
 
 def test_only_a_processor_with_such_tiles_is_asked_for_them(monkeypatch: pytest.MonkeyPatch) -> None:

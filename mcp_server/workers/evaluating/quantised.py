@@ -70,7 +70,7 @@ class Codes(torch.nn.Module):
         other way round takes twice as long in the libraries that torch calls.
         """
         asked = x.reshape(-1, self.columns)
-        if self.bits == 8 and len(asked) <= MOST_TOKENS and has_tiles_for_bytes():
+        if self.bits == 8 and x.dtype == torch.bfloat16 and len(asked) <= MOST_TOKENS and has_tiles_for_bytes():
             return whole_products.product(self.codes, self.scales, asked).view(*x.shape[:-1], self.rows)
         tokens = with_quick_count(asked).T
         out = torch.empty(self.rows, tokens.shape[1], dtype=x.dtype)

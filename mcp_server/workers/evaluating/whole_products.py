@@ -1,4 +1,4 @@
-"""Products of 8-bit codes with few tokens as products of whole numbers, for processors that have tiles for them (AMX).
+"""Products of 8-bit codes with few bfloat16 tokens as products of whole numbers, for processors with tiles for them (AMX).
 
 The codes need not be unpacked then, which takes most of the time for few tokens. Each token is rounded to whole numbers of 15
 bits, finer than bfloat16's 8, and split into two of 8 bits: x ≈ size · (128 · high + low). Both products are exact in 32 bits as
