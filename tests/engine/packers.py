@@ -36,11 +36,22 @@ class Form:
     """The quantization_config."""
 
 
+def numbers_of_4_bits(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """bitsandbytes' own, as if of one row: 0.50.2 begins a new block at every row where there is AVX-512; packing does not."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    shape = state.shape
+    state.shape = torch.Size((1, shape.numel()))
+    value: torch.Tensor = dequantize_4bit(packed, state).reshape(shape)
+    state.shape = shape
+    return value
+
+
 def bits4(name: str, weight: torch.Tensor, *, kind: str, block: int, nested: bool, storage: torch.dtype = torch.uint8) -> Packed:
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from bitsandbytes.functional import quantize_4bit
 
     packed, state = quantize_4bit(weight, blocksize=block, compress_statistics=nested, quant_type=kind)
-    value = dequantize_4bit(packed, state)
+    value = numbers_of_4_bits(packed, state)
     stored = {name: packed.reshape(-1).view(storage).reshape(-1, 1)}
     return Packed(stored | {f"{name}.{key}": part for key, part in state.as_dict(packed=True).items()}, value)
 

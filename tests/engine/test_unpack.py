@@ -17,6 +17,7 @@ from mcp_server.engine.thread_pool import Workspace
 from mcp_server.formats.checkpoint import open_checkpoint
 from mcp_server.formats.tensors import StoredTensor
 from mcp_server.recompute.reading import read_rows
+from tests.engine.packers import numbers_of_4_bits
 
 Tensors = dict[str, torch.Tensor]
 
@@ -62,11 +63,11 @@ def agrees(folder: Path, want: torch.Tensor, *, name: str = "m.weight", kind: st
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("shape", [(64, 96), (7, 33), (300, 1)])
 def test_bitsandbytes_4_bits(tmp_path: Path, small_blocks: None, kind: str, nested: bool, shape: tuple[int, int]) -> None:
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from bitsandbytes.functional import quantize_4bit
 
     weight = torch.randn(shape, generator=generator())
     packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=nested, quant_type=kind)
-    want = dequantize_4bit(packed, state)
+    want = numbers_of_4_bits(packed, state)
     state.dtype = torch.bfloat16
     folder = write(tmp_path, {"m.weight": packed} | {f"m.weight.{k}": v for k, v in state.as_dict(packed=True).items()})
     agrees(folder, want, kind=f"bitsandbytes {kind}")

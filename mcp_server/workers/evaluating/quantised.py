@@ -101,7 +101,8 @@ class Codes(torch.nn.Module):
 def _unpacked(elements: int, dtype: Any) -> Any:
     """Memory for numbers on the way to a product. Made once: freed and made again beside keys and values that stay, it left half
     a GiB of holes in an 8 B model's heap."""
-    return torch.empty(elements, dtype=dtype)
+    with torch.inference_mode(False):  # made in that mode it could not be filled outside of it
+        return torch.empty(elements, dtype=dtype)
 
 
 class QuantisedLinear(torch.nn.Module):
