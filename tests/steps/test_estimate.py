@@ -52,7 +52,7 @@ def test_an_8b_ties_fits_twelve_gib_with_stream_and_never_with_mergekit() -> Non
     assert found.notes[:1] == ["sizes from the table of well-known shapes (config.json of meta-llama/Meta-Llama-3-8B)"]
 
 
-@pytest.mark.parametrize(("gib", "told"), [(64, []), (12, ["8 bits"] * 2), (7.5, ["4 bits"] * 2)])
+@pytest.mark.parametrize(("gib", "told"), [(64, []), (12, ["8 bits"] * 2), (7.8, ["4 bits"] * 2)])
 def test_it_says_in_how_few_bits_the_result_will_be_verified_and_measured(
     monkeypatch: pytest.MonkeyPatch, gib: float, told: list[str]
 ) -> None:

@@ -16,10 +16,13 @@ from mcp_server.steps.estimate.minutes import general_rate, spent
 from mcp_server.steps.estimate.work import Work
 from mcp_server.system.machine import multiplies_bfloat16
 
-WIDTHS: Final = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.01, "int4": 0.63}
-"""How a worker may hold weights → bytes for each: the codes, and their scales (of rows of 512 and more; of 32 numbers)."""
+WIDTHS: Final = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.015, "int4": 0.63}
+"""How a worker may hold weights → bytes for each: the codes, their scales (of rows of 512 and more; of 32 numbers) and holes."""
 CACHED: Final = ("k_proj.weight", "v_proj.weight")
 """Their rows are what a token leaves in the cache of keys and values."""
+
+GENERATION_WIDTH: Final = 4
+"""Bytes a number while replies are made: keys and values in float32, or in bfloat16 and what attention makes of them."""
 
 
 def verify_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
@@ -33,7 +36,7 @@ def evaluate_cost(work: Work, ram_bytes: float | None) -> EngineEstimate:
     rows = [tensor.elements // tensor.row for tensor in work.tensors if vocabulary_tensor(tensor.name)]
     window = constants.window_tokens * max(rows, default=0) * constants.bytes_per_score
     cached = sum(tensor.elements // tensor.row for tensor in work.tensors if any(part in tensor.name for part in CACHED))
-    generation = constants.generation_tokens * cached * load_width()
+    generation = constants.generation_tokens * cached * GENERATION_WIDTH
     return _loaded(work, ram_bytes, constants, models=work.inputs + 1, scores=max(constants.scores_bytes, window, generation))
 
 
