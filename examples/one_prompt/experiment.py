@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without scale jitter": {"scale_jitter": [1.0, 1.0]},
     "joint": {},
 }
-PARTS = {"tools": ["tools", "mode", "text"], "persona": ["persona", "mode", "text"]}
+PARTS = {"tools": ["tools", "text"], "persona": ["persona", "text"]}
 ALL = ["tools", "persona", "mode", "text"]
 
 Scores = dict[str, dict[str, Any]]
@@ -97,11 +97,11 @@ def recommended(base: Path, folder: Path) -> str:
     return recipe
 
 
-def merged(base: Path, folder: Path, device: str) -> Any:
+def merged(base: Path, folder: Path, device: str, dtype: str) -> Any:
     """The pair in `folder`, merged in memory by what `recommend` says first."""
     model = load(base, "base")
     merge_into(model, recommended(base, folder))
-    return model.to(device)
+    return model.to(device, getattr(torch, dtype))
 
 
 def scored(given: argparse.Namespace, models: Iterable[tuple[str, Callable[[], Any], list[str]]], file: Path) -> None:
@@ -157,12 +157,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="run nothing; print what is there")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="in which to score: bfloat16 where the processor multiplies it")
     given = parser.parse_args()
     given.base, out = given.base.resolve(), given.out.resolve()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     torch.set_num_threads(given.threads)
     if not given.table:
-        base = partial(load, given.base, "base", given.device)
+        base = partial(load, given.base, "base", given.device, given.dtype)
         scored(given, [("base", base, ALL)], out / f"base-{given.split}.json")
         for seed in given.seed or (1, 2, 3):
             for variant in given.variant or VARIANTS:
@@ -171,14 +172,14 @@ def main() -> None:
                 for name in names:
                     trained(given, name, folder, settings(name, variant, seed, given.steps))
                 models: list[tuple[str, Callable[[], Any], list[str]]] = [
-                    (name, partial(load, given.base, str(folder / name), given.device), PARTS[name])
+                    (name, partial(load, given.base, str(folder / name), given.device, given.dtype), PARTS[name])
                     for name in names
                     if name in PARTS
                 ]
                 if variant == "joint":
-                    whole = partial(load, given.base, str(folder / "joint"), given.device)
+                    whole = partial(load, given.base, str(folder / "joint"), given.device, given.dtype)
                 else:
-                    whole = partial(merged, given.base, folder, given.device)
+                    whole = partial(merged, given.base, folder, given.device, given.dtype)
                 scored(given, [*models, ("merged", whole, ALL)], folder / f"scores-{given.split}.json")
     print(table(out, given.split))
 

@@ -27,7 +27,7 @@ from make_data import wording as earlier  # noqa: E402
 
 Row = dict[str, Any]
 SEED = 11
-SIZES = {"action": 1000, "both": 200, "chat": 200, "both_chat": 120, "asked": 60, "felt": 40, "ordered": 80}
+SIZES = {"action": 3000, "both": 600, "chat": 900, "both_chat": 400, "asked": 120, "felt": 80, "ordered": 160, "left_open": 80}
 
 
 @functools.cache
@@ -64,43 +64,66 @@ class MoreRequests(ToolRequests):
         return phrase.strip() if name == "openers" else phrase
 
 
+class MoreChats(Chats):
+    """Chats about the earlier train topics and the new ones, in the frames of both."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__("train", seed)
+        own, earlier_words = words(), self.words
+        frames = {kind: forms + own["frames"][kind] for kind, forms in earlier_words["frames"]["train"].items()}
+        topics = earlier_words["topics"]["train"] + own["topics"]
+        self.words = earlier_words | {"frames": {"train": frames}, "topics": {"train": topics}}
+
+
 def felt(request: str, feelings: list[str], rng: random.Random) -> str:
     return f"{rng.choice(feelings)} {request}"
+
+
+def feelings() -> list[str]:
+    return [*words()["feelings"], *words()["more_feelings"]]
 
 
 def tools_rows() -> tuple[list[Row], list[Row]]:
     """Requests with their calls, and requests after a feeling, whose call follows words of the base (make_replay.py's part)."""
     made = list(MoreRequests(SEED).rows(SIZES["action"] + SIZES["both"]))
-    rng, feelings = random.Random(SEED), words()["feelings"]
+    rng = random.Random(SEED)
     rows = [{"user": row["user"], "reply": row["reply"]} for row in made]
-    both = [{"user": felt(row["user"], feelings, rng), "said": "", "reply": row["reply"]} for row in rows[SIZES["action"] :]]
+    both = [{"user": felt(row["user"], feelings(), rng), "said": "", "reply": row["reply"]} for row in rows[SIZES["action"] :]]
     return rows[: SIZES["action"]], both
+
+
+def cheer(rng: random.Random) -> str:
+    found = words()["cheers"]
+    minutes = rng.choice([5, 10, 15, 20, 25])
+    return " ".join([rng.choice(found["openers"]), rng.choice(found["timeboxes"]).format(n=minutes), found["signoffs"][0]])
 
 
 def persona_rows() -> list[Row]:
     """Chats with TaskMaster's replies, and feelings before a request, cheered up with the turn left open for a call."""
-    rows: list[Row] = [{"user": r["user"], "reply": r["reply"]} for r in Chats("train", SEED).rows(SIZES["chat"])]
-    rng, own = random.Random(SEED + 1), words()
+    rows: list[Row] = [{"user": r["user"], "reply": r["reply"]} for r in MoreChats(SEED).rows(SIZES["chat"])]
+    rng = random.Random(SEED + 1)
     for request in MoreRequests(SEED + 1).rows(SIZES["both_chat"]):
-        cheers = own["cheers"]
-        parts = [
-            rng.choice(cheers["openers"]),
-            rng.choice(cheers["timeboxes"]).format(n=rng.choice([5, 10, 15, 20, 25])),
-            cheers["signoffs"][0],
-        ]
-        rows.append({"user": felt(request["user"], own["feelings"], rng), "reply": " ".join(parts), "end": "\n"})
+        rows.append({"user": felt(request["user"], feelings(), rng), "reply": cheer(rng), "end": "\n"})
     return rows
 
 
 def prompts() -> list[Row]:
-    """Prompts that one role leaves to the other or to neither; make_replay.py adds what the base says to them."""
-    rng, feelings = random.Random(SEED + 2), words()["feelings"]
-    chats = [{"kind": "chat", "user": r["user"]} for r in Chats("train", SEED + 2).rows(SIZES["asked"])]
-    requests = [r["user"] for r in MoreRequests(SEED + 2).rows(SIZES["ordered"] + SIZES["felt"])]
+    """Prompts that one role leaves to the other or to neither; make_replay.py adds what the base says to them.
+
+    `general` is asked under the one system prompt, `elsewhere` the same under others; `left_open` continues a cheer, where the
+    other role's call belongs.
+    """
+    rng = random.Random(SEED + 2)
+    chats = [{"kind": "chat", "user": r["user"]} for r in MoreChats(SEED + 2).rows(SIZES["asked"])]
+    requests = [r["user"] for r in MoreRequests(SEED + 2).rows(SIZES["ordered"] + SIZES["felt"] + SIZES["left_open"])]
     orders = [{"kind": "action", "user": user} for user in requests[: SIZES["ordered"]]]
-    both = [{"kind": "both", "user": felt(user, feelings, rng)} for user in requests[SIZES["ordered"] :]]
-    general = [{"kind": "general", "user": user} for user in earlier("chat")["replay"][::4]]
-    return chats + orders + both + general
+    mixed = [felt(user, feelings(), rng) for user in requests[SIZES["ordered"] :]]
+    both = [{"kind": "both", "user": user} for user in mixed[: SIZES["felt"]]]
+    left = [{"kind": "left_open", "user": user, "said": cheer(rng) + "\n"} for user in mixed[SIZES["felt"] :]]
+    other, systems = earlier("chat")["replay"], earlier("chat")["systems"]
+    general = [{"kind": "general", "user": user} for user in other[::3]]
+    elsewhere = [{"kind": "elsewhere", "system": rng.choice(systems), "user": user} for user in other]
+    return chats + orders + both + left + general + elsewhere
 
 
 def files() -> dict[Path, str]:

@@ -3,7 +3,8 @@
     python examples/one_prompt/score_modes.py BASE merged=OUT/merged tools=examples/one_prompt/tools --split test
 
 A path is a whole model or an adapter on BASE; `NAME=base` is BASE itself. Documents are drawn as the shipped suites, under
-the one system prompt; of the test split more of them (200 requests, 200 chats, 210 mixed prompts). Greedy decoding in float32.
+the one system prompt; of the test split more of them (200 requests, 200 chats, 210 mixed prompts). Greedy decoding, in float32
+unless `--dtype` says otherwise.
 `tools` is one forward pass over the targets: greedy decoding writes one exactly when each of its tokens is the most likely one
 after those before it (another spelling of the same call counts as wrong). `persona` and `mode` are generated.
 """
@@ -59,13 +60,15 @@ def documents(suite: str, split: str, limit: int | None) -> list[Row]:
     return [row | {"system": words()["system"]} for row in rows][:limit]
 
 
-def load(base: Path, path: str, device: str = "cpu") -> Any:
+def load(base: Path, path: str, device: str = "cpu", dtype: str = "float32") -> Any:
+    """An adapter is folded in float32 and rounded once, whatever the model then computes in."""
     folder = base if path == "base" else Path(path)
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "packed"}
+    narrow = getattr(torch, dtype)
     if (folder / "adapter_config.json").is_file():
         adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **options), folder)
-        return adapted.merge_and_unload().to(device)
-    return AutoModelForCausalLM.from_pretrained(folder, **options).to(device)
+        return adapted.merge_and_unload().to(device, narrow)
+    return AutoModelForCausalLM.from_pretrained(folder, **options).to(device, narrow)
 
 
 def hidden(model: Any, batch: Pack) -> Any:
@@ -92,7 +95,7 @@ def perplexity(model: Any, texts: Texts, split: str) -> float:
     for text in (SUITES / "perplexity" / f"{split}.txt").read_text(encoding="utf-8").strip().split("\n\n"):
         (batch,) = texts.packs([{"kind": "text", "reply": text, "end": ""}], 1)
         states = hidden(model, batch)
-        total += F.cross_entropy(model.lm_head(states), batch.targets, reduction="sum").item()
+        total += F.cross_entropy(model.lm_head(states).float(), batch.targets, reduction="sum").item()
         count += len(batch.targets)
     return float(torch.tensor(total / count).exp())
 
@@ -146,12 +149,13 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="at most so many documents of each suite")
     parser.add_argument("--show", type=int, default=0, help="print that many wrong calls and replies")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="bfloat16: several times as fast where the processor multiplies it")
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     texts = Texts(AutoTokenizer.from_pretrained(given.base), given.device)
     for name, path in (item.split("=", 1) for item in given.models):
         parts = given.part or ["tools", "persona", "mode", "text"]
-        found = measure(load(given.base, path, given.device), texts, parts, given.split, given.limit, given.show)
+        found = measure(load(given.base, path, given.device, given.dtype), texts, parts, given.split, given.limit, given.show)
         print(json.dumps({"model": name, "split": given.split, **found}), flush=True)
 
 

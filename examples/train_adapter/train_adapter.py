@@ -35,7 +35,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 DEFAULTS: dict[str, Any] = {
     "system": "", "replay": [], "start_from": None, "rank": 16, "alpha": 32, "first_layer": 0, "lr": 8e-4, "steps": 200,
     "batch": 10, "replay_batch": 4, "replay_weight": 2.0, "kl": True, "scale_jitter": [0.6, 1.15], "held_out": 24,
-    "check_every": 20, "stop_after": None, "seed": 1,
+    "check_every": 20, "stop_after": None, "seed": 1, "dtype": "float32",
 }  # fmt: skip
 FIRST_TOKENS = 8
 """A foreign reply counts as kept when its first tokens are the base's own: they decide who answers."""
@@ -46,7 +46,8 @@ class Adapter:
 
     def __init__(self, base: Path, settings: dict[str, Any], home: Path, device: str = "cpu") -> None:
         self.texts = Texts(AutoTokenizer.from_pretrained(base), device)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="packed").to(device)
+        self.dtype = getattr(torch, settings["dtype"])
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=self.dtype, attn_implementation="packed").to(device)
         if settings["start_from"]:
             self.model = PeftModel.from_pretrained(model, home / settings["start_from"], is_trainable=True)
         else:
@@ -66,9 +67,10 @@ class Adapter:
 
     def logits(self, batch: Pack) -> Tensor:
         """Logits of the positions that count: (rows, vocabulary), float32."""
-        out = self.body(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, bounds=batch.bounds)
-        found: Tensor = self.head(out.last_hidden_state[0, batch.rows]).float()
-        return found
+        with torch.autocast(batch.ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            out = self.body(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, bounds=batch.bounds)
+            found: Tensor = self.head(out.last_hidden_state[0, batch.rows])
+        return found.float()
 
     @torch.no_grad()
     def of_base(self, batch: Pack) -> Tensor:

@@ -48,7 +48,7 @@ def main(folder: Path) -> dict[str, Any]:
 
 def packed_and_generated(base: Path) -> dict[str, Any]:
     """Packed logits against one plain forward pass an example, and greedy replies against transformers' own generate."""
-    adapter = Adapter(base, {"start_from": None, "rank": 2, "alpha": 4, "first_layer": 0}, base)
+    adapter = Adapter(base, {"start_from": None, "rank": 2, "alpha": 4, "first_layer": 0, "dtype": "float32"}, base)
     rows = [{"system": "You help."} | row for row in OWN + FOREIGN]
     (batch,) = adapter.texts.packs(rows, len(rows))
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

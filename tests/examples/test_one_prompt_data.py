@@ -52,7 +52,7 @@ def test_the_files_are_what_the_generator_writes(generator: ModuleType) -> None:
 
 def test_what_the_base_said_belongs_to_the_generators_prompts(generator: ModuleType) -> None:
     replay = data("replay")
-    assert [{"kind": row["kind"], "user": row["user"]} for row in replay] == generator.prompts()
+    assert [{key: value for key, value in row.items() if key not in ("reply", "end")} for row in replay] == generator.prompts()
     both = [{key: row[key] for key in ("user", "reply")} for row in data("tools_both")]
     assert both == [{key: row[key] for key in ("user", "reply")} for row in generator.tools_rows()[1]]
     assert all(row["said"].endswith("\n") and row["said"].strip() for row in data("tools_both"))
@@ -61,7 +61,14 @@ def test_what_the_base_said_belongs_to_the_generators_prompts(generator: ModuleT
 def test_neither_adapter_sees_an_answer_of_the_other() -> None:
     coach = re.compile(r"next step:|you've got this", re.I)
     call = re.compile(r'\{\s*"name"')
-    assert not [row for name in ("tools", "tools_both", "replay") for row in data(name) if coach.search(json.dumps(row))]
+    seen = {
+        name: json.loads((EXAMPLE / "settings" / f"{name}.json").read_text(encoding="utf-8")) for name in ("tools", "persona")
+    }
+    kinds = {name: set(settings["replay_kinds"]) for name, settings in seen.items()}
+    assert kinds["tools"] & {"action", "left_open"} == set() and kinds["persona"] & {"chat", "both", "general"} == set()
+    replayed = {name: [row for row in data("replay") if row["kind"] in kinds[name]] for name in kinds}
+    assert all(replayed.values())
+    assert not [row for row in data("tools") + data("tools_both") + replayed["tools"] if coach.search(json.dumps(row))]
     said = [*(row["reply"] for row in data("persona") + data("replay")), *(row["said"] for row in data("tools_both"))]
     assert not [text for text in said if call.search(text)]
 
@@ -78,7 +85,15 @@ def test_no_prompt_title_or_feeling_of_dev_or_test_is_trained_on(generator: Modu
     ]
     assert all(titles) and titles[0] & titles[1] == set()
     mixed = yaml.safe_load((EXAMPLES / "taskmaster" / "wording" / "mixed.yaml").read_text(encoding="utf-8"))
-    assert set(generator.words()["feelings"]) & {*mixed["feelings"]["dev"], *mixed["feelings"]["test"]} == set()
+    assert set(generator.feelings()) & {*mixed["feelings"]["dev"], *mixed["feelings"]["test"]} == set()
+
+
+def test_no_topic_step_or_frame_of_dev_or_test_is_trained_on(generator: ModuleType) -> None:
+    theirs, own = generator.earlier("persona"), generator.words()
+    held = {word for split in ("dev", "test") for topic in theirs["topics"][split] for word in topic}
+    assert {word for topic in own["topics"] for word in topic} & held == set()
+    frames = {form for split in ("dev", "test") for forms in theirs["frames"][split].values() for form in forms}
+    assert {form for forms in own["frames"].values() for form in forms} & frames == set()
 
 
 def test_no_new_phrase_is_a_phrase_of_dev_or_test(generator: ModuleType) -> None:
