@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from make_rows import HERE, SEED, feelings, jsonl, prompts, tools_rows, words
+from make_rows import HERE, SEED, jsonl, prompts, tools_rows, words
 
 sys.path.insert(0, str(HERE.parent / "train_adapter"))
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,7 +25,7 @@ from generating import replies
 from packing import Texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-TOKENS, SENTENCES = 24, 60
+TOKENS, SPOKEN_TOKENS = 24, 60
 
 
 def sentences(text: str, most: int) -> str:
@@ -48,8 +48,8 @@ def main() -> None:
     said = replies(model, texts, [{"system": words()["system"]} | row for row in rows], TOKENS)
     replay = [row | {"reply": text, "end": ""} for row, text in zip(rows, said, strict=True)]
     (HERE / "data" / "replay.jsonl").write_text(jsonl(replay), encoding="utf-8")
-    spoken = [{"system": system, "user": feeling} for system in words()["systems"] for feeling in feelings()]
-    openings = [text for text in replies(model, texts, spoken, SENTENCES) if text.strip()]
+    spoken = [{"system": system, "user": feeling} for system in words()["systems"] for feeling in words()["feelings"]]
+    openings = [text for text in replies(model, texts, spoken, SPOKEN_TOKENS) if text.strip()]
     rng = random.Random(SEED + 3)
     both = [row | {"said": sentences(rng.choice(openings), rng.randint(1, 3)) + "\n"} for row in tools_rows()[1]]
     (HERE / "data" / "tools_both.jsonl").write_text(jsonl(both), encoding="utf-8")

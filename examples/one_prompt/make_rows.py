@@ -79,16 +79,12 @@ def felt(request: str, feelings: list[str], rng: random.Random) -> str:
     return f"{rng.choice(feelings)} {request}"
 
 
-def feelings() -> list[str]:
-    return [*words()["feelings"], *words()["more_feelings"]]
-
-
 def tools_rows() -> tuple[list[Row], list[Row]]:
     """Requests with their calls, and requests after a feeling, whose call follows words of the base (make_replay.py's part)."""
     made = list(MoreRequests(SEED).rows(SIZES["action"] + SIZES["both"]))
-    rng = random.Random(SEED)
+    rng, feelings = random.Random(SEED), words()["feelings"]
     rows = [{"user": row["user"], "reply": row["reply"]} for row in made]
-    both = [{"user": felt(row["user"], feelings(), rng), "said": "", "reply": row["reply"]} for row in rows[SIZES["action"] :]]
+    both = [{"user": felt(row["user"], feelings, rng), "said": "", "reply": row["reply"]} for row in rows[SIZES["action"] :]]
     return rows[: SIZES["action"]], both
 
 
@@ -103,7 +99,7 @@ def persona_rows() -> list[Row]:
     rows: list[Row] = [{"user": r["user"], "reply": r["reply"]} for r in MoreChats(SEED).rows(SIZES["chat"])]
     rng = random.Random(SEED + 1)
     for request in MoreRequests(SEED + 1).rows(SIZES["both_chat"]):
-        rows.append({"user": felt(request["user"], feelings(), rng), "reply": cheer(rng), "end": "\n"})
+        rows.append({"user": felt(request["user"], words()["feelings"], rng), "reply": cheer(rng), "end": "\n"})
     return rows
 
 
@@ -113,11 +109,11 @@ def prompts() -> list[Row]:
     `general` is asked under the one system prompt, `elsewhere` the same under others; `left_open` continues a cheer, where the
     other role's call belongs.
     """
-    rng = random.Random(SEED + 2)
+    rng, feelings = random.Random(SEED + 2), words()["feelings"]
     chats = [{"kind": "chat", "user": r["user"]} for r in MoreChats(SEED + 2).rows(SIZES["asked"])]
     requests = [r["user"] for r in MoreRequests(SEED + 2).rows(SIZES["ordered"] + SIZES["felt"] + SIZES["left_open"])]
     orders = [{"kind": "action", "user": user} for user in requests[: SIZES["ordered"]]]
-    mixed = [felt(user, feelings(), rng) for user in requests[SIZES["ordered"] :]]
+    mixed = [felt(user, feelings, rng) for user in requests[SIZES["ordered"] :]]
     both = [{"kind": "both", "user": user} for user in mixed[: SIZES["felt"]]]
     left = [{"kind": "left_open", "user": user, "said": cheer(rng) + "\n"} for user in mixed[SIZES["felt"] :]]
     other, systems = earlier("chat")["replay"], earlier("chat")["systems"]

@@ -43,6 +43,8 @@ def main(folder: Path) -> dict[str, Any]:
         json.dumps(SETTINGS | {"start_from": "adapter", "steps": 2, "kl": False}), encoding="utf-8"
     )
     train(base, folder / "again.json", folder / "again", 1)
+    (folder / "narrow.json").write_text(json.dumps(SETTINGS | {"dtype": "bfloat16"}), encoding="utf-8")
+    train(base, folder / "narrow.json", folder / "narrow", 1)
     return found | trained(base, folder) | {"table": tabled(folder), "variants": varied()}
 
 
@@ -77,6 +79,7 @@ def trained(base: Path, folder: Path) -> dict[str, Any]:
     return {
         "moved": sorted(moved), "dtypes": sorted({str(value.dtype) for value in tensors.values()}),
         "active": model.active_adapters, "curve": (folder / "adapter" / "loss.csv").read_text(encoding="utf-8"),
+        "narrow": (folder / "narrow" / "loss.csv").read_text(encoding="utf-8"),
         "went_on": any(not torch.equal(again[key], tensors[key]) for key in tensors),
         "kept_below": all(torch.equal(again[key], tensors[key]) for key in tensors if "layers.0." in key),
     }  # fmt: skip

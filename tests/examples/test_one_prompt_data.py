@@ -85,7 +85,7 @@ def test_no_prompt_title_or_feeling_of_dev_or_test_is_trained_on(generator: Modu
     ]
     assert all(titles) and titles[0] & titles[1] == set()
     mixed = yaml.safe_load((EXAMPLES / "taskmaster" / "wording" / "mixed.yaml").read_text(encoding="utf-8"))
-    assert set(generator.feelings()) & {*mixed["feelings"]["dev"], *mixed["feelings"]["test"]} == set()
+    assert set(generator.words()["feelings"]) & {*mixed["feelings"]["dev"], *mixed["feelings"]["test"]} == set()
 
 
 def test_no_topic_step_or_frame_of_dev_or_test_is_trained_on(generator: ModuleType) -> None:

@@ -41,8 +41,9 @@ def test_only_layers_from_the_first_one_on_are_trained_and_saved_in_bf16(found: 
     assert (found["moved"], found["dtypes"], found["active"]) == (["1"], ["torch.bfloat16"], ["default"])
 
 
-def test_the_loss_falls_and_the_checks_are_shares_at_their_steps(found: dict[str, Any]) -> None:
-    rows = list(csv.DictReader(io.StringIO(found["curve"])))
+@pytest.mark.parametrize("curve", ["curve", "narrow"], ids=["float32", "bfloat16"])
+def test_the_loss_falls_and_the_checks_are_shares_at_their_steps(found: dict[str, Any], curve: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(found[curve])))
     losses = [float(row["reply_loss"]) for row in rows]
     assert [int(row["step"]) for row in rows] == list(range(40))
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
