@@ -2,7 +2,8 @@
 
 A prompt counts when greedy decoding would write its answer and then end: each of these tokens is the most likely one after those
 before it. That is an exact match without generating (another spelling of the same tokens counts as wrong). Weights are held in
-float32; a merge has been rounded to the base's bfloat16 before, as it would be stored, PEFT's combinations have not.
+float32, where nothing else is asked for; a merge has been rounded to the base's bfloat16 before, as it would be stored, PEFT's
+combinations have not.
 """
 
 from __future__ import annotations
@@ -48,11 +49,14 @@ SHOWS: dict[str, Callable[[str], bool]] = {
 class Bench:
     """The base's weights, a model that takes any merge's, and the suites."""
 
-    def __init__(self, base: Path, suites: Path, split: str, limit: int | None, threads: int = 1, device: str = "cpu") -> None:
+    def __init__(
+        self, base: Path, suites: Path, split: str, limit: int | None, threads: int = 1, device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         self.folder = base
         self.texts = Texts(AutoTokenizer.from_pretrained(base), device)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="packed")
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), attn_implementation="packed")
         self.model = model.to(device).eval()
         self.weights = dict(self.model.named_parameters(remove_duplicate=False))
         self.base = {name: weight.detach().to(torch.bfloat16) for name, weight in self.weights.items()}
@@ -97,7 +101,7 @@ class Bench:
         """Per token of plain prose, each passage from its second token on."""
         total, count = 0.0, 0
         for batch in self.texts.packs(self.prose, 1):
-            total += F.cross_entropy(self.logits(batch), batch.targets, reduction="sum").item()
+            total += F.cross_entropy(self.logits(batch).float(), batch.targets, reduction="sum").item()
             count += len(batch.targets)
         return float(torch.tensor(total / count).exp())
 

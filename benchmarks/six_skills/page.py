@@ -150,7 +150,8 @@ holds that it is what the command writes. What the six are: [examples/six_skills
 ```bash
 BASE=$(python -c 'from mcp_server.system import paths; print(paths.demo_base_dir())')   # made by `model-merging demo`
 python benchmarks/six_skills/run.py "$BASE"                         # as here: dev, {limit} prompts a suite; resumable
-python benchmarks/six_skills/run.py "$BASE" --split test --limit 0  # every test prompt, 120 a suite: not run here
+python benchmarks/six_skills/run.py "$BASE" --split test --limit 0 --only sources  # test, 120 a suite; then --only first
+python benchmarks/six_skills/run.py "$BASE" --only search --dtype bfloat16 --trials 16
 ```
 
 Percentages are recovered gain: merged minus base over expert minus base. A merge is as good as the skill that keeps less. One
@@ -172,10 +173,13 @@ SAYS = """\
   only one of the two leaks.
 - **What the check does not see.** `home` answers .08 of the medicine prompts, and their sum still gives none of the refusals:
   `refuse` is a small change that others disturb. Measure each skill after the merge.
-- **What equal weights lose, unequal ones may keep.** For that pair `sweep --minutes 6` weighs the two unlike and keeps 83, 18 and
-  36 % of the worse skill on 24 test prompts with three seeds; the best of the shortlist (equal weights; dare_ties, which the
-  tables here lack for this pair) keeps 27, 18 and 27 %
-  ([measured](../benchmarks/evaluate/results.md#the-search-beside-the-shortlist))."""
+- **What equal weights lose, unequal ones may keep.** On every test prompt a search keeps 87 % of the worse skill of `home` and
+  `refuse`, where λ 0.7 keeps 54, and of `lights` and `home` more than each alone had. With three seeds of six minutes on 24
+  prompts the first pair kept 83, 18 and 36 %
+  ([measured](../benchmarks/evaluate/results.md#the-search-beside-the-shortlist)): what `recommend` begins with is a start for
+  `sweep`, not its end. The three pairs with `terse` or `verbose` that it would merge with caution no search saves.
+- **Thirty-two prompts flatter a search.** Of `terse` and `notes` its choice kept 74 % on the development split and 16 on the test
+  split."""
 ALONE = """## Who answers whom
 
 Share of a context's prompts (12 each) that a source alone answers in its own way: the cross-context check. On its own prompts it
@@ -196,13 +200,51 @@ PEFTS = """## Beside PEFT
 adds factors and not products, and takes adapters of unequal rank for `svd` alone."""
 
 
+SEARCHED = """\
+## Beside the search, on the test split
+
+Every test prompt ({n} a suite), on which nothing was chosen: what `recommend` begins with when it has the cross-context check,
+and what a search chose on the dev split, begun with the plan and the recipes above (`run.py --only search`, the goals of
+`sweep --minutes`; `tried` counts all). {told}"""
+
+
 def in_common(one: str, other: str) -> int:
     """How many prompts two adapters both learned."""
     files = [(EXAMPLE / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in (one, other)]
     return len(set.intersection(*({json.loads(text)["user"] for text in lines} for lines in files)))
 
 
-def page(found: Table) -> str:
+def searched(found: Table, test: Table) -> str:
+    """The section on the test split, for the groups that were searched; nothing where none was."""
+    groups = [group for group in test.groups() if "search" in test.measured(group)]
+    rows: list[list[object]] = []
+    costs, kept_apart, right = [], 0, 0
+    for group in groups:
+        row, plan = test.measured(group)["search"], found.advised(group, cross=True)
+        name, _ = found.chosen(group, cross=True)
+        least = test.least(row)
+        low, high = test.interval(row)
+        first = test.measured(group).get(name)
+        cells: list[object] = [title(group), plan.verdict, name, "", row["chosen"], row["dev"]["tried"]]
+        cells += [f"{least:.0f} ({low:.0f} to {high:.0f})", ""]
+        if first is not None:
+            costs.append(max(least, test.least(first)) - test.least(first))
+            cells[3], cells[7] = f"{test.least(first):.0f}", f"{costs[-1]:.0f}"
+        elif not merges_it(plan):
+            kept_apart, right = kept_apart + 1, right + (least < GOOD)
+        rows.append(cells)
+    if not groups:
+        return ""
+    said = (
+        f"Where it says to merge, the regret against the better of the two: {told(costs)} groups.\n"
+        f"Where it says not to ({kept_apart}), the search keeps less than {GOOD} % of some skill in {right}."
+    )
+    about = SEARCHED.format(n=next(iter(test.alone["base"]["n"].values())), told=said)
+    head = ["sources", "verdict", "begins with", "keeps", "the search chose", "tried", "keeps (95 %)", "regret"]
+    return f"{about}\n\n{table(head, rows)}"
+
+
+def page(found: Table, test: Table) -> str:
     pairs, larger = groups_of(found, 2, 2), groups_of(found, 3, 6)
     limit = next(iter(found.alone["base"]["n"].values()))
     sum_ = "task_arithmetic lambda=1.0"
@@ -228,6 +270,8 @@ def page(found: Table) -> str:
         f"## What `recommend` begins with\n\nWith the files alone: {told(costs)} pairs.\n\n{without}\n\n"
         f"With the cross-context check handed over: {told(costs_checked)} pairs.\n\n{checked}"
     )
+    if text := searched(found, test):
+        parts.append(text)
     beside = [group for group in found.groups() if any(f"peft {kind}" in found.merges[group] for kind in PEFT)]
     if beside:
         parts.append(f"{PEFTS}\n\n{peft(found, beside)}")
@@ -269,4 +313,4 @@ def summary(found: Table) -> str:
 
 
 if __name__ == "__main__":
-    print(page(Table()), end="")
+    print(page(Table(), Table("test")), end="")

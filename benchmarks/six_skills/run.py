@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Merges the six skills' adapters in pairs, triples and all at once, by every recipe, and measures what is left of each skill.
 
-usage: run.py BASE [--limit 32] [--split dev] [--only advice|sources|ours|peft|search|joint] [--recipe R]
+usage: run.py BASE [--limit 32] [--split dev] [--only advice|sources|ours|first|peft|search|joint] [--recipe R]
 
 Resumable: a row that DIR (examples/six_skills/measured) holds is not measured again. Recipes go in order of interest, each over
 all groups, so that a run that is stopped has whole columns. `page.py` writes docs/six_skills.md from the rows.
@@ -23,7 +23,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.six_skills.measure import Bench
-from benchmarks.six_skills.recipes import EXAMPLE, GROUPS, MANY, MERGEKIT, NAMES, OURS, PEFT, candidates, planned, scenario
+from benchmarks.six_skills.measured import Table
+from benchmarks.six_skills.recipes import EXAMPLE, GROUPS, MANY, MERGEKIT, NAMES, OURS, PEFT, candidates, first, planned, scenario
 from mcp_server.catalog.signals.relations import pair_relations
 from mcp_server.errors import MergingError
 from mcp_server.steps.recommend import plan_for
@@ -115,6 +116,22 @@ def ours(bench: Bench, rows: Rows, given: argparse.Namespace, adapters: Path, en
         rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
 
 
+def first_choices(bench: Bench, rows: Rows, given: argparse.Namespace, adapters: Path) -> None:
+    """What `recommend` begins with, with the files alone and with the cross-context check, where that is a merge."""
+    known = Table("dev", given.rows)
+    for group in groups(adapters):
+        if given.group and " ".join(group) not in given.group:
+            continue
+        plan = planned(group, bench.folder, adapters)
+        made = candidates(group, bench.folder, adapters) | {first(plan): candidate_of(plan, {})}
+        for name in {first(plan), known.chosen(group, cross=True)[0]} & set(made):
+            key = {"recipe": name, "sources": list(group), "split": given.split}
+            if not rows.has(**key):
+                started = time.monotonic()
+                bench.merge(made[name].recipe)
+                rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
+
+
 def peft(bench: Bench, rows: Rows, adapters: Path, split: str, end: float) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -146,30 +163,34 @@ def kept(found: dict[str, Any], group: tuple[str, ...], alone_at: dict[str, floa
 
 
 def search(bench: Bench, rows: Rows, adapters: Path, given: argparse.Namespace) -> None:
-    """The search of `sweep --minutes` on the dev split, begun with our recipes; its best is measured on the test split."""
+    """The search of `sweep --minutes` on the dev split, begun with the plan and what was measured there before (where nothing
+    was, our recipes); its best is measured on the test split, in float32."""
     test = Bench(bench.folder, EXAMPLE / "suites", "test", None, given.threads, given.device)
-    experts: dict[str, float] = {}
+    known = Table(given.split, given.rows)
     for group in groups(adapters):
         key = {"recipe": "search", "sources": list(group), "split": "test"}
         if rows.has(**key) or (given.group and " ".join(group) not in given.group):
             continue
-        for name in set(group) - set(experts):
-            bench.merge(alone(bench.folder, adapters / name))
-            experts[name] = bench.score(name)
+        experts = {name: known.alone[name]["scores"][name] for name in group}
         started, plan = time.monotonic(), planned(group, bench.folder, adapters)
-        begun = list(candidates(group, bench.folder, adapters).values())
-        looking = Search(Space(plan, begun), seed=1)
+        begun, held = candidates(group, bench.folder, adapters), known.measured(group)
+        if held:
+            begun = {name: begun[name] for name in held if name in begun}
+        begun.setdefault(first(plan), candidate_of(plan, {}))
+        looking = Search(Space(plan, list(begun.values())), seed=1)
         tried: list[tuple[Goals, float, str, str]] = []
 
-        def measured(name: str, recipe: str, group: tuple[str, ...] = group, tried: list[Any] = tried) -> Goals:
-            bench.merge(recipe)
-            found = bench.measured(group)
+        def measured(name: str, recipe: str, group: tuple[str, ...] = group, experts: dict[str, float] = experts,
+                     tried: list[Any] = tried, found: Row | None = None) -> Goals:  # fmt: skip
+            if found is None:
+                bench.merge(recipe)
+                found = bench.measured(group)
             goals = kept(found, group, experts)
             tried.append((goals, found["perplexity"], name, recipe))
             return goals
 
-        for candidate in begun:
-            goals = measured(candidate.name, candidate.recipe)
+        for name, candidate in begun.items():
+            goals = measured(candidate.name, candidate.recipe, found=held.get(name))
             if (point := looking.space.point_of(candidate)) is not None:
                 looking.know(point, goals)
         for _ in range(given.trials):
@@ -184,7 +205,7 @@ def search(bench: Bench, rows: Rows, adapters: Path, given: argparse.Namespace) 
         best, perplexity, name, recipe = max(tried, key=lambda found: (found[0][0], -found[1]))
         test.merge(recipe)
         seconds = round(time.monotonic() - started)
-        dev = {"least": round(best[0], 4), "perplexity": perplexity, "tried": len(tried)}
+        dev = {"least": round(best[0], 4), "perplexity": perplexity, "tried": len(tried), "dtype": given.dtype}
         rows.add(**key, chosen=name, dev=dev, **test.measured(group), seconds=seconds)
 
 
@@ -214,7 +235,7 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("--limit", type=int, default=32, help="prompts of each suite; 0: all")
     parser.add_argument("--split", default="dev", choices=("dev", "test"))
-    parser.add_argument("--only", choices=("advice", "sources", "ours", "peft", "search", "joint"))
+    parser.add_argument("--only", choices=("advice", "sources", "ours", "first", "peft", "search", "joint"))
     parser.add_argument("--recipe", action="append", choices=(*OURS, *MANY, *MERGEKIT), help="of ours only these; repeat it")
     parser.add_argument("--group", action="append", help="by our recipes only these sources, such as 'notes refuse'; repeat it")
     parser.add_argument("--minutes", type=float, default=1e6)
@@ -224,13 +245,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24, help="proposals of the search, besides our recipes")
     parser.add_argument("--joint", type=Path, help="folder of train_joint.py, with --only joint")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="of the search's looks at the dev split: bfloat16 where it is faster")
     given = parser.parse_args()
     base, adapters, end = given.base.resolve(), given.adapters.resolve(), time.monotonic() + 60 * given.minutes
     if given.only in (None, "advice"):
         advice(base, adapters, Rows(given.rows / "advice.jsonl", ("sources",)))
     if given.only == "advice":
         return
-    bench = Bench(base, EXAMPLE / "suites", given.split, given.limit or None, given.threads, given.device)
+    dtype = given.dtype if given.only == "search" else "float32"
+    bench = Bench(base, EXAMPLE / "suites", given.split, given.limit or None, given.threads, given.device, dtype)
     merges = Rows(given.rows / "merges.jsonl", ("recipe", "sources", "split"))
     try:
         if given.only == "search":
@@ -241,6 +264,8 @@ def main() -> None:
             sources(bench, Rows(given.rows / "sources.jsonl", ("source", "split")), adapters, given.split)
         if given.only in (None, "ours"):
             ours(bench, merges, given, adapters, end)
+        if given.only == "first":
+            first_choices(bench, merges, given, adapters)
         if given.only in (None, "peft"):
             peft(bench, merges, adapters, given.split, end)
     except MergingError as error:

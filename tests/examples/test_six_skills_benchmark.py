@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.six_skills.measured import Table, spearman, worked
-from benchmarks.six_skills.page import line, page, summary, title
+from benchmarks.six_skills.page import line, page, searched, summary, title
 from benchmarks.six_skills.recipes import MANY, MERGEKIT, NAMES, OURS, as_measured, first
 from mcp_server.steps.recommend import plan_for
 
@@ -77,9 +77,27 @@ def test_the_leak_of_both_is_the_lower_direction(table: Table) -> None:
     assert not worked(table, ("terse", "notes"))
 
 
+def test_the_search_on_the_test_split_stands_beside_what_recommend_begins_with(table: Table) -> None:
+    assert searched(table, Table("test", table.folder)) == ""
+    sources = table.folder / "sources.jsonl"
+    with sources.open("a", encoding="utf-8") as file:
+        for row in [*table.alone.values()]:
+            file.write(json.dumps(row | {"split": "test"}) + "\n")
+    with (table.folder / "merges.jsonl").open("a", encoding="utf-8") as file:
+        row = {"sources": ["terse", "notes"], "split": "test", "n": {"terse": 40, "notes": 40}, "perplexity": 33.0}
+        found = {"recipe": "search", "scores": {"terse": 0.92, "notes": 0.95}, "chosen": "ties density=0.4", "dev": {"tried": 30}}
+        first_ = {"recipe": table.chosen(("terse", "notes"), cross=True)[0], "scores": {"terse": 0.6, "notes": 0.9}}
+        file.writelines(json.dumps(row | more) + "\n" for more in (found, first_))
+    text = searched(table, Table("test", table.folder))
+    assert "median 40, worst 40 points over 1 groups" in text and "says not to (0)" in text
+    assert "| ties density=0.4 | 30 | 90 (74 to 96) | 40 |" in text
+    table.alone["notes"]["shown"]["terse"]["notes"] = 0.75  # now both answer the other's prompts
+    assert "says not to (1), the search keeps less than 80 % of some skill in 0" in searched(table, Table("test", table.folder))
+
+
 def test_the_page_is_what_the_command_writes() -> None:
     written = Path(__file__).resolve().parents[2] / "docs" / "six_skills.md"
-    assert written.read_text(encoding="utf-8") == page(Table())
+    assert written.read_text(encoding="utf-8") == page(Table(), Table("test"))
 
 
 def test_groups_are_in_order_and_named(table: Table) -> None:
