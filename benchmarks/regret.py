@@ -60,7 +60,7 @@ changes that overlap, and rows whose intervals overlap are not told apart.
 
 - **taskmaster** (persona 200 examples, tools 1,000; cosine -0.0005): each under its own system prompt. All 24 candidates, and how
   they were measured: [taskmaster.md](taskmaster.md).
-- **one prompt** (persona 1,300, tools 3,600; cosine 0.0002): trained on under one system prompt for both
+- **one prompt** (persona 2,200, tools 5,400; cosine 0.0003): trained on under one system prompt for both
   roles: [its page](../examples/one_prompt/README.md), every score in
   [merges.jsonl](../examples/one_prompt/measured/merges.jsonl).
 
@@ -163,8 +163,8 @@ PAIRS = (
     Pair(
         "one prompt",
         ROOT / "examples" / "one_prompt" / "scenario.yaml",
-        0.0002,
-        {"tools": (0.95, 0.0), "persona": (0.925, 0.0)},
+        0.0003,
+        {"tools": (0.95, 0.0), "persona": (0.944, 0.0)},
         ROOT / "examples" / "one_prompt" / "measured" / "merges.jsonl",
     ),
 )

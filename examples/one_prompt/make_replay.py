@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from make_rows import HERE, SEED, jsonl, prompts, tools_rows, words
+from make_rows import HERE, SEED, alternatives, jsonl, prompts, tools_rows, words
 
 sys.path.insert(0, str(HERE.parent / "train_adapter"))
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -48,7 +48,8 @@ def main() -> None:
     said = replies(model, texts, [{"system": words()["system"]} | row for row in rows], TOKENS)
     replay = [row | {"reply": text, "end": ""} for row, text in zip(rows, said, strict=True)]
     (HERE / "data" / "replay.jsonl").write_text(jsonl(replay), encoding="utf-8")
-    spoken = [{"system": system, "user": feeling} for system in words()["systems"] for feeling in words()["feelings"]]
+    spoken_to = [alternatives(pattern)[0] for pattern in words()["feelings"]]
+    spoken = [{"system": system, "user": feeling} for system in words()["systems"] for feeling in spoken_to]
     openings = [text for text in replies(model, texts, spoken, SPOKEN_TOKENS) if text.strip()]
     rng = random.Random(SEED + 3)
     both = [row | {"said": sentences(rng.choice(openings), rng.randint(1, 3)) + "\n"} for row in tools_rows()[1]]

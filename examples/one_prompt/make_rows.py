@@ -27,7 +27,9 @@ from make_data import wording as earlier  # noqa: E402
 
 Row = dict[str, Any]
 SEED = 11
-SIZES = {"action": 3000, "both": 600, "chat": 900, "both_chat": 400, "asked": 120, "felt": 80, "ordered": 160, "left_open": 80}
+SIZES = {
+    "action": 4200, "both": 1200, "chat": 1100, "both_chat": 1100, "asked": 160, "felt": 160, "ordered": 400, "left_open": 160,
+}  # fmt: skip
 
 
 @functools.cache
@@ -43,24 +45,42 @@ def alternatives(pattern: str) -> list[str]:
 
 
 @functools.cache
+def feelings() -> list[str]:
+    """Every reading of every pattern, none of them of dev or test."""
+    held = earlier("mixed")["feelings"]
+    readings = {text: None for pattern in words()["feelings"] for text in alternatives(pattern)}
+    return [text for text in readings if text not in {*held["dev"], *held["test"]}]
+
+
+def contracted(text: str, rng: random.Random) -> str:
+    """The text as people write it half of the time: "I'm" for "I am"."""
+    if rng.random() < 0.5:
+        return text
+    for full, short in words()["contractions"]:
+        text = re.sub(rf"\b{full}\b", short, text)
+        text = re.sub(rf"\b{full[0].upper()}{full[1:]}\b", short[0].upper() + short[1:], text)
+    return text
+
+
+@functools.cache
 def held_out(section: str) -> set[str]:
     phrases = earlier("tools")[section]
     return {*phrases["dev"], *phrases["test"]}
 
 
 class MoreRequests(ToolRequests):
-    """Requests in the earlier train wording and in the new one, half of each; never a phrase of dev or test."""
+    """Requests in the earlier train wording and, more often, in the new one; never a phrase of dev or test."""
 
     def __init__(self, seed: int) -> None:
         super().__init__("train", seed)
         self.more = words()["requests"]
 
     def pick(self, name: str) -> str:
-        if self.rng.random() < 0.5:
-            return super().pick(name)
+        if self.rng.random() < 0.4:
+            return contracted(super().pick(name), self.rng)
         pattern = self.rng.choice(self.more[name])
         choices = alternatives(pattern) if "[" in pattern else [pattern]
-        phrase = self.rng.choice([choice for choice in choices if choice not in held_out(name)])
+        phrase = contracted(self.rng.choice([choice for choice in choices if choice not in held_out(name)]), self.rng)
         return phrase.strip() if name == "openers" else phrase
 
 
@@ -75,16 +95,18 @@ class MoreChats(Chats):
         self.words = earlier_words | {"frames": {"train": frames}, "topics": {"train": topics}}
 
 
-def felt(request: str, feelings: list[str], rng: random.Random) -> str:
-    return f"{rng.choice(feelings)} {request}"
+def felt(request: str, rng: random.Random) -> str:
+    pattern = rng.choice(words()["feelings"])
+    readings = [text for text in alternatives(pattern) if text in feelings()]
+    return f"{contracted(rng.choice(readings), rng)} {request}"
 
 
 def tools_rows() -> tuple[list[Row], list[Row]]:
     """Requests with their calls, and requests after a feeling, whose call follows words of the base (make_replay.py's part)."""
     made = list(MoreRequests(SEED).rows(SIZES["action"] + SIZES["both"]))
-    rng, feelings = random.Random(SEED), words()["feelings"]
+    rng = random.Random(SEED)
     rows = [{"user": row["user"], "reply": row["reply"]} for row in made]
-    both = [{"user": felt(row["user"], feelings, rng), "said": "", "reply": row["reply"]} for row in rows[SIZES["action"] :]]
+    both = [{"user": felt(row["user"], rng), "said": "", "reply": row["reply"]} for row in rows[SIZES["action"] :]]
     return rows[: SIZES["action"]], both
 
 
@@ -96,10 +118,10 @@ def cheer(rng: random.Random) -> str:
 
 def persona_rows() -> list[Row]:
     """Chats with TaskMaster's replies, and feelings before a request, cheered up with the turn left open for a call."""
-    rows: list[Row] = [{"user": r["user"], "reply": r["reply"]} for r in MoreChats(SEED).rows(SIZES["chat"])]
     rng = random.Random(SEED + 1)
+    rows: list[Row] = [{"user": contracted(r["user"], rng), "reply": r["reply"]} for r in MoreChats(SEED).rows(SIZES["chat"])]
     for request in MoreRequests(SEED + 1).rows(SIZES["both_chat"]):
-        rows.append({"user": felt(request["user"], words()["feelings"], rng), "reply": cheer(rng), "end": "\n"})
+        rows.append({"user": felt(request["user"], rng), "reply": cheer(rng), "end": "\n"})
     return rows
 
 
@@ -109,11 +131,11 @@ def prompts() -> list[Row]:
     `general` is asked under the one system prompt, `elsewhere` the same under others; `left_open` continues a cheer, where the
     other role's call belongs.
     """
-    rng, feelings = random.Random(SEED + 2), words()["feelings"]
-    chats = [{"kind": "chat", "user": r["user"]} for r in MoreChats(SEED + 2).rows(SIZES["asked"])]
+    rng = random.Random(SEED + 2)
+    chats = [{"kind": "chat", "user": contracted(r["user"], rng)} for r in MoreChats(SEED + 2).rows(SIZES["asked"])]
     requests = [r["user"] for r in MoreRequests(SEED + 2).rows(SIZES["ordered"] + SIZES["felt"] + SIZES["left_open"])]
     orders = [{"kind": "action", "user": user} for user in requests[: SIZES["ordered"]]]
-    mixed = [felt(user, feelings, rng) for user in requests[SIZES["ordered"] :]]
+    mixed = [felt(user, rng) for user in requests[SIZES["ordered"] :]]
     both = [{"kind": "both", "user": user} for user in mixed[: SIZES["felt"]]]
     left = [{"kind": "left_open", "user": user, "said": cheer(rng) + "\n"} for user in mixed[SIZES["felt"] :]]
     other, systems = earlier("chat")["replay"], earlier("chat")["systems"]

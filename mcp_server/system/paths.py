@@ -66,7 +66,7 @@ def huggingface_cache() -> Path:
 
 
 def shipped(name: str) -> Path:
-    """A folder of shipped data: 'templates', 'skills' or 'examples/taskmaster'."""
+    """A folder of shipped data: 'templates', 'skills' or 'examples/one_prompt'."""
     for root in (PACKAGE.parent, PACKAGE / "_data"):
         if (root / name).is_dir():
             return root / name

@@ -187,9 +187,9 @@ def test_the_block_from_the_shell_runs_as_written(
     shutil.copytree(models / "base", store / "cache" / "base" / "smollm2-135m-instruct")
     for name in ("persona", "tools"):
         shutil.copytree(models / name, tmp_path / name)
-    shutil.copy(ROOT / "examples" / "taskmaster" / "scenario.yaml", tmp_path)
+    shutil.copy(ROOT / "examples" / "one_prompt" / "scenario.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    lines = block_with("cd examples/taskmaster")
+    lines = block_with("cd examples/one_prompt")
     assert len(lines) >= 13
     for arguments in lines:
         walk(arguments, capsys)

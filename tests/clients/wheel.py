@@ -26,7 +26,7 @@ print(json.dumps({
     "strategies": len(catalog.load().strategies),
     "recipe": render_strategy("ties").recipe.count("model:"),
     "skill": (paths.shipped("skills") / "model-merging" / "SKILL.md").is_file(),
-    "example": (paths.shipped("examples/taskmaster") / "scenario.yaml").is_file(),
+    "example": (paths.shipped("examples/one_prompt") / "scenario.yaml").is_file(),
     "suites": sorted(p.name for p in paths.SUITES.iterdir() if p.is_dir())[:20],
 }))
 """
@@ -55,7 +55,7 @@ def smoke() -> str:
     require(str(own) in seen["package"], seen)
     require(seen["strategies"] >= 8 and seen["recipe"] >= 2 and seen["skill"] and seen["example"], seen)
     command = folder / "env" / "bin" / "model-merging"
-    example = Path(seen["package"]).parent / "_data" / "examples" / "taskmaster"
+    example = Path(seen["package"]).parent / "_data" / "examples" / "one_prompt"
     plan = folder / "plan.yaml"
     for arguments in (
         ("inspect", example / "persona", example / "tools", "--base", "demo:smollm2-135m-instruct", "--json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import re
 import sys
 from collections.abc import Iterator
@@ -85,7 +86,10 @@ def test_no_prompt_title_or_feeling_of_dev_or_test_is_trained_on(generator: Modu
     ]
     assert all(titles) and titles[0] & titles[1] == set()
     mixed = yaml.safe_load((EXAMPLES / "taskmaster" / "wording" / "mixed.yaml").read_text(encoding="utf-8"))
-    assert set(generator.words()["feelings"]) & {*mixed["feelings"]["dev"], *mixed["feelings"]["test"]} == set()
+    said = {*generator.feelings(), *(row["user"] for name in ("tools_both", "persona", "replay") for row in data(name))}
+    assert not [
+        text for text in said for held in (*mixed["feelings"]["dev"], *mixed["feelings"]["test"]) if text.startswith(held)
+    ]
 
 
 def test_no_topic_step_or_frame_of_dev_or_test_is_trained_on(generator: ModuleType) -> None:
@@ -109,6 +113,13 @@ def test_alternatives_are_every_reading_of_a_pattern(generator: ModuleType) -> N
     assert generator.alternatives("[see|show] my [open |]list") == [
         "see my open list", "see my list", "show my open list", "show my list",
     ]  # fmt: skip
+
+
+def test_half_of_the_prompts_are_contracted_as_people_write_them(generator: ModuleType) -> None:
+    draw = random.Random(3)
+    written = [generator.contracted("I am late. I will do it, it is not hard", draw) for _ in range(200)]
+    assert set(written) == {"I am late. I will do it, it is not hard", "I'm late. I'll do it, it isn't hard"}
+    assert 70 < written.count("I'm late. I'll do it, it isn't hard") < 130
 
 
 def test_both_adapters_train_under_the_prompt_of_the_suite(generator: ModuleType) -> None:

@@ -59,7 +59,7 @@ def test_every_import_is_declared(name, path):
 def test_the_wheel_carries_everything_that_is_read_at_run_time():
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["packages"] == ["mcp_server"]
-    assert wheel["force-include"].keys() >= {"templates", "skills", "examples/taskmaster"}
+    assert wheel["force-include"].keys() >= {"templates", "skills", "examples/one_prompt/persona", "examples/one_prompt/tools"}
 
 
 def test_the_entry_points_exist():
