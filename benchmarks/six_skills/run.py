@@ -29,7 +29,7 @@ from mcp_server.catalog.signals.relations import pair_relations
 from mcp_server.errors import MergingError
 from mcp_server.steps.recommend import plan_for
 from mcp_server.steps.recommend.look import look
-from mcp_server.steps.sweep.candidates import candidate_of
+from mcp_server.steps.sweep.candidates import Candidate, candidate_of
 from mcp_server.steps.sweep.space import Space
 from mcp_server.workers.sweeping.search import Goals, Search
 
@@ -91,45 +91,53 @@ def there(adapters: Path) -> list[str]:
     return [name for name in NAMES if (adapters / name / "adapter_config.json").is_file()]
 
 
-def groups(adapters: Path) -> list[tuple[str, ...]]:
-    return [group for group in GROUPS if set(group) <= set(there(adapters))]
+def groups(adapters: Path, only: list[str] | None = None) -> list[tuple[str, ...]]:
+    """Those whose adapters are there; of them the ones in `only` (names with spaces between), where it is given."""
+    return [group for group in GROUPS if set(group) <= set(there(adapters)) and (not only or " ".join(group) in only)]
 
 
-def wanted(adapters: Path, recipes: list[str] | None) -> Iterator[tuple[str, tuple[str, ...]]]:
+def wanted(adapters: Path, given: argparse.Namespace) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(recipe, group) in order of interest."""
-    for recipe in recipes or (*OURS, *MERGEKIT, *MANY):
-        yield from ((recipe, group) for group in groups(adapters) if recipe not in MANY or len(group) > 2)
+    for recipe in given.recipe or (*OURS, *MERGEKIT, *MANY):
+        yield from ((recipe, group) for group in groups(adapters, given.group) if recipe not in MANY or len(group) > 2)
+
+
+def measure_merge(bench: Bench, rows: Rows, key: Row, recipe: str) -> None:
+    """Measure a merge of `key["sources"]` and add its row."""
+    started = time.monotonic()
+    bench.merge(recipe)
+    rows.add(**key, **bench.measured(key["sources"]), seconds=round(time.monotonic() - started))
+
+
+def measured_before(given: argparse.Namespace, adapters: Path, split: str) -> Table:
+    """The rows of a split, in which every source must be."""
+    found = Table(split, given.rows)
+    if missing := [name for name in there(adapters) if name not in found.alone]:
+        raise SystemExit(f"{given.rows} has no {split} row of {', '.join(missing)}: run --only sources --split {split} first")
+    return found
 
 
 def ours(bench: Bench, rows: Rows, given: argparse.Namespace, adapters: Path, end: float) -> None:
     split = given.split
-    for recipe, group in wanted(adapters, given.recipe):
-        if given.group and " ".join(group) not in given.group:
-            continue
+    for recipe, group in wanted(adapters, given):
         key = {"recipe": recipe, "sources": list(group), "split": split}
         if rows.has(**key):
             continue
         if time.monotonic() > end:
             return
-        started = time.monotonic()
-        bench.merge(candidates(group, bench.folder, adapters)[recipe].recipe)
-        rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
+        measure_merge(bench, rows, key, candidates(group, bench.folder, adapters)[recipe].recipe)
 
 
 def first_choices(bench: Bench, rows: Rows, given: argparse.Namespace, adapters: Path) -> None:
     """What `recommend` begins with, with the files alone and with the cross-context check, where that is a merge."""
-    known = Table("dev", given.rows)
-    for group in groups(adapters):
-        if given.group and " ".join(group) not in given.group:
-            continue
+    known = measured_before(given, adapters, "dev")
+    for group in groups(adapters, given.group):
         plan = planned(group, bench.folder, adapters)
         made = candidates(group, bench.folder, adapters) | {first(plan): candidate_of(plan, {})}
         for name in {first(plan), known.chosen(group, cross=True)[0]} & set(made):
             key = {"recipe": name, "sources": list(group), "split": given.split}
             if not rows.has(**key):
-                started = time.monotonic()
-                bench.merge(made[name].recipe)
-                rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
+                measure_merge(bench, rows, key, made[name].recipe)
 
 
 def peft(bench: Bench, rows: Rows, adapters: Path, split: str, end: float) -> None:
@@ -163,50 +171,55 @@ def kept(found: dict[str, Any], group: tuple[str, ...], alone_at: dict[str, floa
 
 
 def search(bench: Bench, rows: Rows, adapters: Path, given: argparse.Namespace) -> None:
-    """The search of `sweep --minutes` on the dev split, begun with the plan and what was measured there before (where nothing
-    was, our recipes); its best is measured on the test split, in float32."""
+    """The best of a search of each group on the dev split, measured on the test split in float32."""
     test = Bench(bench.folder, EXAMPLE / "suites", "test", None, given.threads, given.device)
-    known = Table(given.split, given.rows)
-    for group in groups(adapters):
+    known = measured_before(given, adapters, given.split)
+    for group in groups(adapters, given.group):
         key = {"recipe": "search", "sources": list(group), "split": "test"}
-        if rows.has(**key) or (given.group and " ".join(group) not in given.group):
+        if rows.has(**key):
             continue
-        experts = {name: known.alone[name]["scores"][name] for name in group}
-        started, plan = time.monotonic(), planned(group, bench.folder, adapters)
-        begun, held = candidates(group, bench.folder, adapters), known.measured(group)
-        if held:
-            begun = {name: begun[name] for name in held if name in begun}
-        begun.setdefault(first(plan), candidate_of(plan, {}))
-        looking = Search(Space(plan, list(begun.values())), seed=1)
-        tried: list[tuple[Goals, float, str, str]] = []
-
-        def measured(name: str, recipe: str, group: tuple[str, ...] = group, experts: dict[str, float] = experts,
-                     tried: list[Any] = tried, found: Row | None = None) -> Goals:  # fmt: skip
-            if found is None:
-                bench.merge(recipe)
-                found = bench.measured(group)
-            goals = kept(found, group, experts)
-            tried.append((goals, found["perplexity"], name, recipe))
-            return goals
-
-        for name, candidate in begun.items():
-            goals = measured(candidate.name, candidate.recipe, found=held.get(name))
-            if (point := looking.space.point_of(candidate)) is not None:
-                looking.know(point, goals)
-        for _ in range(given.trials):
-            number, point = looking.propose()
-            try:
-                made = candidate_of(plan, looking.space.settings_of(point))
-                goals = measured(made.name, made.recipe)
-            except MergingError:  # a combination that its method refuses
-                looking.tell(number, None)
-                continue
-            looking.tell(number, goals)
+        started = time.monotonic()
+        tried = looked_for(bench, known, adapters, group, given.trials)
         best, perplexity, name, recipe = max(tried, key=lambda found: (found[0][0], -found[1]))
         test.merge(recipe)
         seconds = round(time.monotonic() - started)
         dev = {"least": round(best[0], 4), "perplexity": perplexity, "tried": len(tried), "dtype": given.dtype}
         rows.add(**key, chosen=name, dev=dev, **test.measured(group), seconds=seconds)
+
+
+def looked_for(
+    bench: Bench, known: Table, adapters: Path, group: tuple[str, ...], trials: int
+) -> list[tuple[Goals, float, str, str]]:
+    """The search of `sweep --minutes`, begun with the plan and what was measured before (where nothing was, our recipes): of each
+    candidate what it reaches, its perplexity, name and recipe."""
+    experts = {name: known.alone[name]["scores"][name] for name in group}
+    plan = planned(group, bench.folder, adapters)
+    begun, held = candidates(group, bench.folder, adapters), known.measured(group)
+    if held:
+        begun = {name: begun[name] for name in held if name in begun}
+    begun.setdefault(first(plan), candidate_of(plan, {}))
+    looking = Search(Space(plan, list(begun.values())), seed=1)
+    tried: list[tuple[Goals, float, str, str]] = []
+
+    def reached(candidate: Candidate, found: Row | None = None) -> Goals:
+        if found is None:
+            bench.merge(candidate.recipe)
+            found = bench.measured(group)
+        goals = kept(found, group, experts)
+        tried.append((goals, found["perplexity"], candidate.name, candidate.recipe))
+        return goals
+
+    for name, candidate in begun.items():
+        goals = reached(candidate, held.get(name))
+        if (point := looking.space.point_of(candidate)) is not None:
+            looking.know(point, goals)
+    for _ in range(trials):
+        number, point = looking.propose()
+        try:
+            looking.tell(number, reached(candidate_of(plan, looking.space.settings_of(point))))
+        except MergingError:  # a combination that its method refuses
+            looking.tell(number, None)
+    return tried
 
 
 def joint(bench: Bench, rows: Rows, folder: Path, split: str) -> None:
@@ -215,9 +228,7 @@ def joint(bench: Bench, rows: Rows, folder: Path, split: str) -> None:
         key = {"recipe": "joint adapter", "sources": list(group), "split": split}
         adapter = folder / "-".join(group)
         if (adapter / "training.json").is_file() and not rows.has(**key):
-            started = time.monotonic()
-            bench.merge(alone(bench.folder, adapter))
-            rows.add(**key, **bench.measured(group), seconds=round(time.monotonic() - started))
+            measure_merge(bench, rows, key, alone(bench.folder, adapter))
 
 
 def advice(base: Path, adapters: Path, rows: Rows) -> None:
@@ -237,7 +248,7 @@ def main() -> None:
     parser.add_argument("--split", default="dev", choices=("dev", "test"))
     parser.add_argument("--only", choices=("advice", "sources", "ours", "first", "peft", "search", "joint"))
     parser.add_argument("--recipe", action="append", choices=(*OURS, *MANY, *MERGEKIT), help="of ours only these; repeat it")
-    parser.add_argument("--group", action="append", help="by our recipes only these sources, such as 'notes refuse'; repeat it")
+    parser.add_argument("--group", action="append", help="only these sources, such as 'notes refuse'; repeat it (not of peft)")
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--adapters", type=Path, default=EXAMPLE)
     parser.add_argument("--rows", type=Path, default=EXAMPLE / "measured")

@@ -44,14 +44,6 @@ def alternatives(pattern: str) -> list[str]:
     return [re.sub(r" {2,}", " ", "".join(choice)).strip() for choice in itertools.product(*parts)]
 
 
-@functools.cache
-def feelings() -> list[str]:
-    """Every reading of every pattern, none of them of dev or test."""
-    held = earlier("mixed")["feelings"]
-    readings = {text: None for pattern in words()["feelings"] for text in alternatives(pattern)}
-    return [text for text in readings if text not in {*held["dev"], *held["test"]}]
-
-
 def contracted(text: str, rng: random.Random) -> str:
     """The text as people write it half of the time: "I'm" for "I am"."""
     if rng.random() < 0.5:
@@ -63,9 +55,17 @@ def contracted(text: str, rng: random.Random) -> str:
 
 
 @functools.cache
-def held_out(section: str) -> set[str]:
-    phrases = earlier("tools")[section]
+def held_out(section: str, file: str = "tools") -> set[str]:
+    """The phrases of dev and test in a section of the earlier wording."""
+    phrases = earlier(file)[section]
     return {*phrases["dev"], *phrases["test"]}
+
+
+def reading(patterns: list[str], held: set[str], rng: random.Random) -> str:
+    """A pattern, one of its readings that is not of dev or test, half of the time contracted."""
+    pattern = rng.choice(patterns)
+    choices = alternatives(pattern) if "[" in pattern else [pattern]
+    return contracted(rng.choice([choice for choice in choices if choice not in held]), rng)
 
 
 class MoreRequests(ToolRequests):
@@ -78,9 +78,7 @@ class MoreRequests(ToolRequests):
     def pick(self, name: str) -> str:
         if self.rng.random() < 0.4:
             return contracted(super().pick(name), self.rng)
-        pattern = self.rng.choice(self.more[name])
-        choices = alternatives(pattern) if "[" in pattern else [pattern]
-        phrase = contracted(self.rng.choice([choice for choice in choices if choice not in held_out(name)]), self.rng)
+        phrase = reading(self.more[name], held_out(name), self.rng)
         return phrase.strip() if name == "openers" else phrase
 
 
@@ -96,9 +94,7 @@ class MoreChats(Chats):
 
 
 def felt(request: str, rng: random.Random) -> str:
-    pattern = rng.choice(words()["feelings"])
-    readings = [text for text in alternatives(pattern) if text in feelings()]
-    return f"{contracted(rng.choice(readings), rng)} {request}"
+    return f"{reading(words()['feelings'], held_out('feelings', 'mixed'), rng)} {request}"
 
 
 def tools_rows() -> tuple[list[Row], list[Row]]:
